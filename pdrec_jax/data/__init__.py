@@ -1,0 +1,1 @@
+"""Interaction logs: from files or from the simulator, to splits, to batches."""

@@ -1,0 +1,228 @@
+"""Reads delimited text: RecBole atomic files (.inter), CSV and TSV, packed by gzip or not.
+
+pyarrow parses the file in one pass. It says little about where a file is wrong, so a file that it
+refuses is read a second time, row by row, to name the first fault.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdrec_jax.data.columns import (
+    POSITIVE_INTEGER,
+    Columns,
+    Ids,
+    bad_id,
+    one_line,
+    shown,
+    to_log,
+    unreadable,
+)
+from pdrec_jax.data.interactions import Interactions
+from pdrec_jax.errors import UserError
+
+_NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
+_ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def read_delimited(path: Path, suffix: str, wanted: Columns, ids: Ids) -> Interactions:
+    """Reads a text log.
+
+    Args:
+        path: file to read; unpacked when its name ends in `.gz`.
+        suffix: `.inter`, `.csv` or `.tsv`, which settles delimiter, quotes and header.
+        wanted: names of the columns.
+        ids: `integer` demands integers from 1.
+
+    Returns:
+        The log.
+
+    Raises:
+        UserError: with file and row; the header is row 1.
+    """
+    data = _text(path)
+    newline = re.search(rb"\r\n|\r|\n", data)
+    header, body = (data[: newline.start()], newline.end()) if newline else (data, len(data))
+    layout = _layout(f"{path}: row 1 (header)", header.decode(), suffix, wanted)
+    if not data[body:].strip():
+        raise UserError(f"{path}: a header and no rows")
+    table = _Table(path, data, body, layout, ids)
+    return to_log(table.columns(), wanted, ids, table.fault)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How the rows are cut: delimiter, quotes, number of fields, places of the wanted ones."""
+
+    delimiter: str
+    quoted: bool
+    time: str | None
+    width: int = 0
+    positions: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def rows(self, lines: Iterable[str]) -> Any:
+        if self.quoted:
+            return csv.reader(lines, delimiter=self.delimiter)
+        return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
+
+
+def _text(path: Path) -> bytes:
+    """The whole file, unpacked and proven to be text."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if path.suffix.lower() == ".gz" and data:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: broken gzip file ({one_line(error)})") from error
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if not data.strip():
+        raise UserError(f"{path}: empty file, a header and rows are expected")
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise UserError(f"{path}: row {_row_of(data, nul)}: NUL byte, text is expected")
+    if not data.isascii():
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            row = _row_of(data, error.start)
+            raise UserError(f"{path}: row {row}: not UTF-8 text ({error.reason})") from error
+    return data
+
+
+def _row_of(data: bytes, position: int) -> int:
+    return data.count(b"\n", 0, position) + 1
+
+
+def _layout(where: str, header: str, suffix: str, wanted: Columns) -> _Layout:
+    """Finds the wanted columns in the header."""
+    layout = _Layout("," if suffix == ".csv" else "\t", suffix != ".inter", wanted.time)
+    try:
+        names = [field.strip() for field in next(layout.rows([header]), [])]
+    except csv.Error as error:
+        raise UserError(f"{where}: {one_line(error)}") from error
+    if suffix == ".inter":
+        names = [_atomic_name(where, field, wanted) for field in names]
+    positions = wanted.positions(where, names)
+    return dataclasses.replace(layout, width=len(names), positions=positions)
+
+
+def _atomic_name(where: str, field: str, wanted: Columns) -> str:
+    """The name in a `name:type` of a RecBole header."""
+    name, _, kind = field.rpartition(":")
+    if not name or kind not in _ATOMIC_TYPES:
+        kinds = ", ".join(_ATOMIC_TYPES)
+        raise UserError(f"{where}: {shown(field)} is not name:type with a type of {kinds}")
+    if name in wanted.names:
+        needed = "float" if name == wanted.time else "token"
+        if kind != needed:
+            raise UserError(f"{where}: type {needed} is expected, found {shown(field)}")
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """The rows of a text file: `data` from byte `body` on."""
+
+    path: Path
+    data: bytes
+    body: int
+    layout: _Layout
+    ids: Ids
+
+    def columns(self) -> dict[str, Any]:
+        """The wanted columns as arrow arrays: ids dictionary-encoded text, times float64."""
+        import pyarrow as pa
+        import pyarrow.csv as pa_csv
+
+        # As a dictionary, millions of ids cost one int32 each, and every check of their text is
+        # done on the distinct ones.
+        text = pa.dictionary(pa.int32(), pa.string())
+        types = {
+            str(position): pa.float64() if name == self.layout.time else text
+            for name, position in self.layout.positions.items()
+        }
+        try:
+            table = pa_csv.read_csv(
+                pa.BufferReader(memoryview(self.data)[self.body :]),
+                # Names of our own, because those of unwanted columns may repeat.
+                pa_csv.ReadOptions(
+                    column_names=[str(position) for position in range(self.layout.width)],
+                    block_size=1 << 24,
+                ),
+                pa_csv.ParseOptions(
+                    delimiter=self.layout.delimiter,
+                    quote_char='"' if self.layout.quoted else False,
+                    newlines_in_values=self.layout.quoted,
+                ),
+                pa_csv.ConvertOptions(
+                    include_columns=list(types),
+                    column_types=types,
+                    null_values=[],
+                    strings_can_be_null=False,
+                    check_utf8=False,
+                ),
+            )
+        except pa.ArrowException as error:
+            raise self._first_fault(one_line(error)) from error
+        return {
+            name: table.column(str(position)) for name, position in self.layout.positions.items()
+        }
+
+    def fault(self, record: int, field: str, complaint: str) -> UserError:
+        """The error for a record, with the number of its row."""
+        return self._first_fault(f"record {record + 1}, field {shown(field)}: {complaint}")
+
+    def _first_fault(self, otherwise: str) -> UserError:
+        try:
+            for row, fields in self._rows():
+                complaint = self._complaint(fields)
+                if complaint:
+                    return UserError(f"{self.path}: row {row}{complaint}")
+        except csv.Error as error:
+            otherwise = one_line(error)
+        return UserError(f"{self.path}: {otherwise}")
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Rows that are not blank, each with the number of the line that it begins on."""
+        text = io.TextIOWrapper(io.BytesIO(self.data[self.body :]), "utf-8", newline="")
+        reader = self.layout.rows(text)
+        row = 2
+        for fields in reader:
+            if fields:
+                yield row, fields
+            row = reader.line_num + 2
+
+    def _complaint(self, fields: list[str]) -> str:
+        width = self.layout.width
+        if len(fields) != width:
+            return f": {len(fields)} field{'s' * (len(fields) != 1)}, {width} are expected"
+        for name, position in self.layout.positions.items():
+            value = fields[position]
+            if name == self.layout.time:
+                if not _is_finite(value):
+                    what = shown(value) if value.strip() else "an empty field"
+                    return f", field {shown(name)}: {what} is not a finite number"
+            elif not _is_id(value.strip(), self.ids):
+                return f", field {shown(name)}: {bad_id(value, self.ids)}"
+        return ""
+
+
+def _is_finite(value: str) -> bool:
+    return _NUMBER.fullmatch(value) is not None and bool(np.isfinite(float(value)))
+
+
+def _is_id(value: str, ids: Ids) -> bool:
+    return re.match(POSITIVE_INTEGER, value) is not None if ids == "integer" else bool(value)

@@ -1,0 +1,75 @@
+"""Uniform negatives that avoid the user's own training items, without rejection.
+
+If ``s_0 < s_1 < ...`` are the user's distinct items, the kept item of rank r is ``r + 1`` plus the
+number of j with ``s_j - j - 1 <= r``. The keys ``s_j - j - 1`` do not decrease, so a binary search
+over a CSR table of them draws exactly uniformly in a fixed number of steps.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ComplementTable:
+    """The keys of every user's items.
+
+    Attributes:
+      offsets: [U+1] int32, CSR.
+      keys: [N] int32, non-decreasing within a user.
+      num_items: I.
+      steps: of the binary search, static.
+    """
+
+    offsets: Array
+    keys: Array
+    num_items: int = dataclasses.field(metadata={"static": True})
+    steps: int = dataclasses.field(metadata={"static": True})
+
+
+def complement_table(offsets: np.ndarray, items: np.ndarray, num_items: int) -> ComplementTable:
+    """Builds the table on the host.
+
+    Args:
+      offsets: [U+1], CSR.
+      items: [E] int32 in 1..I.
+      num_items: I.
+    """
+    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    pairs = np.unique(users.astype(np.int64) * (num_items + 1) + items)
+    users, items = pairs // (num_items + 1), pairs % (num_items + 1)
+    counts = np.bincount(users, minlength=len(offsets) - 1)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    keys = items - 1 - (np.arange(len(items)) - starts[users])
+    return ComplementTable(
+        jnp.asarray(starts, jnp.int32),
+        jnp.asarray(keys if len(keys) else np.zeros(1), jnp.int32),
+        num_items,
+        int(counts.max(initial=0)).bit_length(),
+    )
+
+
+def draw_outside(key: Array, table: ComplementTable, users: Array) -> Array:
+    """Draws one item for each position, uniform over what the user has not interacted with.
+
+    Args:
+      key: a jax key.
+      table: see ``complement_table``.
+      users: [...] int32.
+
+    Returns:
+      [...] int32 in 1..I.
+    """
+    begin, end = table.offsets[users], table.offsets[users + 1]
+    rank = jax.random.randint(key, users.shape, 0, table.num_items - (end - begin))
+    low, high = begin, end
+    for _ in range(table.steps):
+        middle = (low + high) // 2
+        inside = (low < high) & (table.keys[jnp.minimum(middle, end - 1)] <= rank)
+        low = jnp.where(inside, middle + 1, low)
+        high = jnp.where(inside, high, middle)
+    return rank + 1 + (low - begin)

@@ -1,0 +1,124 @@
+"""Leave-one-out split of a log: last target event to test, the one before it to validation.
+
+Letters: U users, E events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdrec_jax.data.interactions import SOURCE, TARGET, Interactions, frozen
+from pdrec_jax.errors import UserError
+
+_MIN_EVENTS = 3  # one to train on, one to validate, one to test
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """What each stage may see of a log. All fields are aligned: user `u` is the same in each.
+
+    Attributes:
+        train: training part of the target domain; its items are the target's alone, `domains` None.
+        mixed: training part of both domains, cut after the user's last target event, without the
+            validation and test events; None when the log has one domain.
+        valid_items: `[U]` int32, second last target item.
+        valid_times: `[U]` float64, its time; None when the log has none.
+        test_items: `[U]` int32, last target item.
+        test_times: `[U]` float64, its time; None when the log has none.
+        dropped_users: users with fewer than 3 target events, who are in none of the above.
+    """
+
+    train: Interactions
+    mixed: Interactions | None
+    valid_items: NDArray[np.int32]
+    valid_times: NDArray[np.float64] | None
+    test_items: NDArray[np.int32]
+    test_times: NDArray[np.float64] | None
+    dropped_users: int
+
+    def __post_init__(self) -> None:
+        for name, dtype in (
+            ("valid_items", np.int32),
+            ("valid_times", np.float64),
+            ("test_items", np.int32),
+            ("test_times", np.float64),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, frozen(name, value, dtype))
+                if value.shape != (self.train.num_users,):
+                    raise UserError(f"{name}: one value a user is expected")
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        """`[U]` int64, source events of each user in `mixed`; 0 with one domain."""
+        if self.mixed is None or self.mixed.domains is None:
+            return np.zeros(self.train.num_users, np.int64)
+        before = np.concatenate([[0], np.cumsum(self.mixed.domains == SOURCE)])
+        return np.diff(before[self.mixed.offsets])
+
+    @property
+    def num_source_items(self) -> int:
+        """Items of the source domain; 0 with one domain."""
+        return 0 if self.mixed is None else self.mixed.num_items - self.mixed.num_target_items
+
+
+def leave_one_out(log: Interactions) -> Split:
+    """Splits off each user's last two target events.
+
+    Source events after the last target event are dropped, because they would tell the model what
+    came after its test. Those between the last two target events stay: the reference keeps them.
+
+    Args:
+        log: of one domain, or of two from `merge_domains`.
+
+    Returns:
+        The split, over the users with at least 3 target events.
+
+    Raises:
+        UserError: fewer than 2 users have that many.
+
+    References:
+        Ma et al., "Plug-in Diffusion Model for Sequential Recommendation", AAAI 2024, Sec. 5.1.
+    """
+    counts = _target_counts(log)
+    long_enough = counts >= _MIN_EVENTS
+    kept = int(long_enough.sum())
+    if kept < 2:
+        raise UserError(
+            f"{kept} of {log.num_users} users have {_MIN_EVENTS} or more target events, "
+            "at least 2 such users are expected"
+        )
+    dropped = log.num_users - kept
+    if dropped:
+        log = log.select(long_enough)
+    is_target = np.ones(log.num_events, bool) if log.domains is None else log.domains == TARGET
+    events = np.flatnonzero(is_target)
+    ends = np.cumsum(counts[long_enough])
+    test, valid = events[ends - 1], events[ends - 2]
+
+    in_training = np.arange(log.num_events) < np.repeat(test, log.lengths)
+    in_training[valid] = False
+    return Split(
+        train=_target_only(log.take(in_training & is_target)),
+        mixed=None if log.domains is None else log.take(in_training),
+        valid_items=log.items[valid],
+        valid_times=None if log.times is None else log.times[valid],
+        test_items=log.items[test],
+        test_times=None if log.times is None else log.times[test],
+        dropped_users=dropped,
+    )
+
+
+def _target_counts(log: Interactions) -> NDArray[np.int64]:
+    if log.domains is None:
+        return log.lengths
+    before = np.concatenate([[0], np.cumsum(log.domains == TARGET)])
+    return np.diff(before[log.offsets])
+
+
+def _target_only(log: Interactions) -> Interactions:
+    return dataclasses.replace(log, domains=None, item_ids=log.item_ids[: log.num_target_items + 1])

@@ -1,0 +1,1 @@
+"""TI-DiffRec: a diffusion model over interaction vectors, and the preferences that it gives."""

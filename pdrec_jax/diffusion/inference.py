@@ -1,0 +1,187 @@
+"""Scores of a trained diffusion model: the reverse loop applied to batches of users."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdrec_jax.diffusion import reverse
+from pdrec_jax.diffusion.denoiser import Denoiser, Params, bind
+from pdrec_jax.diffusion.process import Coefficients, coefficients
+from pdrec_jax.diffusion.schedule import Schedule
+from pdrec_jax.diffusion.vectors import SparseBatch, densify, sparse_product
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiffusionModel:
+    """Everything about a diffusion model but its parameters; static under jit.
+
+    Attributes:
+      graph: structure of the ``Denoiser``.
+      num_slots: I.
+      schedule: noise schedule.
+      target: ``x0`` or ``epsilon``.
+      reweight: weight the loss of timesteps by SNR.
+      dropout: rate on the denoiser's input in training, a multiple of 1/512.
+      normalise: whether the denoiser normalises its input.
+      sampling_steps: forward steps before inference, 0 for none.
+      sampling_noise: add noise in the reverse steps.
+      noise_fraction: share of the slots that carry noise in a training step (docs/design.md).
+    """
+
+    graph: Any
+    num_slots: int
+    schedule: Schedule
+    target: str = "x0"
+    reweight: bool = True
+    dropout: float = 0.5
+    normalise: bool = False
+    sampling_steps: int = 0
+    sampling_noise: bool = False
+    noise_fraction: float = 1.0
+
+    def coefficients(self) -> Coefficients:
+        """The schedule, cast for the device."""
+        return coefficients(self.schedule, self.target, reweight=self.reweight)
+
+    def denoiser(self, params: Params) -> Denoiser:
+        """Binds parameters to the denoiser."""
+        return bind(self.graph, params)
+
+    @property
+    def affine(self) -> bool:
+        """Whether the loop can run in H dimensions."""
+        return not (self.normalise or self.sampling_noise)
+
+
+def couple(model: DiffusionModel, params: Params) -> tuple[Array, Array] | None:
+    """Precomputes what the H-space loop needs of the parameters, once a model (None if unused)."""
+    if not model.affine:
+        return None
+    output = params["output"]
+    return _couple(params["item_kernel"], output["kernel"], output["bias"])
+
+
+_couple = jax.jit(reverse.couple)
+
+
+def _start_noise(model: DiffusionModel, key: Array, users: Array) -> Array:
+    """Noise of the start, [B, I]; a user's draw depends on the key and the user alone."""
+    keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
+    return jax.vmap(lambda k: jax.random.normal(k, (model.num_slots,)))(keys)
+
+
+def _dense_start(model: DiffusionModel, batch: SparseBatch, key: Array, users: Array) -> Array:
+    x = densify(batch, users.shape[0], model.num_slots)
+    if model.sampling_steps == 0:
+        return x
+    noise = _start_noise(model, key, users)
+    return reverse.start(model.coefficients(), model.sampling_steps, x, noise)
+
+
+def _readout(
+    model: DiffusionModel,
+    params: Params,
+    coupled: tuple[Array, Array],
+    batch: SparseBatch,
+    key: Array,
+    users: Array,
+) -> reverse.Readout:
+    denoiser = model.denoiser(params)
+    size = users.shape[0]
+    if model.sampling_steps == 0:
+        z = sparse_product(batch, size, denoiser.item_kernel[...])
+    else:
+        z = denoiser.project(_dense_start(model, batch, key, users))
+    a, c = model.schedule.affine(model.target)
+    return reverse.reverse_hidden(denoiser.trunk, *coupled, a, c, z)
+
+
+def score_all(
+    model: DiffusionModel,
+    params: Params,
+    coupled: tuple[Array, Array] | None,
+    batch: SparseBatch,
+    key: Array,
+    users: Array,
+) -> Array:
+    """Scores every slot for a batch of users: x_0 of the reverse loop.
+
+    Args:
+      model: static.
+      params: of the denoiser.
+      coupled: from ``couple``.
+      batch: interaction vectors of the users.
+      key: for the options that draw noise.
+      users: [B] int32, indices; a draw depends on the key and the user.
+
+    Returns:
+      [B, I] float32.
+    """
+    if coupled is not None:
+        out = _readout(model, params, coupled, batch, key, users)
+        denoiser = model.denoiser(params)
+        scores = jnp.dot(out.s, denoiser.output.kernel[...].T)
+        scores = scores + out.r * denoiser.output.bias[...][None, :]
+        if out.k != 0:
+            scores = scores + out.k * _dense_start(model, batch, key, users)
+        return scores
+    return score_all_dense(model, params, batch, key, users)
+
+
+def score_all_dense(
+    model: DiffusionModel, params: Params, batch: SparseBatch, key: Array, users: Array
+) -> Array:
+    """The same by the dense loop, for every option; the slow twin of ``score_all``."""
+    denoiser = model.denoiser(params)
+    a, c = model.schedule.affine(model.target)
+    log_variance = model.coefficients().posterior_log_variance if model.sampling_noise else None
+    noise_key = jax.random.fold_in(key, 1)
+
+    def one(x: Array, user: Array) -> Array:
+        def denoise(x: Array, t: Array) -> Array:
+            return denoiser(x[None, :], t[None])[0]
+
+        def noise(t: Array) -> Array:
+            step_key = jax.random.fold_in(jax.random.fold_in(noise_key, user), t)
+            return jax.random.normal(step_key, (model.num_slots,))
+
+        drawn = noise if model.sampling_noise else None
+        return reverse.reverse_dense(denoise, a, c, x, noise=drawn, log_variance=log_variance)
+
+    return jax.vmap(one)(_dense_start(model, batch, key, users), users)
+
+
+def score_items(
+    model: DiffusionModel,
+    params: Params,
+    coupled: tuple[Array, Array] | None,
+    batch: SparseBatch,
+    key: Array,
+    users: Array,
+    items: Array,
+) -> Array:
+    """Scores C chosen slots per user, [B, C], without touching the others where it can.
+
+    Args:
+      model: see ``score_all``; so are the next five.
+      params: see there.
+      coupled: see there.
+      batch: see there.
+      key: see there.
+      users: see there.
+      items: [B, C] int32.
+    """
+    if coupled is None:
+        scores = score_all_dense(model, params, batch, key, users)
+        return jnp.take_along_axis(scores, items, axis=1)
+    out = _readout(model, params, coupled, batch, key, users)
+    output = params["output"]
+    scores = jnp.einsum("bh,bch->bc", out.s, output["kernel"][items])
+    scores = scores + out.r * output["bias"][items]
+    if out.k != 0:
+        start = _dense_start(model, batch, key, users)
+        scores = scores + out.k * jnp.take_along_axis(start, items, axis=1)
+    return scores

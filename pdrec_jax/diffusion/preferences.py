@@ -1,0 +1,274 @@
+"""What the diffusion stage passes to the encoder stage (docs/design.md, "Preferences").
+
+All items are scored for a block of users at a time; kept are M candidates for DPA, R negatives for
+NNS and the scores of the observed items for HBR: O(U (M + R) + E) numbers instead of [U, I].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.data.splits import Split
+from pdrec_jax.diffusion.selection import (
+    MASKED,
+    draw_subset,
+    nth_true,
+    rank_threshold,
+    sortable,
+    top,
+)
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.ranking import distinct_rows
+
+# From (users [B], how many of them are not filling) to scores [B, >= I + 1], column i for item i.
+ScoreBlocks = Callable[[np.ndarray], Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preferences:
+    """The preferences of U users, aligned with a ``Split``.
+
+    Attributes:
+      users: [U] bool, who has them; rows of the others are zero.
+      candidates: [U, M] int32, the items ranked highest, best first.
+      negatives: [U, R] int32, drawn from the low ranks without replacement.
+      observed: [E] float32, score of each training event's item.
+      padding: [U] float32, score of slot 0, which ``plugins.hbr`` needs for its shifted floor.
+    """
+
+    users: np.ndarray
+    candidates: np.ndarray
+    negatives: np.ndarray
+    observed: np.ndarray
+    padding: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolRules:
+    """How the pools are cut out of a ranking.
+
+    Attributes:
+      candidates: M.
+      candidates_unobserved: M of the unobserved items, or of all (the public code).
+      negatives: R.
+      first_fraction: omega_m, the share of the ranking that is too likely to be negative.
+      last_fraction: where the pool ends; the public code drops the lowest 1 %.
+      ranks_among_all: the fractions are of all I items (the public code), or of the unobserved
+        ones (Eq. 3).
+    """
+
+    candidates: int
+    candidates_unobserved: bool
+    negatives: int
+    first_fraction: float
+    last_fraction: float
+    ranks_among_all: bool
+
+
+def cut_pools(
+    scores: Array, seen: Array, excluded: Array, key: Array, rules: PoolRules
+) -> tuple[Array, Array]:
+    """Cuts the pools of a block of users.
+
+    Args:
+      scores: [B, I] of items 1..I.
+      seen: [B, K] int32, distinct observed items, 0 where there are fewer.
+      excluded: [B, K'] int32, distinct items that cannot be negatives, likewise.
+      key: of the draw.
+      rules: static.
+
+    Returns:
+      candidates [B, M] and negatives [B, R], item ids, int32.
+    """
+    pool, sizes = negative_pool(scores, excluded, rules)
+    ordinals = draw_subset(key, jnp.maximum(sizes, 1), rules.negatives)
+    negatives = nth_true(pool, ordinals) + 1
+    if rules.candidates_unobserved:
+        rows = jnp.arange(scores.shape[0])[:, None]
+        scores = scores.at[rows, jnp.where(seen > 0, seen - 1, scores.shape[1])].set(
+            -jnp.inf, mode="drop"
+        )
+    return top(scores, rules.candidates) + 1, negatives
+
+
+def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Array, Array]:
+    """Marks the items that are safely negative (PDRec, 2024, Eq. 3).
+
+    Args:
+      scores: [B, I] of items 1..I.
+      excluded: see ``cut_pools``.
+      rules: static.
+
+    Returns:
+      a mask [B, I] and its row sums [B] int32.
+    """
+    rows, num_items = scores.shape
+    keys = sortable(scores)
+    columns = jnp.arange(num_items, dtype=jnp.int32)[None, :]
+    place = jnp.where(excluded > 0, excluded - 1, num_items)
+    at = jnp.arange(rows)[:, None]
+    open_keys = keys.at[at, place].set(MASKED, mode="drop")
+    left = num_items - jnp.sum(excluded > 0, axis=1, dtype=jnp.int32)
+    if rules.ranks_among_all:
+        begin = int(num_items * rules.first_fraction)
+        width = -int(-num_items * rules.last_fraction // 1) - begin
+        cut = rank_threshold(keys, jnp.full(rows, begin, jnp.int32))
+        taken = jnp.take_along_axis(keys, jnp.minimum(place, num_items - 1), axis=1)
+        ahead = jnp.sum((excluded > 0) & cut.before(taken, place), axis=1, dtype=jnp.int32)
+        end = jnp.minimum(begin - ahead + width, left)
+    else:
+        first = (left * rules.first_fraction).astype(jnp.int32)
+        end = jnp.ceil(left * rules.last_fraction).astype(jnp.int32)
+        cut = rank_threshold(open_keys, jnp.minimum(first, left - 1))
+    after = ~cut.before(keys, columns) & (open_keys != MASKED)
+    if rules.last_fraction < 1:
+        stop = rank_threshold(open_keys, jnp.minimum(end, left - 1))
+        after = after & (stop.before(open_keys, columns) | (end >= left)[:, None])
+    return after, jnp.sum(after, axis=1, dtype=jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7))
+def _cut_block(
+    scores: Array,
+    events: Array,
+    seen: Array,
+    excluded: Array,
+    key: Array,
+    users: Array,
+    rules: PoolRules,
+    num_items: int,
+) -> tuple[Array, Array, Array, Array]:
+    """Cuts the pools and picks the scores that stay: of the events [B, K] and of slot 0 [B]."""
+    observed = jnp.take_along_axis(scores, events, axis=1)
+    key = jax.random.fold_in(key, users[0])
+    catalogue = scores[:, 1 : num_items + 1]
+    return (*cut_pools(catalogue, seen, excluded, key, rules), observed, scores[:, 0])
+
+
+def compute_preferences(
+    score_blocks: ScoreBlocks,
+    split: Split,
+    users: np.ndarray,
+    rules: PoolRules,
+    *,
+    exclude_heldout: bool,
+    seed: int,
+    block: int,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> Preferences:
+    """Scores all items for the given users, block by block, and keeps what the plugins need.
+
+    Args:
+      score_blocks: scores of a block of users; anything that ranks a catalogue will do.
+      split: the data.
+      users: [U] bool.
+      rules: how the pools are cut.
+      exclude_heldout: negatives leave out the validation and test item too.
+      seed: of the draws.
+      block: users at a time; every block has this size.
+      advance: called with the number of users done.
+
+    Raises:
+      UserError: the catalogue is too small for M or R, or a score is not finite.
+    """
+    train = split.train
+    num_items, index = train.num_items, np.flatnonzero(users)
+    most_seen = int(train.lengths.max(initial=0)) + 2
+    if num_items - most_seen < max(rules.candidates, 1):
+        raise UserError(
+            f"dpa.coarse: {rules.candidates} candidates are wanted, but a user has seen "
+            f"{most_seen} of {num_items} items"
+        )
+    out = Preferences(
+        np.array(users, bool),
+        np.zeros((train.num_users, rules.candidates), np.int32),
+        np.zeros((train.num_users, rules.negatives), np.int32),
+        np.zeros(train.num_events, np.float32),
+        np.zeros(train.num_users, np.float32),
+    )
+    width = _padded_width(train.lengths[index].max(initial=1))
+    key = jax.random.key(seed)
+    for begin in range(0, len(index), block):
+        real = index[begin : begin + block]
+        rows = np.concatenate([real, np.full(block - len(real), real[0])])
+        events = _event_rows(train.offsets, train.items, rows, width)
+        seen = _fit(distinct_rows(train.offsets, train.items, rows), width)
+        excluded = seen
+        if exclude_heldout:
+            held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)
+            excluded = _add_distinct(seen, held)
+        scores = score_blocks(rows)
+        parts = _cut_block(scores, events, seen, excluded, key, rows, rules, num_items)
+        candidates, negatives, observed, padding = (np.asarray(p)[: len(real)] for p in parts)
+        if not np.isfinite(observed).all():
+            raise UserError("preferences: a score is not finite, the model behind them diverged")
+        out.candidates[real], out.negatives[real] = candidates, negatives
+        out.padding[real] = padding
+        lengths = train.lengths[real]
+        within = np.arange(width)[None, :] < lengths[:, None]
+        target = (train.offsets[:-1][real][:, None] + np.arange(width)[None, :])[within]
+        out.observed[target] = observed[within]
+        advance(len(real))
+    return out
+
+
+def _padded_width(longest: int) -> int:
+    return -(-int(longest) // 16) * 16
+
+
+def _event_rows(
+    offsets: np.ndarray, items: np.ndarray, users: np.ndarray, width: int
+) -> np.ndarray:
+    """The training events of some users in log order, [B, width], padded with 0."""
+    index = offsets[:-1][users][:, None] + np.arange(width)[None, :]
+    inside = index < offsets[1:][users][:, None]
+    return np.where(inside, items[np.minimum(index, max(len(items) - 1, 0))], 0).astype(np.int32)
+
+
+def _fit(table: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(table, ((0, 0), (0, width - table.shape[1])))
+
+
+def _add_distinct(table: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Appends the columns of ``more`` [B, 2] to the distinct ids of ``table``, 0 where known."""
+    for column in range(more.shape[1]):
+        value = more[:, column : column + 1]
+        known = (table == value).any(axis=1, keepdims=True)
+        table = np.concatenate([table, np.where(known, 0, value).astype(np.int32)], axis=1)
+    return table
+
+
+def save_preferences(store: Store, preferences: Preferences, meta: dict[str, Any]) -> None:
+    """Saves preferences; ``meta`` says what they were computed from."""
+    store.save("preferences", 1, _tree(preferences), meta)
+
+
+def load_preferences(store: Store, split: Split, rules: PoolRules) -> Preferences:
+    """Loads preferences of a split.
+
+    Raises:
+      UserError: none saved, or those of other data or other pool sizes.
+    """
+    users, events = split.train.num_users, split.train.num_events
+    like = {
+        "users": jax.ShapeDtypeStruct((users,), np.bool_),
+        "candidates": jax.ShapeDtypeStruct((users, rules.candidates), np.int32),
+        "negatives": jax.ShapeDtypeStruct((users, rules.negatives), np.int32),
+        "observed": jax.ShapeDtypeStruct((events,), np.float32),
+        "padding": jax.ShapeDtypeStruct((users,), np.float32),
+    }
+    tree, _ = store.restore("preferences", like)
+    return Preferences(**{name: np.asarray(value) for name, value in tree.items()})
+
+
+def _tree(preferences: Preferences) -> dict[str, np.ndarray]:
+    return {f.name: getattr(preferences, f.name) for f in dataclasses.fields(preferences)}

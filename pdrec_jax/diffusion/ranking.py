@@ -1,0 +1,128 @@
+"""Ranking with the diffusion model, in blocks of users of one static shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax import Array
+
+from pdrec_jax.diffusion.denoiser import Params
+from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all, score_items
+from pdrec_jax.diffusion.vectors import (
+    InteractionVectors,
+    SparseBatch,
+    gather_batch,
+    token_budget,
+)
+from pdrec_jax.evaluation.ranking import Ranks, count_candidates, count_catalogue, distinct_rows
+
+
+def blocks(users: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cuts users into blocks of one size, the last one filled up with its first user."""
+    cut = [users[i : i + size] for i in range(0, len(users), size)]
+    return [np.concatenate([b, np.full(size - len(b), b[0], b.dtype)]) for b in cut]
+
+
+def gather_blocks(
+    vectors: InteractionVectors, users: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, SparseBatch, int]]:
+    """Yields (users [B], their sparse batch, how many of the users are not filling)."""
+    cut = blocks(users, size)
+    if not cut:
+        return
+    tokens = token_budget(vectors, np.stack(cut))
+    for number, block in enumerate(cut):
+        real = min(size, len(users) - number * size)
+        yield block, gather_batch(vectors, block, tokens), real
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Ranks the held-out item of each user with the diffusion model's scores.
+
+    Attributes:
+      model: static description.
+      vectors: the input of each user.
+      users: [U'] the users that are ranked.
+      candidates: [U, 1 + N] the relevant item and its negatives, all users.
+      seen: (offsets, items) that full ranking leaves out.
+      half_ties: see ``Ranks``.
+      seed: for the options that draw noise.
+      block: users at a time.
+      num_items: target items, ids 1..num_items.
+    """
+
+    model: DiffusionModel
+    vectors: InteractionVectors
+    users: np.ndarray
+    candidates: np.ndarray
+    seen: tuple[np.ndarray, np.ndarray]
+    half_ties: bool
+    seed: int
+    block: int
+    num_items: int
+
+    def sampled(self, params: Params) -> Ranks:
+        """Ranks among the sampled candidates."""
+        coupled, key = couple(self.model, params), jax.random.key(self.seed)
+        counts = []
+        for users, batch, real in gather_blocks(self.vectors, self.users, self.block):
+            items = self.candidates[users]
+            found = _count_sampled(params, coupled, batch, key, users, items, self.model)
+            counts.append([np.asarray(c)[:real] for c in found])
+        negatives = np.full(len(self.users), self.candidates.shape[1] - 1)
+        return self._ranks(counts, negatives)
+
+    def full(self, params: Params) -> Ranks:
+        """Ranks among all target items that the user has not seen."""
+        coupled, key = couple(self.model, params), jax.random.key(self.seed)
+        counts, negatives = [], []
+        num_items = self.num_items
+        for users, batch, real in gather_blocks(self.vectors, self.users, self.block):
+            positive = self.candidates[users, 0]
+            seen = distinct_rows(*self.seen, users)
+            found = _count_full(
+                params, coupled, batch, key, users, positive, seen, self.model, num_items
+            )
+            counts.append([np.asarray(c)[:real] for c in found])
+            others = (seen > 0) & (seen != positive[:, None])
+            negatives.append((num_items - 1 - others.sum(axis=1))[:real])
+        return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
+
+    def _ranks(self, counts: list[list[np.ndarray]], negatives: np.ndarray) -> Ranks:
+        above = np.concatenate([c[0] for c in counts]) if counts else np.zeros(0, np.int64)
+        ties = np.concatenate([c[1] for c in counts]) if counts else np.zeros(0, np.int64)
+        return Ranks(above.astype(np.int64), ties.astype(np.int64), negatives, self.half_ties)
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _count_sampled(
+    params: Params,
+    coupled: tuple[Array, Array] | None,
+    batch: SparseBatch,
+    key: Array,
+    users: Array,
+    items: Array,
+    model: DiffusionModel,
+) -> tuple[Array, Array]:
+    return count_candidates(score_items(model, params, coupled, batch, key, users, items))
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
+def _count_full(
+    params: Params,
+    coupled: tuple[Array, Array] | None,
+    batch: SparseBatch,
+    key: Array,
+    users: Array,
+    positive: Array,
+    seen: Array,
+    model: DiffusionModel,
+    num_items: int,
+) -> tuple[Array, Array]:
+    scores = score_all(model, params, coupled, batch, key, users)
+    return count_catalogue(scores, positive, seen, last_item=num_items)

@@ -1,0 +1,309 @@
+"""The diffusion stage: from a split to a trained model, its ranks and its scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from pdrec_jax import training
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.data.batches import draw_users, extend_train
+from pdrec_jax.data.splits import Split
+from pdrec_jax.diffusion.denoiser import Params, make_denoiser, structure
+from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all
+from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
+from pdrec_jax.diffusion.ranking import Evaluation, blocks
+from pdrec_jax.diffusion.schedule import make_schedule
+from pdrec_jax.diffusion.step import training_loss
+from pdrec_jax.diffusion.timesteps import empty_history
+from pdrec_jax.diffusion.vectors import (
+    InteractionVectors,
+    SparseBatch,
+    build_vectors,
+    gather_batch,
+    token_budget,
+)
+from pdrec_jax.evaluation.metrics import SELECTION
+from pdrec_jax.evaluation.protocol import Protocol
+from pdrec_jax.metric_log import MetricLog
+
+_STEPS_A_DISPATCH = 5  # the progress bar moves this often
+
+
+def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
+    """Builds the model of a config, and a function that initialises its parameters.
+
+    Args:
+      config: section ``diffusion`` with ``seed``.
+      split: gives the number of slots: the padding id, the target items and, with
+        ``source_slots``, the source items, which stay empty.
+    """
+    slots = 1 + split.train.num_items + (split.num_source_items if config.source_slots else 0)
+    schedule = make_schedule(
+        config.schedule,
+        config.steps,
+        noise_scale=config.noise_scale,
+        noise_min=config.noise_min,
+        noise_max=config.noise_max,
+    )
+    make = functools.partial(
+        make_denoiser,
+        slots,
+        tuple(config.hidden),
+        config.embedding_size,
+        normalise=config.normalise,
+        seed=config.seed,
+    )
+    graph = structure(make)
+    model = DiffusionModel(
+        graph,
+        slots,
+        schedule,
+        target=config.target,
+        reweight=config.reweight,
+        dropout=config.dropout,
+        normalise=config.normalise,
+        sampling_steps=config.sampling_steps,
+        sampling_noise=config.sampling_noise,
+        noise_fraction=config.noise_fraction,
+    )
+    return model, jax.jit(lambda: make()[1])
+
+
+def vectors_of(
+    config: ConfigDict, split: Split, num_slots: int, *, heldin: bool
+) -> InteractionVectors:
+    """Builds every user's interaction vector.
+
+    Args:
+      config: section ``diffusion``.
+      split: the data.
+      num_slots: I.
+      heldin: add the validation item, as the test's input does.
+    """
+    offsets, items, times = extend_train(split) if heldin else (
+        split.train.offsets,
+        split.train.items,
+        split.train.times,
+    )
+    return build_vectors(
+        offsets,
+        items,
+        times if config.weighting == "time" else None,
+        num_slots,
+        w_min=config.w_min,
+        w_max=config.w_max,
+        ties=config.ties,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiffusionTask:
+    """Training of the diffusion model, as ``training.Task``.
+
+    Attributes:
+      config: section ``diffusion`` with ``seed``.
+      model: static description.
+      initialise: makes the parameters.
+      vectors: training vectors of all users.
+      users: [U'] the users that are drawn.
+      scorer: evaluates the epoch.
+      steps: steps an epoch.
+      name: in the log.
+    """
+
+    config: ConfigDict
+    model: DiffusionModel
+    initialise: Any
+    vectors: InteractionVectors
+    users: np.ndarray
+    scorer: Evaluation
+    steps: int
+    name: str = "diffusion"
+
+    def initial(self) -> dict[str, Any]:
+        """Returns parameters, optimiser state and loss history."""
+        params = self.initialise()
+        return {
+            "params": params,
+            "optimiser": _optimiser(self.config).init(params),
+            "history": empty_history(self.config.steps),
+        }
+
+    def run_epoch(self, state, epoch: int, advance):
+        """Trains one epoch in a few dispatches, see ``training.Task``."""
+        config, size = self.config, self.config.batch_size
+        users = draw_users(
+            self.users, (self.steps, size), seed=(config.seed, 1, epoch), repeat=config.batch_repeat
+        )
+        tokens = token_budget(self.vectors, users)
+        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+        losses = []
+        for begin in range(0, self.steps, _STEPS_A_DISPATCH):
+            chunk = users[begin : begin + _STEPS_A_DISPATCH]
+            batches = [gather_batch(self.vectors, row, tokens) for row in chunk]
+            batch = jax.tree.map(lambda *rows: np.stack(rows), *batches)
+            first = (epoch - 1) * self.steps + begin
+            state, loss = _train_steps(
+                state,
+                batch,
+                np.arange(first, first + len(chunk)),
+                rate,
+                self.model,
+                _Static(config),
+                size,
+            )
+            losses.append(np.asarray(loss))
+            advance(len(chunk))
+        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+
+    def evaluate(self, params: Params) -> float:
+        """Returns the selection metric."""
+        return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """The numbers of a config that a compiled step depends on, hashable."""
+
+    weight_decay: float
+    seed: int
+
+    def __init__(self, config: ConfigDict):
+        object.__setattr__(self, "weight_decay", config.weight_decay)
+        object.__setattr__(self, "seed", config.seed)
+
+
+def _optimiser(config: Any) -> optax.GradientTransformation:
+    """AdamW without the learning rate, which changes by the epoch."""
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=0)
+def _train_steps(state, batches: SparseBatch, numbers, rate, model, static, size):
+    """Scans training steps; returns the state and the mean loss of each, before division by p."""
+    optimiser = _optimiser(static)
+    key = jax.random.key(static.seed)
+
+    def step(state, inputs):
+        batch, number = inputs
+        gradient, (history, loss) = jax.grad(training_loss, has_aux=True)(
+            state["params"], model, state["history"], batch, size, jax.random.fold_in(key, number)
+        )
+        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
+        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+        return {"params": params, "optimiser": optimiser_state, "history": history}, loss
+
+    return jax.lax.scan(step, state, (batches, numbers))
+
+
+def build(
+    config: ConfigDict,
+    split: Split,
+    users: np.ndarray,
+    *,
+    protocol: Protocol,
+    candidates: np.ndarray,
+    validation: np.ndarray,
+) -> tuple[DiffusionTask, dict[str, Evaluation | None]]:
+    """Builds the training task of a split, and what ranks its users.
+
+    Args:
+      config: section ``diffusion`` with ``seed``.
+      split: the data.
+      users: [U] bool, who is drawn and ranked.
+      protocol: what chooses the epoch.
+      candidates: [U, 1 + N] of the test item.
+      validation: [U, 1 + N] of the validation item, unused where the test chooses the epoch.
+
+    Returns:
+      the task; scorers ``test`` and ``validation`` (None where the test chooses the epoch).
+    """
+    model, initialise = make_model(config, split)
+    index = np.flatnonzero(users)
+    train = vectors_of(config, split, model.num_slots, heldin=False)
+    extended = extend_train(split)
+
+    def scorer(vectors: InteractionVectors, table: np.ndarray, seen: Any) -> Evaluation:
+        return Evaluation(
+            model=model,
+            vectors=vectors,
+            users=index,
+            candidates=table,
+            seen=seen,
+            half_ties=protocol.half_ties,
+            seed=config.seed,
+            block=config.block,
+            num_items=split.train.num_items,
+        )
+
+    test = scorer(
+        vectors_of(config, split, model.num_slots, heldin=True), candidates, extended[:2]
+    )
+    valid = None
+    if not protocol.select_on_test:
+        valid = scorer(train, validation, (split.train.offsets, split.train.items))
+    steps = -(-split.train.num_users // config.batch_size)
+    task = DiffusionTask(config, model, initialise, train, index, valid or test, steps)
+    return task, {"test": test, "validation": valid}
+
+
+def loop_settings(config: ConfigDict, save_seconds: float) -> training.LoopSettings:
+    """When the stage evaluates, stops and saves."""
+    return training.LoopSettings(
+        epochs=config.epochs,
+        patience=config.patience,
+        evaluate_every=config.evaluate_every,
+        save_seconds=save_seconds,
+    )
+
+
+def infer_preferences(
+    config: ConfigDict,
+    split: Split,
+    users: np.ndarray,
+    rules: PoolRules,
+    store: Store,
+    log: MetricLog,
+    *,
+    exclude_heldout: bool,
+) -> Preferences:
+    """Computes preferences with the trained model of a store.
+
+    Args:
+      config: section ``diffusion`` with ``seed``.
+      split: the data.
+      users: [U] bool, who gets preferences.
+      rules: how the pools are cut.
+      store: of the diffusion stage.
+      log: shows progress.
+      exclude_heldout: negatives leave out the held-out items too.
+    """
+    model, initialise = make_model(config, split)
+    params, _ = store.restore("best", jax.eval_shape(initialise))
+    vectors = vectors_of(config, split, model.num_slots, heldin=False)
+    index = np.flatnonzero(users)
+    tokens = token_budget(vectors, np.stack(blocks(index, config.block)))
+    coupled, key = couple(model, params), jax.random.key(config.seed)
+    score = jax.jit(score_all, static_argnums=0)
+
+    def score_blocks(rows: np.ndarray) -> jax.Array:
+        return score(model, params, coupled, gather_batch(vectors, rows, tokens), key, rows)
+
+    with log.progress("preferences", len(index), "user") as bar:
+        return compute_preferences(
+            score_blocks,
+            split,
+            users,
+            rules,
+            exclude_heldout=exclude_heldout,
+            seed=config.seed,
+            block=config.block,
+            advance=bar.update,
+        )

@@ -1,0 +1,1 @@
+"""Sequential encoders on packed rows, and their training with the plugins."""

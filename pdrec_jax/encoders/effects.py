@@ -1,0 +1,75 @@
+"""What each plugin did to the data of a run, for the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pdrec_jax.data.splits import Split
+from pdrec_jax.diffusion.preferences import Preferences
+
+_BINS = 20
+
+
+def popularity_percentile(split: Split, items: np.ndarray) -> float:
+    """Mean share of the catalogue that is less popular than the given items (ties half), in [0, 1].
+
+    Args:
+      split: popularity is counted over its training events.
+      items: ids, any shape.
+    """
+    counts = np.bincount(split.train.items, minlength=split.train.num_items + 1)[1:]
+    ordered = np.sort(counts)
+    own = counts[items.reshape(-1) - 1]
+    below, through = (np.searchsorted(ordered, own, side=side) for side in ("left", "right"))
+    return float(np.mean((below + through) / 2) / len(counts))
+
+
+def plugin_effects(
+    split: Split, preferences: Preferences, weights: np.ndarray, clip: float, scale: float
+) -> dict[str, Any]:
+    """Summarises the three plugins.
+
+    The held-out items are looked at here for the report alone; nothing of it reaches training.
+
+    Args:
+      split: the data.
+      preferences: candidates and negatives of the users that have them.
+      weights: [E] HBR's weights, 0 where an event is no target.
+      clip: c_w.
+      scale: omega_f.
+
+    Returns:
+      histogram and shares of HBR's weights; how often DPA's candidates hold the test item, and
+      NNS's negatives a held-out item, each beside a uniform draw of as many.
+    """
+    users = np.flatnonzero(preferences.users)
+    first = np.zeros(split.train.num_events, bool)
+    first[split.train.offsets[:-1][split.train.lengths > 0]] = True
+    targets = weights[~first & np.repeat(preferences.users, split.train.lengths)]
+    counts, edges = np.histogram(targets, bins=_BINS, range=(0, clip * scale))
+    candidates, negatives = preferences.candidates[users], preferences.negatives[users]
+    num_items = split.train.num_items
+    test, valid = split.test_items[users][:, None], split.valid_items[users][:, None]
+    hits = (candidates == test).any(axis=1)
+    wrong = np.concatenate([negatives == test, negatives == valid]).any(axis=1)
+    uniform_wrong = min(negatives.shape[1] / num_items, 1.0)
+    return {
+        "hbr": {
+            "edges": edges.tolist(),
+            "counts": counts.tolist(),
+            "zero_share": float(np.mean(targets == 0)) if len(targets) else 0.0,
+            "clipped_share": float(np.mean(targets >= clip * scale)) if len(targets) else 0.0,
+        },
+        "dpa": {
+            "hit_rate": float(hits.mean()),
+            "uniform_hit_rate": candidates.shape[1] / num_items,
+            "popularity_percentile": popularity_percentile(split, candidates),
+        },
+        "nns": {
+            "false_negative_rate": float(wrong.mean()),
+            "uniform_false_negative_rate": uniform_wrong,
+            "popularity_percentile": popularity_percentile(split, negatives),
+        },
+    }

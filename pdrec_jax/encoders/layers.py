@@ -1,0 +1,182 @@
+"""Layers shared by the encoders, on rows that hold several users' segments.
+
+Letters: R rows, L cells of a row, D width, N heads, C width of a head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from pdrec_jax.random_bits import hashed_bits
+
+
+class Rows(NamedTuple):
+    """Packed histories, the input of every encoder.
+
+    Attributes:
+      items: [R, L] int32, 0 in an empty cell.
+      segment: [R, L] int32, which user of the batch; cells of one user are neighbours in order.
+      position: [R, L] int32, counted so that a history's last event has ``max_length - 1``.
+      pads: [R, L] int32, ``max_length`` minus the length of the cell's history.
+    """
+
+    items: Array
+    segment: Array
+    position: Array
+    pads: Array
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zeroes entries at a rate and scales up the others; the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = hashed_bits(key, x.shape) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def normalise(x: Array) -> Array:
+    """Scales vectors to length 1; a zero vector stays zero, with a finite gradient."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def xavier_normal(key: Array, shape: tuple[int, ...], fans: tuple[int, int]) -> Array:
+    """Draws initial values of variance 2 / (fan in + fan out) (Glorot and Bengio, 2010)."""
+    return (2.0 / sum(fans)) ** 0.5 * jax.random.normal(key, shape)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, with the reference's epsilon of 1e-8."""
+
+    def __init__(self, width: int, epsilon: float = 1e-8):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Array) -> Array:
+        """Normalises [R, L, D]."""
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+        y = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
+        return y * self.scale[...][None, None, :] + self.bias[...][None, None, :]
+
+
+class Attention(nnx.Module):
+    """Causal attention within segments, equal to the reference's over left-padded rows.
+
+    The reference does not mask its left padding. A padded key is the zero vector: against the real
+    keys' ``q (W_k x + b_k)`` it scores ``q b_k``, so the softmax is that of ``q W_k x`` with n_pad
+    extra entries of exp(0) in the denominator, and a padded value adds ``b_v`` alone. Hence the key
+    bias drops out (there is none here) and the value bias passes through.
+
+    Args:
+      width: D.
+      heads: N, a divisor of D.
+      rate: dropout on the attention weights.
+      rngs: source of the initial values.
+    """
+
+    def __init__(self, width: int, heads: int, rate: float, *, rngs: nnx.Rngs):
+        self.heads, self.rate = heads, rate
+        shape = (width, width)
+
+        def project(fans: tuple[int, int]) -> nnx.Param:
+            return nnx.Param(xavier_normal(rngs.params(), shape, fans))
+
+        # The reference draws the three input projections as one matrix of [3 D, D].
+        self.query = project((width, 3 * width))
+        self.key = project((width, 3 * width))
+        self.value = project((width, 3 * width))
+        self.output = project((width, width))
+        self.query_bias = nnx.Param(jnp.zeros(width))
+        self.value_bias = nnx.Param(jnp.zeros(width))
+        self.output_bias = nnx.Param(jnp.zeros(width))
+
+    def _split(self, x: Array) -> Array:
+        """Folds the heads into the rows, [R, L, D] to [R N, L, C]: CPU has no fast 4-D product."""
+        rows, length, width = x.shape
+        heads = x.reshape(rows, length, self.heads, width // self.heads)
+        return jnp.swapaxes(heads, 1, 2).reshape(rows * self.heads, length, width // self.heads)
+
+    def _merge(self, x: Array) -> Array:
+        """The inverse of ``_split``."""
+        length, width = x.shape[1:]
+        heads = x.reshape(-1, self.heads, length, width)
+        return jnp.swapaxes(heads, 1, 2).reshape(-1, length, self.heads * width)
+
+    def __call__(
+        self, queries: Array, x: Array, visible: Array, pads: Array, key: Array | None
+    ) -> Array:
+        """Attends.
+
+        Args:
+          queries: [R, L, D].
+          x: [R, L, D], zero in empty cells; source of keys and values.
+          visible: [R, L, L] bool, which cells (last axis) a cell may attend to.
+          pads: [R, L] float32, how many padded positions each cell attends to besides.
+          key: for dropout.
+
+        Returns:
+          [R, L, D].
+        """
+        q = self._split(jnp.dot(queries, self.query[...]) + self.query_bias[...][None, None, :])
+        k = self._split(jnp.dot(x, self.key[...]))
+        v = self._split(jnp.dot(x, self.value[...]))
+        logits = jnp.einsum("rqc,rkc->rqk", q, k) * (q.shape[-1] ** -0.5)
+        logits = jnp.where(jnp.repeat(visible, self.heads, axis=0), logits, -jnp.inf)
+        # 0 is the padded keys' logit; with it the maximum is finite even for a cell that sees none.
+        peak = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), 0.0))
+        weight = jnp.exp(logits - peak)
+        padded = jnp.repeat(pads, self.heads, axis=0)[:, :, None] * jnp.exp(-peak)
+        total = jnp.sum(weight, axis=-1, keepdims=True) + padded
+        weight = weight / jnp.where(total > 0, total, 1)
+        weight = dropout(weight, self.rate, key)
+        mixed = self._merge(jnp.einsum("rqk,rkc->rqc", weight, v))
+        mixed = mixed + self.value_bias[...][None, None, :]
+        return jnp.dot(mixed, self.output[...]) + self.output_bias[...][None, None, :]
+
+
+class FeedForward(nnx.Module):
+    """Two affine layers with a ReLU between, dropout after each, and a residual."""
+
+    def __init__(self, width: int, rate: float, *, rngs: nnx.Rngs):
+        self.rate = rate
+        bound = width**-0.5
+
+        def kernel() -> nnx.Param:
+            return nnx.Param(xavier_normal(rngs.params(), (width, width), (width, width)))
+
+        def bias() -> nnx.Param:
+            return nnx.Param(
+                jax.random.uniform(rngs.params(), (width,), minval=-bound, maxval=bound)
+            )
+
+        self.inner, self.inner_bias = kernel(), bias()
+        self.outer, self.outer_bias = kernel(), bias()
+
+    def __call__(self, x: Array, key: Array | None) -> Array:
+        """Maps [R, L, D] to [R, L, D]; ``key`` is for dropout."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        hidden = jnp.dot(x, self.inner[...]) + self.inner_bias[...][None, None, :]
+        hidden = jax.nn.relu(dropout(hidden, self.rate, keys[0]))
+        out = jnp.dot(hidden, self.outer[...]) + self.outer_bias[...][None, None, :]
+        return dropout(out, self.rate, keys[1]) + x
+
+
+def visible_cells(segment: Array, occupied: Array) -> Array:
+    """Marks what each cell may attend to: earlier cells of its own segment, and itself.
+
+    Args:
+      segment: [R, L] int32.
+      occupied: [R, L] bool.
+
+    Returns:
+      [R, L, L] bool.
+    """
+    cells = jnp.arange(segment.shape[1])
+    causal = (cells[:, None] >= cells[None, :])[None]
+    same = segment[:, :, None] == segment[:, None, :]
+    return causal & same & occupied[:, None, :]

@@ -1,0 +1,266 @@
+"""An encoder at work on packed batches: the training loss of a step, and scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from pdrec_jax.data.negatives import ComplementTable, draw_outside
+from pdrec_jax.encoders.layers import Rows, normalise
+from pdrec_jax.encoders.losses import cosine_logits, total_loss
+from pdrec_jax.plugins.nns import draw_negatives
+
+Params = dict[str, Any]
+Indices = Array | np.ndarray  # a layout is made on the host
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderModel:
+    """Everything about an encoder but its parameters; static under jit.
+
+    Attributes:
+      graph: structure of the Flax module.
+      max_length: L, events of a history that are used.
+      temperature: of the cosine scores.
+      hbr: weight the positives.
+      nns: add a safe negative to the uniform one.
+      dpa_fine: N, 0 without DPA.
+      dpa_weight: omega_d.
+    """
+
+    graph: Any
+    max_length: int
+    temperature: float
+    hbr: bool = False
+    nns: bool = False
+    dpa_fine: int = 0
+    dpa_weight: float = 0.0
+
+    def states(self, params: Params, vectors: Array, rows: Rows, key: Array | None) -> Array:
+        """Encodes rows, see the encoder's module."""
+        return nnx.merge(self.graph, params)(vectors, rows, key)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What every step reads, resident on the device.
+
+    Attributes:
+      offsets: [U+1] int32, CSR of the training events.
+      items: [E] int32.
+      outside: table for uniform negatives.
+      weights: [E] float32, HBR's weight of each event as a target.
+      pools: [U, R] int32, NNS.
+      candidates: [U, M] int32, DPA.
+    """
+
+    offsets: Array
+    items: Array
+    outside: ComplementTable
+    weights: Array
+    pools: Array
+    candidates: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One packed batch, see ``data.batches.PackedRows``.
+
+    Attributes:
+      users: [B] int32.
+      event: a group each, [R, L] int32.
+      segment: a group each, [R, L] int32, B in an empty cell.
+      last: [B] int32, among the cells of all groups laid end to end.
+    """
+
+    users: Indices
+    event: tuple[Indices, ...]
+    segment: tuple[Indices, ...]
+    last: Indices
+
+
+def _rows(
+    items: Array, event: Indices, segment: Indices, length: Array, end: Array, most: int
+) -> Rows:
+    """Places events so that the last one of a history, ``end - 1``, has position ``most - 1``."""
+    position = jnp.clip(most - end + event, 0, most - 1)
+    return Rows(items, jnp.asarray(segment), position, most - length)
+
+
+def training_rows(
+    data: TrainingData, users: Indices, event: Indices, segment: Indices, most: int
+) -> tuple[Rows, Array, Rows]:
+    """Builds the two inputs of a step from the layout of one group.
+
+    A segment has ``min(n, L)`` cells of the user's n training events. The whole history fills them;
+    its own input, which leaves out the last event, fills the same cells less the last one, or,
+    where n > L, is the window one event earlier.
+
+    Args:
+      data: all users.
+      users: [B] int32.
+      event: [R, L'] int32, see ``Batch``.
+      segment: [R, L'] int32.
+      most: L.
+
+    Returns:
+      the rows whose positions have a next item; the event of that next item, [R, L'] int32, 0 where
+      there is none; the rows of whole histories.
+    """
+    occupied = segment < users.shape[0]
+    user = users[jnp.minimum(segment, users.shape[0] - 1)]
+    begin, end = data.offsets[user], data.offsets[user + 1]
+    total = end - begin
+    earlier = event - (total > most)
+    paired = occupied & (earlier + 1 < end)
+    inputs = _rows(
+        jnp.where(paired, data.items[jnp.maximum(earlier, 0)], 0),
+        earlier,
+        segment,
+        jnp.minimum(total - 1, most),
+        end - 1,
+        most,
+    )
+    whole = _rows(
+        jnp.where(occupied, data.items[event], 0),
+        event,
+        segment,
+        jnp.minimum(total, most),
+        end,
+        most,
+    )
+    return inputs, jnp.where(paired, earlier + 1, 0), whole
+
+
+def stack(first: Rows, second: Rows) -> Rows:
+    """Puts the rows of two inputs below each other, so that one call encodes both."""
+    return Rows(*(jnp.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+def training_loss(
+    params: Params, model: EncoderModel, data: TrainingData, batch: Batch, key: Array
+) -> Array:
+    """The loss of one step, [].
+
+    Args:
+      params: of the encoder.
+      model: static.
+      data: all users.
+      batch: users and layout.
+      key: of this step.
+    """
+    key_dropout, key_uniform, key_safe = jax.random.split(key, 3)
+    groups = [
+        training_rows(data, batch.users, event, segment, model.max_length)
+        for event, segment in zip(batch.event, batch.segment, strict=True)
+    ]
+    owner = jnp.concatenate([_flat(batch.users[_user(batch, s)]) for s in batch.segment])
+    target = jnp.concatenate([_flat(following) for _, following, _ in groups])
+    valid = jnp.concatenate([_flat(inputs.items) > 0 for inputs, _, _ in groups])
+
+    # One lookup for everything, so that the table's gradient is one scatter.
+    lookups = {"positive": data.items[target]}
+    lookups["uniform"] = draw_outside(key_uniform, data.outside, owner)
+    if model.nns:
+        lookups["safe"] = draw_negatives(key_safe, data.pools, owner)
+    if model.dpa_fine:
+        lookups["soft"] = data.candidates[batch.users]
+    for number, (inputs, _, whole) in enumerate(groups):
+        rows = stack(inputs, whole) if model.dpa_fine else inputs
+        lookups[f"rows{number}"] = rows.items
+    vectors = _lookup(params["item_embedding"], lookups)
+
+    states, final = [], []
+    for number, (inputs, _, whole) in enumerate(groups):
+        rows = stack(inputs, whole) if model.dpa_fine else inputs
+        dropout_key = jax.random.fold_in(key_dropout, number)
+        encoded = model.states(params, vectors[f"rows{number}"], rows, dropout_key)
+        states.append(_flat(encoded[: len(inputs.items)]))
+        final.append(_flat(encoded[len(inputs.items) :]))
+    hidden = normalise(jnp.concatenate(states))
+
+    def logits(name: str) -> Array:
+        return cosine_logits(hidden, normalise(vectors[name]), model.temperature)
+
+    soft = None
+    if model.dpa_fine:
+        last = normalise(jnp.concatenate(final)[batch.last])[:, None, :]
+        soft = cosine_logits(last, normalise(vectors["soft"]), model.temperature)
+    return total_loss(
+        logits("positive"),
+        [logits(name) for name in ("uniform", "safe") if name in vectors],
+        valid,
+        data.weights[target] if model.hbr else None,
+        soft,
+        fine=model.dpa_fine,
+        augmentation_weight=model.dpa_weight,
+    )
+
+
+def _user(batch: Batch, segment: Indices) -> Array:
+    """Index of each cell's user in the batch; any user for an empty cell."""
+    return jnp.minimum(segment, batch.users.shape[0] - 1)
+
+
+def _lookup(table: Array, items: dict[str, Array]) -> dict[str, Array]:
+    """Embeds several arrays of ids with one gather."""
+    flat = jnp.concatenate([ids.reshape(-1) for ids in items.values()])
+    vectors, out, begin = table[flat], {}, 0
+    for name, ids in items.items():
+        out[name] = vectors[begin : begin + ids.size].reshape(*ids.shape, -1)
+        begin += ids.size
+    return out
+
+
+def _flat(cells: Array) -> Array:
+    """Lays the cells of rows [R, L, ...] end to end."""
+    return cells.reshape(-1, *cells.shape[2:])
+
+
+def final_states(
+    params: Params, model: EncoderModel, offsets: Array, items: Array, batch: Batch
+) -> Array:
+    """The state after each user's last event, of length 1, [B, D].
+
+    Args:
+      params: of the encoder.
+      model: static.
+      offsets: [U+1] int32, CSR of the histories.
+      items: [E] int32.
+      batch: users and layout.
+    """
+    states = []
+    for event, segment in zip(batch.event, batch.segment, strict=True):
+        occupied = segment < batch.users.shape[0]
+        user = batch.users[_user(batch, segment)]
+        end = offsets[user + 1]
+        rows = _rows(
+            jnp.where(occupied, items[event], 0),
+            event,
+            segment,
+            jnp.minimum(end - offsets[user], model.max_length),
+            end,
+            model.max_length,
+        )
+        vectors = params["item_embedding"][rows.items]
+        states.append(_flat(model.states(params, vectors, rows, None)))
+    return normalise(jnp.concatenate(states)[batch.last])
+
+
+def score_items(params: Params, model: EncoderModel, states: Array, items: Array) -> Array:
+    """Scores chosen items, [B, C], from normalised states [B, D] and ids [B, C]."""
+    embeddings = normalise(params["item_embedding"][items])
+    return cosine_logits(states[:, None, :], embeddings, model.temperature)
+
+
+def score_all(params: Params, model: EncoderModel, states: Array) -> Array:
+    """Scores the whole catalogue, [B, I + 1], from normalised states [B, D]."""
+    return model.temperature * jnp.dot(states, normalise(params["item_embedding"]).T)

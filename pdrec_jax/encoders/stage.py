@@ -1,0 +1,361 @@
+"""The encoder stage: from a split and preferences to a trained encoder and its ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from ml_collections import ConfigDict
+
+from pdrec_jax import training
+from pdrec_jax.data.batches import draw_users, extend_train, most_rows, pack, rows_needed
+from pdrec_jax.data.negatives import complement_table
+from pdrec_jax.data.splits import Split
+from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.encoders import registry
+from pdrec_jax.encoders.effects import plugin_effects
+from pdrec_jax.encoders.model import Batch, EncoderModel, Params, TrainingData, training_loss
+from pdrec_jax.encoders.ranking import Evaluation
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.metrics import SELECTION
+from pdrec_jax.evaluation.protocol import Protocol
+from pdrec_jax.plugins.hbr import behaviour_weights
+from pdrec_jax.settings import seeded
+
+PLUGINS = ("hbr", "nns", "dpa")
+_HBR_BLOCK = 4096
+_LOOKED_AHEAD = 8  # epochs whose layouts decide the number of rows
+
+
+def parse_variant(variant: str) -> tuple[str, ...]:
+    """Reads a variant: ``base``, or plugins joined by ``+`` in any order.
+
+    Raises:
+      UserError: an unknown or repeated plugin.
+    """
+    if variant == "base":
+        return ()
+    names = variant.split("+")
+    if not set(names) <= set(PLUGINS) or len(set(names)) != len(names):
+        raise UserError(
+            f"encoder.variants: expected 'base' or some of {'+'.join(PLUGINS)}, got {variant!r}"
+        )
+    return tuple(name for name in PLUGINS if name in names)
+
+
+def title_of(config: ConfigDict, variant: str) -> str:
+    """Names a variant as tables show it, ``SASRec+HBR+NNS+DPA``."""
+    title, _ = registry.find(config.name)
+    return "+".join([title, *(name.upper() for name in parse_variant(variant))])
+
+
+def hbr_weights(
+    config: ConfigDict, split: Split, preferences: Preferences, floor: str, max_length: int
+) -> np.ndarray:
+    """HBR's weight of each training event as a target, [E] float32.
+
+    Only the last ``max_length`` events of a user but the first are targets; the others get 0.
+
+    Args:
+      config: section ``hbr``.
+      split: the data.
+      preferences: scores of the observed items.
+      floor: see ``plugins.hbr``.
+      max_length: L.
+    """
+    offsets, lengths = split.train.offsets, split.train.lengths
+    weights = np.zeros(split.train.num_events, np.float32)
+    function = jax.jit(
+        functools.partial(
+            behaviour_weights,
+            rank_weight=config.rank_weight,
+            clip=config.clip,
+            scale=config.scale,
+            floor=floor,
+            max_length=max_length,
+        )
+    )
+    cells = np.arange(max_length)[None, :]
+    for begin in range(0, len(lengths), _HBR_BLOCK):
+        users = np.arange(begin, min(begin + _HBR_BLOCK, len(lengths)))
+        count = np.minimum(lengths[users] - 1, max_length)[:, None]
+        index = (offsets[1:][users][:, None] - count) + cells
+        observed = cells < count
+        scores = preferences.observed[np.minimum(index, len(weights) - 1)]
+        block = function(scores, observed, padding=preferences.padding[users])
+        weights[index[observed]] = np.asarray(block)[observed]
+    return weights
+
+
+def make_model(
+    config: ConfigDict, plugins: tuple[str, ...], num_items: int
+) -> tuple[EncoderModel, Any]:
+    """Builds the model of a config, and a function that initialises its parameters.
+
+    Args:
+      config: the whole config; sections ``encoder`` and ``dpa`` count.
+      plugins: from ``parse_variant``.
+      num_items: I.
+    """
+    _, module = registry.find(config.encoder.name)
+
+    def make() -> tuple[Any, Params]:
+        made = module(config.encoder, num_items, rngs=nnx.Rngs(params=config.seed))
+        graph, state = nnx.split(made)
+        return graph, nnx.to_pure_dict(state)
+
+    found = {}
+
+    def trace() -> Params:
+        found["graph"], params = make()
+        return params
+
+    jax.eval_shape(trace)
+    model = EncoderModel(
+        found["graph"],
+        config.encoder.max_length,
+        config.encoder.temperature,
+        hbr="hbr" in plugins,
+        nns="nns" in plugins,
+        dpa_fine=config.dpa.fine if "dpa" in plugins else 0,
+        dpa_weight=config.dpa.weight if "dpa" in plugins else 0.0,
+    )
+    return model, jax.jit(lambda: make()[1])
+
+
+def training_data(
+    config: ConfigDict,
+    split: Split,
+    preferences: Preferences | None,
+    model: EncoderModel,
+    floor: str,
+) -> TrainingData:
+    """Puts what the steps read on the device; plugins that are off get arrays of size 1.
+
+    Raises:
+      UserError: a plugin is on and there are no preferences.
+    """
+    train = split.train
+    if preferences is None and (model.hbr or model.nns or model.dpa_fine):
+        raise UserError("encoder: plugins need preferences, and there are none")
+    none = np.zeros((1, 1), np.int32)
+    weights, pools, candidates = np.zeros(1, np.float32), none, none
+    if preferences is not None:
+        if model.hbr:
+            weights = hbr_weights(config.hbr, split, preferences, floor, model.max_length)
+        pools = preferences.negatives if model.nns else none
+        candidates = preferences.candidates if model.dpa_fine else none
+    return TrainingData(
+        jnp.asarray(train.offsets, jnp.int32),
+        jnp.asarray(train.items),
+        complement_table(train.offsets, train.items, train.num_items),
+        jnp.asarray(weights),
+        jnp.asarray(pools),
+        jnp.asarray(candidates),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncoderTask:
+    """Training of one encoder, as ``training.Task``.
+
+    Attributes:
+      config: section ``encoder`` with ``seed``.
+      model: static description.
+      initialise: makes the parameters.
+      data: resident on the device.
+      offsets: [U+1], CSR of the training events, on the host.
+      users: [U'] the users that are drawn.
+      scorer: evaluates the epoch.
+      steps: steps an epoch.
+      name: in the log.
+    """
+
+    config: ConfigDict
+    model: EncoderModel
+    initialise: Any
+    data: TrainingData
+    offsets: np.ndarray
+    users: np.ndarray
+    scorer: Evaluation
+    steps: int
+    name: str
+
+    def initial(self) -> dict[str, Any]:
+        """Returns parameters and optimiser state."""
+        params = self.initialise()
+        return {"params": params, "optimiser": _OPTIMISER.init(params)}
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        config = self.config
+        return draw_users(
+            self.users,
+            (self.steps, config.batch_size),
+            seed=(config.seed, 2, epoch),
+            repeat=config.batch_repeat,
+        )
+
+    def _rows(self, users: np.ndarray) -> tuple[int, ...]:
+        return most_rows(rows_needed(self.offsets, row, self.model.max_length) for row in users)
+
+    @functools.cached_property
+    def _usual_rows(self) -> tuple[int, ...]:
+        """Rows that nearly every epoch fits in; a function of the seed, so a resume repeats it."""
+        return most_rows(self._rows(self._draw(epoch)) for epoch in range(1, _LOOKED_AHEAD + 1))
+
+    def layout(self, epoch: int) -> Batch:
+        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
+        users = self._draw(epoch)
+        # A rare epoch that needs more gets spare rows, so that few shapes are ever compiled.
+        rows = tuple(
+            usual if need <= usual else -(-need // 4) * 4
+            for need, usual in zip(self._rows(users), self._usual_rows, strict=True)
+        )
+        packed = [pack(self.offsets, row, self.model.max_length, rows) for row in users]
+        return Batch(
+            users.astype(np.int32),
+            tuple(np.stack(group) for group in zip(*(p.event for p in packed), strict=True)),
+            tuple(np.stack(group) for group in zip(*(p.segment for p in packed), strict=True)),
+            np.stack([p.last for p in packed]),
+        )
+
+    def run_epoch(
+        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """Trains one epoch in one dispatch, see ``training.Task``."""
+        config = self.config
+        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+        numbers = np.arange((epoch - 1) * self.steps, epoch * self.steps)
+        state, losses = _train_epoch(
+            state, self.data, self.layout(epoch), numbers, rate, self.model, config.seed
+        )
+        loss = float(np.asarray(losses).mean())
+        advance(self.steps)
+        return state, {"loss": loss, "learning_rate": rate}
+
+    def evaluate(self, params: Params) -> float:
+        """Returns the selection metric."""
+        return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
+
+
+# Adam without the learning rate, which changes by the epoch; betas of the reference.
+_OPTIMISER = optax.scale_by_adam(b1=0.9, b2=0.98)
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
+def _train_epoch(
+    state: dict[str, Any],
+    data: TrainingData,
+    batches: Batch,
+    numbers: Array,
+    rate: float,
+    model: EncoderModel,
+    seed: int,
+) -> tuple[dict[str, Any], Array]:
+    """Scans the steps of an epoch; returns the state and the loss of each step."""
+    base = jax.random.key(seed)
+
+    def step(state: dict[str, Any], inputs: tuple[Batch, Array]) -> tuple[dict[str, Any], Array]:
+        batch, number = inputs
+        loss, gradient = jax.value_and_grad(training_loss)(
+            state["params"], model, data, batch, jax.random.fold_in(base, number)
+        )
+        updates, optimiser = _OPTIMISER.update(gradient, state["optimiser"])
+        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+        return {"params": params, "optimiser": optimiser}, loss
+
+    return jax.lax.scan(step, state, (batches, numbers))
+
+
+def build(
+    config: ConfigDict,
+    variant: str,
+    split: Split,
+    preferences: Preferences | None,
+    *,
+    drawn: np.ndarray,
+    ranked: np.ndarray,
+    protocol: Protocol,
+    candidates: np.ndarray,
+    validation: np.ndarray,
+    name: str,
+) -> tuple[EncoderTask, dict[str, Evaluation | None]]:
+    """Builds the training task of one variant, and what ranks its users.
+
+    Args:
+      config: the whole config.
+      variant: see ``parse_variant``.
+      split: the data.
+      preferences: of the diffusion stage; None for ``base``.
+      drawn: [U] bool, whose histories train the encoder.
+      ranked: [U] bool, who is evaluated.
+      protocol: HBR's floor, and what chooses the epoch.
+      candidates: [U, 1 + N] of the test item.
+      validation: [U, 1 + N] of the validation item, unused where the test chooses the epoch.
+      name: in the log.
+
+    Returns:
+      the task; scorers ``test`` and ``validation`` (None where the test chooses the epoch).
+    """
+    section = seeded(config, "encoder")
+    model, initialise = make_model(config, parse_variant(variant), split.train.num_items)
+    data = training_data(config, split, preferences, model, protocol.hbr_floor)
+    index = np.flatnonzero(ranked)
+
+    def scorer(offsets: np.ndarray, items: np.ndarray, table: np.ndarray) -> Evaluation:
+        return Evaluation(
+            model=model,
+            offsets=offsets,
+            items=items,
+            users=index,
+            candidates=table,
+            half_ties=protocol.half_ties,
+            block=section.block,
+            num_items=split.train.num_items,
+        )
+
+    test = scorer(*extend_train(split)[:2], candidates)
+    valid = None
+    if not protocol.select_on_test:
+        valid = scorer(split.train.offsets, split.train.items, validation)
+    steps = -(-len(index) // section.batch_size)
+    task = EncoderTask(
+        section,
+        model,
+        initialise,
+        data,
+        split.train.offsets,
+        np.flatnonzero(drawn),
+        valid or test,
+        steps,
+        name,
+    )
+    return task, {"test": test, "validation": valid}
+
+
+def loop_settings(config: ConfigDict, save_seconds: float) -> training.LoopSettings:
+    """When the stage evaluates, stops and saves."""
+    return training.LoopSettings(
+        epochs=config.epochs,
+        patience=config.patience,
+        first_evaluation=config.first_evaluation,
+        min_epochs=config.min_epochs,
+        evaluate_every=config.evaluate_every,
+        save_seconds=save_seconds,
+    )
+
+
+def effects(
+    config: ConfigDict, split: Split, preferences: Preferences, floor: str
+) -> dict[str, Any]:
+    """What the plugins make of preferences, see ``encoders.effects``."""
+    weights = hbr_weights(config.hbr, split, preferences, floor, config.encoder.max_length)
+    return plugin_effects(split, preferences, weights, config.hbr.clip, config.hbr.scale)

@@ -1,0 +1,1 @@
+"""Ranks, metrics and the two protocols of comparison."""

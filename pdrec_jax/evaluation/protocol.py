@@ -1,0 +1,162 @@
+"""The two protocols: which users, which inputs, which candidates, and what chooses the epoch.
+
+``strict`` is free of leakage; ``reference`` does what the authors' code does, so that its figures
+can be held against the paper's Table 1. docs/design.md has them side by side.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from pdrec_jax.data.splits import Split
+from pdrec_jax.errors import UserError
+
+NEGATIVES = 99
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A named set of choices.
+
+    Attributes:
+      name: printed with every figure.
+      select_on_test: choose the epoch by the test item (True) or the validation item.
+      nns_excludes_heldout: the negatives' pool leaves out validation and test items too.
+      nns_last_fraction: the lowest-ranked share that the pool keeps, 1 for all.
+      dpa_unobserved: soft positives come from unobserved items only.
+      hbr_floor: ``observed`` or ``shifted`` (``plugins.hbr``).
+      half_ties: a tied candidate counts half a place.
+      source_slots: the interaction vectors span the source domain's items, always empty, too.
+      test_among_negatives: the test item can be drawn as one of its own negatives.
+    """
+
+    name: str
+    select_on_test: bool
+    nns_excludes_heldout: bool
+    nns_last_fraction: float
+    dpa_unobserved: bool
+    hbr_floor: str
+    half_ties: bool
+    test_among_negatives: bool
+
+
+STRICT = Protocol(
+    name="strict",
+    select_on_test=False,
+    nns_excludes_heldout=False,
+    nns_last_fraction=1.0,
+    dpa_unobserved=True,
+    hbr_floor="observed",
+    half_ties=True,
+    test_among_negatives=False,
+)
+REFERENCE = Protocol(
+    name="reference",
+    select_on_test=True,
+    nns_excludes_heldout=True,
+    nns_last_fraction=0.99,
+    dpa_unobserved=False,
+    hbr_floor="shifted",
+    half_ties=False,
+    test_among_negatives=True,
+)
+
+
+def get_protocol(name: str) -> Protocol:
+    """Returns the protocol of that name; raises UserError for another."""
+    for protocol in (STRICT, REFERENCE):
+        if protocol.name == name:
+            return protocol
+    raise UserError(f"protocol: expected 'strict' or 'reference', got {name!r}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UserSets:
+    """Which users take part where, [U] bool each.
+
+    Attributes:
+      diffusion: train and evaluate the diffusion model.
+      preferences: have preferences computed, and are drawn by the encoder's batches.
+      encoder: evaluate the encoder.
+    """
+
+    diffusion: np.ndarray
+    preferences: np.ndarray
+    encoder: np.ndarray
+
+
+def user_sets(protocol: Protocol, split: Split) -> UserSets:
+    """Selects users as the protocol says.
+
+    ``strict``: every user with a pair of training events. ``reference``: the public code's filters,
+    which ask for source-domain events although the task has one domain, and leave out the user with
+    the highest id from the encoder's evaluation. A log of one domain has no source events to ask
+    for, so that part of the filter falls away.
+    """
+    train = split.train.lengths
+    if protocol.name == "strict":
+        pair = train >= 2
+        return UserSets(pair, pair, pair)
+    source = split.source_lengths if split.mixed is not None else np.full(len(train), 2)
+    encoder = (train >= 2) & (source >= 1)
+    encoder[-1] = False
+    return UserSets(
+        (train >= 2) & (source >= 2),
+        (train >= 1) & (source >= 1),
+        encoder,
+    )
+
+
+def draw_candidates(
+    protocol: Protocol, split: Split, seed: int, *, heldout: str, negatives: int = NEGATIVES
+) -> np.ndarray:
+    """Draws the sampled candidates of every user once, for all models and epochs.
+
+    A user's draw depends on the seed and the user alone. Never drawn: what the model is given as
+    input. Under ``strict``, neither held-out item is drawn; under ``reference`` the test item can
+    be (the public code lets it).
+
+    Args:
+      protocol: decides on the test item.
+      split: the data.
+      seed: of the draw.
+      heldout: ``valid`` or ``test``: whose item goes to column 0.
+      negatives: N.
+
+    Returns:
+      [U, 1 + N] int32; the relevant item in column 0, then N distinct others.
+
+    Raises:
+      UserError: a user has fewer than N items to draw from.
+    """
+    train, num_items = split.train, split.train.num_items
+    positives = split.valid_items if heldout == "valid" else split.test_items
+    table = np.zeros((train.num_users, 1 + negatives), np.int32)
+    table[:, 0] = positives
+    for user in range(train.num_users):
+        own = train.items[train.offsets[user] : train.offsets[user + 1]]
+        excluded = np.append(own, split.valid_items[user])
+        if not protocol.test_among_negatives:
+            excluded = np.append(excluded, split.test_items[user])
+        excluded = np.unique(excluded)
+        if num_items - len(excluded) < negatives:
+            raise UserError(
+                f"evaluation: user {split.train.user_ids[user]} leaves {num_items - len(excluded)} "
+                f"items to draw {negatives} negatives from; a larger catalogue is needed"
+            )
+        rng = np.random.default_rng((seed, user))
+        # Distinct ranks among the items that are not excluded, shifted past the excluded ones.
+        ranks = rng.choice(num_items - len(excluded), negatives, replace=False)
+        table[user, 1:] = complement(excluded, ranks)
+    return table
+
+
+def complement(excluded: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Returns the items of the given ranks (from 0) among those not excluded, ids counting from 1.
+
+    Args:
+      excluded: sorted distinct ids.
+      ranks: any shape.
+    """
+    below = excluded - np.arange(len(excluded)) - 1  # how many kept items precede each excluded one
+    return ranks + 1 + np.searchsorted(below, ranks, side="right")

@@ -1,0 +1,97 @@
+"""Counting, for each user, the candidates that beat the relevant item."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdrec_jax.evaluation.metrics import summarise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ranks:
+    """What a ranking of each user's candidates comes down to.
+
+    Attributes:
+      above: [U] int64, negatives scored strictly higher than the relevant item.
+      ties: [U] int64, negatives scored equal.
+      negatives: [U] int64, how many negatives there were.
+      half_ties: whether a tie counts half a place (``strict``) or none (``reference``).
+    """
+
+    above: np.ndarray
+    ties: np.ndarray
+    negatives: np.ndarray
+    half_ties: bool
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """[U] float64, 0 is the best."""
+        return self.above + (self.ties / 2 if self.half_ties else 0.0)
+
+    def metrics(self) -> dict[str, float]:
+        """Means over users, see ``metrics.summarise``."""
+        return summarise(self.ranks, self.above, self.ties, self.negatives)
+
+
+def count_candidates(scores: Array) -> tuple[Array, Array]:
+    """Counts on sampled candidates.
+
+    Args:
+      scores: [B, 1 + N], the relevant item in column 0.
+
+    Returns:
+      above [B] and ties [B], int32.
+    """
+    positive, negative = scores[:, :1], scores[:, 1:]
+    above = jnp.sum(negative > positive, axis=1, dtype=jnp.int32)
+    return above, jnp.sum(negative == positive, axis=1, dtype=jnp.int32)
+
+
+def count_catalogue(
+    scores: Array, positive: Array, seen: Array, *, first_item: int = 1, last_item: int
+) -> tuple[Array, Array]:
+    """Counts on the whole catalogue, the user's seen items left out.
+
+    The items left out are counted and subtracted, so no mask over the catalogue is built. The
+    relevant item itself never counts, seen before or not.
+
+    Args:
+      scores: [B, I] over item ids (column 0 is the padding id and never counts).
+      positive: [B] int32, the relevant item.
+      seen: [B, K] int32, distinct seen items, 0 where there are fewer.
+      first_item: first id of the catalogue.
+      last_item: last id of the catalogue.
+
+    Returns:
+      above [B] and ties [B], int32.
+    """
+    own = jnp.take_along_axis(scores, positive[:, None], axis=1)
+    catalogue = scores[:, first_item : last_item + 1]
+    above = jnp.sum(catalogue > own, axis=1, dtype=jnp.int32)
+    ties = jnp.sum(catalogue == own, axis=1, dtype=jnp.int32) - 1
+    of_seen = jnp.take_along_axis(scores, seen, axis=1)
+    counts = (seen > 0) & (seen != positive[:, None])
+    above = above - jnp.sum(counts & (of_seen > own), axis=1, dtype=jnp.int32)
+    return above, ties - jnp.sum(counts & (of_seen == own), axis=1, dtype=jnp.int32)
+
+
+def distinct_rows(offsets: np.ndarray, items: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Distinct items of each of some users, [B, K] int32, padded with 0; K is the largest number.
+
+    Args:
+      offsets: [U+1], CSR.
+      items: [E] int32.
+      users: [B] indices.
+    """
+    rows = [np.unique(items[offsets[user] : offsets[user + 1]]) for user in users]
+    width = max((len(row) for row in rows), default=0)
+    table = np.zeros((len(rows), max(width, 1)), np.int32)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = row
+    return table
+
+
+jit_count_candidates = jax.jit(count_candidates)

@@ -1,0 +1,309 @@
+"""The configuration: every field with its default, its range and what it means.
+
+A file in ``configs/`` starts from ``default_config()`` and sets what its experiment changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pdrec_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting.
+
+    Attributes:
+      default: its value where nothing else is said; its type is the setting's type.
+      expected: the range in words, for the error message.
+      allows: whether a value is in range.
+      meaning: what it does.
+    """
+
+    default: Any
+    expected: str
+    allows: Callable[[Any], bool]
+    meaning: str
+
+
+def _among(default: str, choices: tuple[str, ...], meaning: str) -> Field:
+    return Field(default, f"one of {', '.join(choices)}", choices.__contains__, meaning)
+
+
+def _count(default: int, meaning: str, least: int = 1) -> Field:
+    return Field(default, f"an integer of at least {least}", lambda v: v >= least, meaning)
+
+
+def _number(
+    default: float, low: float, high: float, meaning: str, *, open_low: bool = False
+) -> Field:
+    left = "above" if open_low else "at least"
+    upper = "" if math.isinf(high) else f" and at most {high:g}"
+
+    def allows(value: float) -> bool:
+        above = value > low if open_low else value >= low
+        return math.isfinite(value) and above and value <= high
+
+    return Field(default, f"a number {left} {low:g}{upper}", allows, meaning)
+
+
+def _flag(default: bool, meaning: str) -> Field:
+    return Field(default, "True or False", lambda v: isinstance(v, bool), meaning)
+
+
+def _text(default: str, meaning: str) -> Field:
+    return Field(default, "text", lambda v: True, meaning)
+
+
+def _names(values: tuple[str, ...], meaning: str) -> Field:
+    return Field(values, "a tuple of names, at least one", lambda v: len(v) > 0, meaning)
+
+
+INFINITY = math.inf
+
+FIELDS: dict[str, Field] = {
+    "name": _text("custom", "name of the experiment, in titles and the default workdir"),
+    "seed": _count(0, "of initial values, draws and candidates", least=0),
+    "protocol": _among(
+        "strict", ("strict", "reference"), "free of leakage, or the public code's choices"
+    ),
+    "stage": _among("all", ("all", "diffusion", "encoder"), "which stages to run"),
+    "preferences_from": _text(
+        "", "workdir whose preferences the encoder stage reads; empty for this run's own"
+    ),
+    "save_seconds": _number(300.0, 0, INFINITY, "wall time between saves of a stage's state"),
+    "progress": _flag(True, "show progress bars"),
+    "tensorboard": _flag(False, "write TensorBoard files too (needs the extra)"),
+    # Data.
+    "data.source": _among(
+        "auto", ("auto", "real", "simulated"), "auto simulates where there is no real log"
+    ),
+    "data.dir": _text("", "directory of the logs; then $PDREC_DATA, then data/"),
+    "data.target": _text("", "log of the domain to recommend, a name without its ending or a path"),
+    "data.auxiliary": _text("", "log of the paper's source domain, or empty; decides on users"),
+    "data.user": _text("user_id", "column of the users"),
+    "data.item": _text("item_id", "column of the items"),
+    "data.time": _text("timestamp", "column of the times, or empty for log order"),
+    "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
+    # Simulated log.
+    "simulation.num_users": _count(2000, "users", least=2),
+    "simulation.num_items": _count(3000, "target items", least=200),
+    "simulation.num_source_items": _count(0, "source items", least=0),
+    "simulation.mean_length": _number(14.3, 4, 1000, "events a user, on average"),
+    "simulation.overrides": Field(
+        (),
+        "a tuple of (field, value)",
+        lambda v: all(len(pair) == 2 for pair in v),
+        "settings of the shortened run on a simulated log; a field set by hand wins",
+    ),
+    # Diffusion.
+    "diffusion.schedule": _among(
+        "linear-var", ("linear", "linear-var", "cosine", "binomial"), "of the noise"
+    ),
+    "diffusion.steps": _count(10, "T"),
+    "diffusion.noise_scale": _number(0.01, 0, INFINITY, "factor of both ends; 0 for no noise"),
+    "diffusion.noise_min": _number(0.0005, 0, INFINITY, "lower end"),
+    "diffusion.noise_max": _number(0.005, 0, INFINITY, "upper end"),
+    "diffusion.hidden": Field(
+        (1000,), "a tuple of widths, at least one", lambda v: v and min(v) >= 1, "H, per layer"
+    ),
+    "diffusion.embedding_size": _count(10, "width of the timestep embedding"),
+    "diffusion.normalise": _flag(False, "divide each input vector by its L2 norm"),
+    "diffusion.target": _among("x0", ("x0", "epsilon"), "what the denoiser predicts"),
+    "diffusion.reweight": _flag(True, "weight the loss of a timestep by its signal-to-noise ratio"),
+    "diffusion.dropout": _number(0.5, 0, 0.99, "on the denoiser's input"),
+    "diffusion.sampling_steps": _count(0, "forward steps before inference", least=0),
+    "diffusion.sampling_noise": _flag(False, "add noise in the reverse steps"),
+    "diffusion.noise_fraction": _number(
+        1.0, 0, 1, "share of the slots that carry noise in a training step", open_low=True
+    ),
+    "diffusion.weighting": _among(
+        "time", ("time", "position"), "TI-DiffRec weighs behaviours by time, T-DiffRec by position"
+    ),
+    "diffusion.w_min": _number(0.5, 0, INFINITY, "weight of the earliest behaviour"),
+    "diffusion.w_max": _number(1.0, 0, INFINITY, "weight of the latest behaviour", open_low=True),
+    "diffusion.ties": _among(
+        "AllOne", ("AllOne", "AllLinear", "MinMax"), "weights where all times are equal"
+    ),
+    "diffusion.source_slots": _flag(False, "slots for the source items too, always empty"),
+    "diffusion.learning_rate": _number(5e-5, 0, INFINITY, "of AdamW", open_low=True),
+    "diffusion.learning_rate_decay": _number(0.99, 0, 1, "factor an epoch", open_low=True),
+    "diffusion.weight_decay": _number(0.5, 0, INFINITY, "of AdamW"),
+    "diffusion.batch_size": _count(400, "B"),
+    "diffusion.batch_repeat": _count(1, "how often each batch is delivered; 3 in the public code"),
+    "diffusion.epochs": _count(1000, "at most"),
+    "diffusion.patience": _count(10, "evaluations without a new best before stopping"),
+    "diffusion.evaluate_every": _count(1, "epochs between evaluations"),
+    "diffusion.block": _count(256, "users at a time in inference"),
+    # Plugins.
+    "hbr.rank_weight": _number(0.1, 0, 1, "omega_r, share of the rank term"),
+    "hbr.clip": _number(3.0, 0, INFINITY, "c_w, the largest weight before scaling", open_low=True),
+    "hbr.scale": _number(2.0, 0, INFINITY, "omega_f, factor of all weights", open_low=True),
+    "nns.first_fraction": _number(
+        0.5, 0, 0.98, "omega_m, share of the ranking that is too likely to be negative"
+    ),
+    "nns.kept": _count(512, "R, negatives kept a user"),
+    "dpa.coarse": _count(50, "M, candidates of the diffusion model"),
+    "dpa.fine": _count(5, "N, picks of the encoder"),
+    "dpa.weight": _number(0.3, 0, INFINITY, "omega_d, weight of the soft positives"),
+    # Encoder.
+    "encoder.name": _text("sasrec", "which encoder, see pdrec_jax/encoders/registry.py"),
+    "encoder.variants": _names(
+        ("base", "hbr+nns+dpa"), "what to train: 'base', or plugins joined by +"
+    ),
+    "encoder.width": _count(64, "D"),
+    "encoder.blocks": _count(2, "layers"),
+    "encoder.heads": _count(1, "attention heads"),
+    "encoder.dropout": _number(0.2, 0, 0.99, "everywhere in the encoder"),
+    "encoder.max_length": _count(200, "L, events of a history that are used", least=2),
+    "encoder.attend_padding": _flag(True, "attend to left padding, as the public code does"),
+    "encoder.temperature": _number(5.0, 0, INFINITY, "of the cosine scores", open_low=True),
+    "encoder.learning_rate": _number(0.005, 0, INFINITY, "of Adam", open_low=True),
+    "encoder.learning_rate_decay": _number(0.99, 0, 1, "factor an epoch", open_low=True),
+    "encoder.batch_size": _count(128, "B"),
+    "encoder.batch_repeat": _count(1, "how often each batch is delivered; 3 in the public code"),
+    "encoder.epochs": _count(1000, "at most"),
+    "encoder.patience": _count(10, "evaluations without a new best before stopping"),
+    "encoder.first_evaluation": _count(51, "epoch of the first evaluation"),
+    "encoder.min_epochs": _count(100, "no early stop before this epoch", least=0),
+    "encoder.evaluate_every": _count(1, "epochs between evaluations"),
+    "encoder.block": _count(256, "users at a time in evaluation"),
+    "evaluation.negatives": _count(99, "sampled negatives a user"),
+}
+
+# What may differ between a run and its resumption.
+FREE_FIELDS = ("stage", "save_seconds", "progress", "tensorboard", "data.dir")
+
+
+def default_config() -> ConfigDict:
+    """Returns a config with every field at its default."""
+    config = ConfigDict()
+    for path, field in FIELDS.items():
+        section, _, name = path.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[name] = field.default
+    return config
+
+
+def get(config: ConfigDict, path: str) -> Any:
+    """Returns the field at a dotted path."""
+    section, _, name = path.rpartition(".")
+    return (config[section] if section else config)[name]
+
+
+def put(config: ConfigDict, path: str, value: Any) -> None:
+    """Sets the field at a dotted path.
+
+    Raises:
+      UserError: no such field.
+    """
+    if path not in FIELDS:
+        raise UserError(f"config: there is no field {path!r}")
+    section, _, name = path.rpartition(".")
+    (config[section] if section else config)[name] = value
+
+
+def seeded(config: ConfigDict, section: str) -> ConfigDict:
+    """Returns a copy of a section with the run's seed beside its own fields."""
+    return ConfigDict({**config[section].to_dict(), "seed": config.seed})
+
+
+def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Yields (dotted path, value) of every field that a config holds."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from ((f"{name}.{inner}", leaf) for inner, leaf in flatten(value))
+        else:
+            yield name, value
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field's name, type and range, and what must hold between fields.
+
+    Raises:
+      UserError: the first that is wrong.
+    """
+    found = dict(flatten(config))
+    for path in found:
+        if path not in FIELDS:
+            raise UserError(f"config.{path}: unknown field")
+    for path, field in FIELDS.items():
+        if path not in found:
+            raise UserError(f"config.{path}: missing, {field.expected} is expected")
+        value, kind = found[path], type(field.default)
+        numeric = kind is float and isinstance(value, int) and not isinstance(value, bool)
+        fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        if not (fits or numeric) or not field.allows(value):
+            raise UserError(f"config.{path}: {field.expected} is expected, got {value!r}")
+    _validate_together(config)
+
+
+def _validate_together(config: ConfigDict) -> None:
+    diffusion, encoder = config.diffusion, config.encoder
+    if diffusion.w_min > diffusion.w_max:
+        raise UserError(
+            f"config.diffusion.w_min: at most w_max ({diffusion.w_max:g}) is expected, "
+            f"got {diffusion.w_min:g}"
+        )
+    if diffusion.noise_min > diffusion.noise_max:
+        raise UserError(
+            f"config.diffusion.noise_min: at most noise_max ({diffusion.noise_max:g}) is expected, "
+            f"got {diffusion.noise_min:g}"
+        )
+    if diffusion.sampling_steps > diffusion.steps:
+        raise UserError(
+            f"config.diffusion.sampling_steps: at most steps ({diffusion.steps}) is expected, "
+            f"got {diffusion.sampling_steps}"
+        )
+    if diffusion.noise_fraction < 1 and (diffusion.target != "x0" or diffusion.normalise):
+        raise UserError(
+            "config.diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, "
+            f"got {diffusion.noise_fraction:g}"
+        )
+    if config.dpa.fine > config.dpa.coarse:
+        raise UserError(
+            f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "
+            f"got {config.dpa.fine}"
+        )
+    if encoder.width % encoder.heads:
+        raise UserError(
+            f"config.encoder.heads: a divisor of the width ({encoder.width}) is expected, "
+            f"got {encoder.heads}"
+        )
+
+
+def apply_overrides(config: ConfigDict, pristine: ConfigDict) -> ConfigDict:
+    """Returns the config of the shortened run on a simulated log.
+
+    Args:
+      config: as resolved, command line included.
+      pristine: as the config file gave it; a field that differs from it was set by hand and stays.
+    """
+    short = config.copy_and_resolve_references()
+    for path, value in config.simulation.overrides:
+        if path in FIELDS and get(config, path) == get(pristine, path):
+            put(short, path, value)
+        elif path not in FIELDS:
+            raise UserError(f"config.simulation.overrides: there is no field {path!r}")
+    return short
+
+
+def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[str]:
+    """Lists the fields in which two configs differ, those that may change between runs left out."""
+    left, right = dict(flatten(config)), dict(flatten(ConfigDict(other)))
+    return [
+        path
+        for path in sorted(left.keys() | right.keys())
+        if path not in FREE_FIELDS and _plain(left.get(path)) != _plain(right.get(path))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

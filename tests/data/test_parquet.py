@@ -1,0 +1,100 @@
+"""Parquet: types of columns, and what is said about bad input."""
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pdrec_jax.data.readers import read_log
+
+EXPECTED = [(1, 7, 10.0), (1, 5, 20.0), (2, 7, 5.0)]
+
+
+class TestParquet:
+    @pytest.mark.parametrize("kind", [pa.int64(), pa.int32(), pa.uint64(), pa.string()])
+    def test_ids(self, write_parquet, events, kind):
+        ids = pa.array([1, 1, 2], pa.int64()).cast(kind)
+        path = write_parquet(item_id=[7, 5, 7], user_id=ids, timestamp=[10.0, 20.0, 5.0], other=ids)
+        assert events(read_log(path)) == EXPECTED
+
+    @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+    def test_text_ids(self, write_parquet, events, kind):
+        users = pa.array(["b", "a", "b"]).cast(kind)
+        log = read_log(write_parquet(user_id=users, item_id=[1, 2, 3]), time=None)
+        assert events(log) == [("a", 2, None), ("b", 1, None), ("b", 3, None)]
+
+    @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+    def test_timestamps(self, write_parquet, unit):
+        moment = datetime.datetime(2018, 10, 2, 12, tzinfo=datetime.UTC)
+        times = pa.array([moment]).cast(pa.timestamp(unit, "UTC"))
+        log = read_log(write_parquet(user_id=[1], item_id=[1], timestamp=times))
+        assert log.times.tolist() == [moment.timestamp()]
+
+    @pytest.mark.parametrize(
+        ("times", "seconds"),
+        [
+            (pa.array([2], pa.date32()), 172_800.0),
+            (pa.array([86_400_000], pa.date64()), 86_400.0),
+            (pa.array([7], pa.int16()), 7.0),
+            (pa.array([1.5], pa.float32()), 1.5),
+            (pa.array([7], pa.int64()).cast(pa.decimal128(20, 1)), 7.0),
+        ],
+    )
+    def test_other_times(self, write_parquet, times, seconds):
+        log = read_log(write_parquet(user_id=[1], item_id=[1], timestamp=times))
+        assert log.times.tolist() == [seconds]
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"user_id": [1], "item_id": [1]}, "no column 'timestamp', found 'user_id', 'item_id'"),
+            ({"user_id": [1, None]}, "row 2, field 'user_id': the value is missing"),
+            ({"timestamp": [None, 1.0]}, "row 1, field 'timestamp': the value is missing"),
+            ({"timestamp": [0.0, np.nan]}, "row 2, field 'timestamp': nan is not a finite number"),
+            ({"timestamp": [np.inf, 0]}, "row 1, field 'timestamp': inf is not a finite number"),
+            (
+                {"timestamp": ["now", "1"]},
+                "field 'timestamp': numbers, timestamps or dates are expected, found string",
+            ),
+            (
+                {"user_id": [1.0, 2.0]},
+                "field 'user_id': integers or text are expected, found double",
+            ),
+            (
+                {"item_id": pa.array([1, 2**64 - 1], pa.uint64())},
+                "field 'item_id': integers or text are expected, found uint64",
+            ),
+            ({"item_id": ["a", " "]}, "row 2, field 'item_id': empty, an id is expected"),
+            (
+                {
+                    "user_id": pa.array([], pa.int64()),
+                    "item_id": pa.array([], pa.int64()),
+                    "timestamp": pa.array([], pa.float64()),
+                },
+                "no rows",
+            ),
+        ],
+    )
+    def test_bad_columns(self, write_parquet, complaint, columns, message):
+        if len(columns) == 1:
+            columns = {"user_id": [1, 2], "item_id": [1, 2], "timestamp": [0.0, 1.0], **columns}
+        assert complaint(write_parquet(**columns)) == message
+
+    def test_integers_from_1(self, write_parquet, complaint):
+        path = write_parquet(user_id=[3, 0], item_id=["1", "-2"], timestamp=[0.0, 0.0])
+        expected = "row 2, field 'user_id': '0' is not an integer from 1"
+        assert complaint(path, ids="integer") == expected
+        path = write_parquet(user_id=[3, 1], item_id=["1", "-2"], timestamp=[0.0, 0.0])
+        expected = "row 2, field 'item_id': '-2' is not an integer from 1"
+        assert complaint(path, ids="integer") == expected
+
+    @pytest.mark.parametrize(
+        "content", [b"PAR1", b"no table at all", b"PAR1" + bytes(40) + b"PAR1"]
+    )
+    def test_not_parquet(self, write, complaint, content):
+        message = complaint(write("log.parquet", content))
+        assert message.startswith("not a readable Parquet file (")
+
+    def test_empty_file(self, write, complaint):
+        assert complaint(write("log.parquet", b"")) == "empty file, a table is expected"

@@ -1,0 +1,216 @@
+"""What an encoder on packed rows is held against: the same encoder on left-padded rows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from ml_collections import ConfigDict
+
+from pdrec_jax.data.batches import pack
+from pdrec_jax.encoders import model as model_module
+from pdrec_jax.encoders import registry
+from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
+from pdrec_jax.encoders.stage import make_model
+from pdrec_jax.settings import default_config, put
+
+
+def layer_norm(x: Array, parts: dict[str, Array]) -> Array:
+    mean, variance = x.mean(-1)[..., None], x.var(-1)[..., None]
+    scale, bias = (parts[name].reshape(1, 1, -1) for name in ("scale", "bias"))
+    return (x - mean) / jnp.sqrt(variance + 1e-8) * scale + bias
+
+
+def attend(q_in: Array, x: Array, real: Array, w: dict[str, Array], heads: int, pads: bool):
+    length, width = x.shape[1:]
+    size = width // heads
+    row = {name: value.reshape(1, 1, -1) for name, value in w.items() if value.ndim == 1}
+    q = q_in @ w["query"] + row["query_bias"]
+    # The public code has a key bias, and shows the padded keys: the goldens were made with both.
+    k = x @ w["key"] + row.get("key_bias", jnp.zeros((1, 1, width)))
+    v = x @ w["value"] + row["value_bias"]
+    sees = jnp.tril(jnp.ones((length, length), bool))[None]
+    if not pads:
+        sees = sees & real[:, None, :]
+    mixed = []
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        logits = q[..., part] @ jnp.swapaxes(k[..., part], 1, 2) / size**0.5
+        share = jax.nn.softmax(jnp.where(sees, logits, -1e30), axis=-1)
+        mixed.append(share @ v[..., part])
+    return jnp.concatenate(mixed, axis=-1) @ w["output"] + row["output_bias"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddedSASRec:
+    """SASRec on rows [B, L] that are padded with 0 on the left, by the equations alone."""
+
+    heads: int
+    attend_padding: bool
+    temperature: float
+
+    def states(self, params: dict[str, Any], ids: Array) -> Array:
+        """States [B, L, D] of histories [B, L]."""
+        table, real = params["item_embedding"], ids > 0
+        x = table[ids] * table.shape[1] ** 0.5 + params["position_embedding"][None]
+        x = x * real[..., None]
+        for block in params["blocks"].values():
+            queries = layer_norm(x, block["attention_norm"])
+            x = queries + attend(
+                queries, x, real, block["attention"], self.heads, self.attend_padding
+            )
+            x = layer_norm(x, block["forward_norm"])
+            w = block["forward"]
+            hidden = jax.nn.relu(x @ w["inner"] + w["inner_bias"].reshape(1, 1, -1))
+            x = x + hidden @ w["outer"] + w["outer_bias"].reshape(1, 1, -1)
+            x = x * real[..., None]
+        return layer_norm(x, params["last_norm"])
+
+    def logits(self, params: dict[str, Any], states: Array, items: Array) -> Array:
+        """Cosine scores [...] of states [..., D] for items [...]."""
+
+        def unit(x: Array) -> Array:
+            return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1), 1e-24))[..., None]
+
+        products = unit(states) * unit(params["item_embedding"][items])
+        return self.temperature * jnp.sum(products, -1)
+
+    def loss(self, params: dict[str, Any], batch: dict[str, Array], fine: int, share: float):
+        """The objective on padded rows.
+
+        ``batch``: histories less the last event, ``inputs`` [B, L]; next items ``positive`` [B, L];
+        any number of ``negatives``; ``weights`` [B, L]; whole histories ``whole`` [B, L] and their
+        ``soft`` candidates [B, M], of which ``fine`` count with weight ``share``.
+        """
+        states, real = self.states(params, batch["inputs"]), batch["positive"] > 0
+
+        def mean(terms: Array) -> Array:
+            return jnp.sum(terms * real) / jnp.sum(real)
+
+        hit = -jax.nn.log_sigmoid(self.logits(params, states, batch["positive"]))
+        loss = mean(hit * batch["weights"])
+        for items in batch["negatives"]:
+            miss = -jax.nn.log_sigmoid(-self.logits(params, states, items))
+            loss = loss + mean(miss) / len(batch["negatives"])
+        if fine:
+            last = self.states(params, batch["whole"])[:, -1:]
+            soft = jnp.sort(self.logits(params, last, batch["soft"]), axis=1)[:, -fine:]
+            loss = loss - share * jnp.mean(jax.nn.log_sigmoid(soft))
+        return loss
+
+
+@pytest.fixture(scope="session")
+def padded_sasrec() -> type[PaddedSASRec]:
+    return PaddedSASRec
+
+
+@dataclasses.dataclass(frozen=True)
+class Histories:
+    """A batch of B users, packed and padded, with what a step draws for them put in by hand."""
+
+    offsets: np.ndarray
+    items: np.ndarray
+    users: np.ndarray
+    length: int
+
+    def rows(self, *, skip_last: bool) -> np.ndarray:
+        """[B, L] the last L events, or those before the last event, padded on the left."""
+        table = np.zeros((len(self.users), self.length), np.int32)
+        for line, user in zip(table, self.users, strict=True):
+            own = self.items[self.offsets[user] : self.offsets[user + 1] - skip_last]
+            own = own[-self.length :]
+            line[self.length - len(own) :] = own
+        return table
+
+    def targets(self) -> np.ndarray:
+        """[B, L] index of the event that follows each cell of ``rows(skip_last=True)``, or 0."""
+        table = np.zeros((len(self.users), self.length), np.int64)
+        for line, user in zip(table, self.users, strict=True):
+            events = np.arange(self.offsets[user] + 1, self.offsets[user + 1])[-self.length :]
+            line[self.length - len(events) :] = events
+        return table
+
+    def batch(self, rows: tuple[int, ...] | None = None) -> Batch:
+        """The packed layout."""
+        cells = pack(self.offsets, self.users, self.length, rows)
+        return Batch(self.users.astype(np.int32), cells.event, cells.segment, cells.last)
+
+    def cells(self, table: np.ndarray, batch: Batch) -> np.ndarray:
+        """Entries of a padded [B, L] table for the cells of all groups, laid end to end, else 1."""
+        out = []
+        for event, segment in zip(batch.event, batch.segment, strict=True):
+            user = self.users[np.minimum(segment, len(self.users) - 1)]
+            end, size = self.offsets[user + 1], self.offsets[user + 1] - self.offsets[user]
+            column = self.length - (end - 1) + event - (size > self.length)
+            known = (segment < len(self.users)) & (column < self.length)
+            at = (np.where(known, segment, 0), np.where(known, column, 0))
+            out.append(np.where(known, table[at], 1).reshape(-1))
+        return np.concatenate(out)
+
+
+@pytest.fixture(scope="session")
+def histories() -> type[Histories]:
+    return Histories
+
+
+@pytest.fixture
+def given_negatives(monkeypatch) -> Callable[[TrainingData, np.ndarray, np.ndarray], TrainingData]:
+    """`given_negatives(data, uniform, safe)` is data whose draws are these, one a packed cell."""
+    monkeypatch.setattr(model_module, "draw_outside", lambda key, table, users: table)
+    monkeypatch.setattr(model_module, "draw_negatives", lambda key, pools, users: pools)
+
+    def given(data: TrainingData, uniform: np.ndarray, safe: np.ndarray) -> TrainingData:
+        return dataclasses.replace(
+            data, outside=jnp.asarray(uniform, jnp.int32), pools=jnp.asarray(safe, jnp.int32)
+        )
+
+    return given
+
+
+def _config(**fields: Any) -> ConfigDict:
+    """The default config, small; `_config(encoder__heads=2)` sets `encoder.heads`."""
+    config = default_config()
+    small = {"encoder__width": 8, "encoder__max_length": 12, "encoder__dropout": 0.0}
+    for name, value in (small | fields).items():
+        put(config, name.replace("__", "."), value)
+    return config
+
+
+@pytest.fixture(scope="session")
+def config() -> Callable[..., ConfigDict]:
+    return _config
+
+
+@pytest.fixture(scope="session")
+def sasrec() -> Callable[..., tuple[EncoderModel, dict[str, Any]]]:
+    """`sasrec(items, plugins, seed=.., **fields)` is a model with large, random parameters."""
+
+    @functools.cache
+    def structure(items: int, plugins: tuple[str, ...], fields: tuple) -> tuple[EncoderModel, Any]:
+        model, initialise = make_model(_config(**dict(fields)), plugins, items)
+        return model, initialise()
+
+    def make(items: int, plugins: tuple[str, ...] = (), *, seed: int = 0, **fields: Any):
+        model, params = structure(items, plugins, tuple(sorted(fields.items())))
+        rng = np.random.default_rng(seed)
+
+        def randomise(leaf: Array) -> Array:
+            # Vectors off their initial 0 and 1, tables off theirs, and a padding row that is not 0.
+            noise = rng.normal(0, 0.3 if leaf.ndim > 1 else 0.2, leaf.shape)
+            return leaf + jnp.asarray(noise, leaf.dtype)
+
+        return model, jax.tree.map(randomise, params)
+
+    return make
+
+
+@pytest.fixture
+def own_encoders(monkeypatch) -> Iterator[None]:
+    """Lets a test register encoders that are forgotten after it."""
+    monkeypatch.setattr(registry, "_ENCODERS", dict(registry._ENCODERS))
+    yield

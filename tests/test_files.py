@@ -1,0 +1,113 @@
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdrec_jax import files
+from pdrec_jax.errors import UserError
+
+
+def test_bytes_and_text_are_written_as_given(tmp_path: Path) -> None:
+    files.atomic_write_bytes(tmp_path / "a.bin", b"\x00\xff\r\n")
+    assert (tmp_path / "a.bin").read_bytes() == b"\x00\xff\r\n"
+    files.atomic_write_text(str(tmp_path / "b.txt"), "α\r\nβ\n")
+    assert (tmp_path / "b.txt").read_bytes() == "α\r\nβ\n".encode()
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("a much longer text than the new one")
+    files.atomic_write_text(path, "new")
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_new_file_has_the_rights_of_any_other(tmp_path: Path) -> None:
+    files.atomic_write_text(tmp_path / "ours", "")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_savez_keeps_names_with_slashes_dtypes_and_reserved_words(tmp_path: Path) -> None:
+    ranks = np.array([0, np.nan, 2.5], np.float32)
+    ids = np.array(["a", "bcd"])
+    path = tmp_path / "per_user.npz"
+    files.atomic_savez(path, **{"sasrec/full_rank": ranks, "users": ids, "path": ranks})
+    with np.load(path, allow_pickle=False) as loaded:
+        assert sorted(loaded.files) == ["path", "sasrec/full_rank", "users"]
+        np.testing.assert_array_equal(loaded["sasrec/full_rank"], ranks, strict=True)
+        np.testing.assert_array_equal(loaded["users"], ids, strict=True)
+    assert os.listdir(tmp_path) == ["per_user.npz"]
+
+
+def test_savez_adds_no_suffix_and_gives_the_same_bytes_twice(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        files.atomic_savez(tmp_path / name, a=np.arange(3))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_savez_refuses_objects_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "per_user.npz"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="allow_pickle"):
+        files.atomic_savez(path, users=np.array([object()]))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["per_user.npz"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(UserError, match=r"results\.json: cannot write, disk full") as caught:
+        files.atomic_write_text(path, "new")
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_write_error_of_the_system_is_explained() -> None:
+    with (
+        pytest.raises(UserError, match="disk full"),
+        files.write_errors("/dev/full"),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+
+
+def test_a_place_that_refuses_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere/a: cannot write \(No such file"):
+        files.atomic_write_text(tmp_path / "nowhere" / "a", "")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder: cannot write \(Is a directory"):
+        files.atomic_write_text(tmp_path / "folder", "")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_other_failures_pass_and_leave_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.atomic_write_text(tmp_path / "a", "")
+    assert os.listdir(tmp_path) == []
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        files.atomic_write_text(tmp_path / "a", "")
