@@ -1,77 +1,174 @@
 """Command line of the main job.
 
-  python -m pdrec_jax.main --config=configs/toy.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+python -m pdrec_jax.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.FIELD=VALUE ...]
 """
 
-import sys
-from collections.abc import Sequence
+from __future__ import annotations
 
-from absl import app, flags
-from ml_collections import config_flags
+import dataclasses
+import errno
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from pdrec_jax.errors import UserError
+from pdrec_jax.settings import FIELDS, misfit, require_field, validate
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; runs/NAME-PROTOCOL-SEED where not given."
-)
-
-USAGE = 2  # exit status for what the user can mend
+MISTAKE = 2  # exit status for what the user can mend
+INTERRUPTED = 130
+_HELP = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 
 
-def _main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        _fail(f"unexpected argument {argv[1]!r}; fields are set as --config.FIELD=VALUE")
-    if _CONFIG.value is None:
-        _fail("--config: a config file is expected, for instance --config=configs/toy.py")
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command line: the resolved config, the fields set by hand, the directory of the run."""
+
+    config: ConfigDict
+    by_hand: Collection[str]
+    workdir: str | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: program name and arguments; those of the process where not given.
+
+    Returns:
+      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+    """
+    argv = list(sys.argv if argv is None else argv)
     try:
-        # Imported here, so that a mistyped flag is answered at once.
+        if _HELP & set(argv[1:]):
+            print(help_text())
+            return 0
+        command = parse(argv)
+        validate(command.config)
+        # Imported here, so that a mistyped flag is answered before JAX is loaded.
         from pdrec_jax.experiment import run
 
-        pristine = config_flags.get_config_filename(flags.FLAGS["config"])
-        run(_CONFIG.value, _load(pristine), _WORKDIR.value)
+        run(command.config, command.by_hand, command.workdir)
     except UserError as error:
-        _fail(str(error))
+        return _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted; the same command resumes the run", file=sys.stderr)
-        sys.exit(130)
+        return INTERRUPTED
     except OSError as error:
-        from pdrec_jax.checkpoints import is_disk_full
-
-        if not is_disk_full(error):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(f"disk full: {error}")
+        return _fail(f"disk full ({error})")
+    return 0
 
 
-def _load(path: str):
-    """Loads the config file again, to tell what the command line changed."""
-    import importlib.util
+def parse(argv: Sequence[str]) -> Command:
+    """Reads a command line.
 
-    name, _, argument = path.partition(":")
-    spec = importlib.util.spec_from_file_location("pristine_config", name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
+    Args:
+      argv: program name and arguments.
 
-
-def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(USAGE)
-
-
-def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags; what absl and ml_collections raise becomes one line."""
+    Raises:
+      UserError: an unknown flag or field, a value of the wrong type, a config file that is missing
+        or fails.
+    """
+    path, rest = _take_config(list(argv))
+    own = flags.FlagValues()
+    workdir = flags.DEFINE_string("workdir", None, "directory of the run", flag_values=own)
+    config = load_config(path)
     try:
-        return flags.FLAGS(list(argv))
-    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(str(error) or repr(error))
+        config_flags.DEFINE_config_dict(
+            "config", config, "the experiment", flag_values=own, sys_argv=rest
+        )
+        left = own(rest)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _mistake(rest, error) from error
+    if len(left) > 1:
+        raise UserError(f"unexpected argument {left[1]!r}; a field is set as --config.FIELD=VALUE")
+    by_hand = config_flags.get_override_values(own["config"])
+    for field in by_hand:
+        require_field(field)
+    # Libraries below look at absl's own flags, which raise until somebody has parsed them.
+    flags.FLAGS.mark_as_parsed()
+    return Command(config, frozenset(by_hand), workdir.value)
+
+
+def load_config(path: str) -> ConfigDict:
+    """Runs a config file's ``get_config``, with what follows a colon in ``path`` as its argument.
+
+    Raises:
+      UserError: the file is missing or fails, with the row.
+    """
+    name, colon, argument = path.partition(":")
+    if not Path(name).is_file():
+        raise UserError(f"--config: {name or 'no path'}: no such file")
+    try:
+        make = runpy.run_path(name).get("get_config")
+        config = make(argument) if make and colon else make() if make else None
+    except UserError:
         raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        rows = [frame.lineno for frame in frames if frame.filename == name]
+        row = getattr(error, "lineno", None) or (rows[-1] if rows else None)
+        where = f"row {row}: " if row else ""
+        raise UserError(f"--config: {name}: {where}{type(error).__name__}: {error}") from error
+    if make is None:
+        raise UserError(f"--config: {name}: a function get_config is expected")
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config: {name}: get_config must return a ConfigDict, got {type(config).__name__}"
+        )
+    return config
 
 
-def main() -> None:
-    """Runs the command line; exits with 2 and one line on a mistake of the user's."""
-    app.run(_main, flags_parser=_parse)
+def help_text() -> str:
+    """Lists every field with its default, its range and what it means."""
+    lines = [str(__doc__).strip(), "", "Fields, their defaults before the config file, and ranges:"]
+    for name, field in FIELDS.items():
+        lines.append(f"  --config.{name}={field.default!r}")
+        lines.append(f"      {field.meaning}; {field.expected}")
+    return "\n".join(lines)
+
+
+def _take_config(argv: list[str]) -> tuple[str, list[str]]:
+    """Splits off the flag --config, whose file must be known before its fields can be parsed."""
+    path, rest, index = None, argv[:1], 1
+    while index < len(argv):
+        name, equals, value = argv[index].partition("=")
+        if name in ("-config", "--config"):
+            if not equals:
+                index += 1
+                value = argv[index] if index < len(argv) else ""
+            path = value
+        else:
+            rest.append(argv[index])
+        index += 1
+    if path is None:
+        raise UserError("--config: a file is expected, for instance --config=configs/toy.py")
+    return path, rest
+
+
+def _mistake(argv: Sequence[str], error: Exception) -> UserError:
+    """Says in one line what the libraries say in many."""
+    for argument in argv[1:]:
+        found = re.fullmatch(r"--?(no)?config\.(?P<field>[^=]*)(=(?P<value>.*))?", argument, re.S)
+        if found:
+            field, value = found["field"], found["value"]
+            require_field(field)
+            if f"--config.{field}={value}:" in str(error):
+                return misfit(field, value)
+    return UserError(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return MISTAKE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,13 +6,17 @@ A file in ``configs/`` starts from ``default_config()`` and sets what its experi
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from pdrec_jax.errors import UserError
+
+INFINITY = math.inf
+_MAX_SEED = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Field:
     Attributes:
       default: its value where nothing else is said; its type is the setting's type.
       expected: the range in words, for the error message.
-      allows: whether a value is in range.
+      allows: whether a value of that type is in range.
       meaning: what it does.
     """
 
@@ -31,13 +35,25 @@ class Field:
     allows: Callable[[Any], bool]
     meaning: str
 
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the setting's type and is in range; integers pass for numbers."""
+        kind = type(self.default)
+        if isinstance(value, bool) or kind is bool:
+            return kind is bool and isinstance(value, bool)
+        if kind is float and isinstance(value, int):
+            return self.allows(value)
+        return isinstance(value, kind) and self.allows(value)
+
 
 def _among(default: str, choices: tuple[str, ...], meaning: str) -> Field:
     return Field(default, f"one of {', '.join(choices)}", choices.__contains__, meaning)
 
 
-def _count(default: int, meaning: str, least: int = 1) -> Field:
-    return Field(default, f"an integer of at least {least}", lambda v: v >= least, meaning)
+def _count(default: int, meaning: str, least: int = 1, most: float = INFINITY) -> Field:
+    expected = f"an integer of at least {least}"
+    if not math.isinf(most):
+        expected += f" and at most {most}"
+    return Field(default, expected, lambda v: least <= v <= most, meaning)
 
 
 def _number(
@@ -54,22 +70,48 @@ def _number(
 
 
 def _flag(default: bool, meaning: str) -> Field:
-    return Field(default, "True or False", lambda v: isinstance(v, bool), meaning)
+    return Field(default, "True or False", lambda v: True, meaning)
 
 
 def _text(default: str, meaning: str) -> Field:
     return Field(default, "text", lambda v: True, meaning)
 
 
-def _names(values: tuple[str, ...], meaning: str) -> Field:
-    return Field(values, "a tuple of names, at least one", lambda v: len(v) > 0, meaning)
+def _file_name(default: str, meaning: str) -> Field:
+    def allows(value: str) -> bool:
+        return value.isprintable() and value.strip(". ") != "" and not set(value) & set("/\\")
+
+    return Field(default, "text that can be part of a file's name", allows, meaning)
 
 
-INFINITY = math.inf
+def _widths(default: tuple[int, ...], meaning: str) -> Field:
+    def allows(value: tuple[Any, ...]) -> bool:
+        return len(value) > 0 and all(type(width) is int and width >= 1 for width in value)
+
+    return Field(default, "a tuple of integers of at least 1, one or more", allows, meaning)
+
+
+def _names(default: tuple[str, ...], meaning: str) -> Field:
+    def allows(value: tuple[Any, ...]) -> bool:
+        texts = all(isinstance(name, str) and name for name in value)
+        return texts and 0 < len(value) == len(set(value))
+
+    return Field(default, "a tuple of different names, one or more", allows, meaning)
+
+
+def _overrides(meaning: str) -> Field:
+    def allows(value: tuple[Any, ...]) -> bool:
+        return all(
+            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+            for pair in value
+        )
+
+    return Field((), "a tuple of pairs (field, value)", allows, meaning)
+
 
 FIELDS: dict[str, Field] = {
-    "name": _text("custom", "name of the experiment, in titles and the default workdir"),
-    "seed": _count(0, "of initial values, draws and candidates", least=0),
+    "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
+    "seed": _count(0, "of initial values, draws and candidates", least=0, most=_MAX_SEED),
     "protocol": _among(
         "strict", ("strict", "reference"), "free of leakage, or the public code's choices"
     ),
@@ -91,16 +133,14 @@ FIELDS: dict[str, Field] = {
     "data.item": _text("item_id", "column of the items"),
     "data.time": _text("timestamp", "column of the times, or empty for log order"),
     "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
+    "data.origin": _text("", "where the logs can be had, for the message that they are missing"),
     # Simulated log.
     "simulation.num_users": _count(2000, "users", least=2),
     "simulation.num_items": _count(3000, "target items", least=200),
     "simulation.num_source_items": _count(0, "source items", least=0),
     "simulation.mean_length": _number(14.3, 4, 1000, "events a user, on average"),
-    "simulation.overrides": Field(
-        (),
-        "a tuple of (field, value)",
-        lambda v: all(len(pair) == 2 for pair in v),
-        "settings of the shortened run on a simulated log; a field set by hand wins",
+    "simulation.overrides": _overrides(
+        "settings of the shortened run on a simulated log; a field set by hand wins"
     ),
     # Diffusion.
     "diffusion.schedule": _among(
@@ -110,9 +150,7 @@ FIELDS: dict[str, Field] = {
     "diffusion.noise_scale": _number(0.01, 0, INFINITY, "factor of both ends; 0 for no noise"),
     "diffusion.noise_min": _number(0.0005, 0, INFINITY, "lower end"),
     "diffusion.noise_max": _number(0.005, 0, INFINITY, "upper end"),
-    "diffusion.hidden": Field(
-        (1000,), "a tuple of widths, at least one", lambda v: v and min(v) >= 1, "H, per layer"
-    ),
+    "diffusion.hidden": _widths((1000,), "H, of each layer"),
     "diffusion.embedding_size": _count(10, "width of the timestep embedding"),
     "diffusion.normalise": _flag(False, "divide each input vector by its L2 norm"),
     "diffusion.target": _among("x0", ("x0", "epsilon"), "what the denoiser predicts"),
@@ -178,7 +216,15 @@ FIELDS: dict[str, Field] = {
 }
 
 # What may differ between a run and its resumption.
-FREE_FIELDS = ("stage", "save_seconds", "progress", "tensorboard", "data.dir")
+FREE_FIELDS = (
+    "stage",
+    "save_seconds",
+    "progress",
+    "tensorboard",
+    "data.source",  # the workdir records which it was
+    "data.dir",
+    "data.origin",
+)
 
 
 def default_config() -> ConfigDict:
@@ -204,8 +250,7 @@ def put(config: ConfigDict, path: str, value: Any) -> None:
     Raises:
       UserError: no such field.
     """
-    if path not in FIELDS:
-        raise UserError(f"config: there is no field {path!r}")
+    require_field(path)
     section, _, name = path.rpartition(".")
     (config[section] if section else config)[name] = value
 
@@ -224,6 +269,24 @@ def flatten(config: ConfigDict) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def require_field(path: str) -> None:
+    """Checks that there is a field of that name.
+
+    Raises:
+      UserError: there is none; names the one that is spelled most like it.
+    """
+    if path not in FIELDS:
+        near = difflib.get_close_matches(path, FIELDS, n=1)
+        raise UserError(
+            f"config.{path}: unknown field" + (f", did you mean config.{near[0]}?" if near else "")
+        )
+
+
+def misfit(path: str, value: Any, where: str = "config.") -> UserError:
+    """Returns the error for a value that a field cannot have."""
+    return UserError(f"{where}{path}: {FIELDS[path].expected} is expected, got {value!r}")
+
+
 def validate(config: ConfigDict) -> None:
     """Checks every field's name, type and range, and what must hold between fields.
 
@@ -232,21 +295,17 @@ def validate(config: ConfigDict) -> None:
     """
     found = dict(flatten(config))
     for path in found:
-        if path not in FIELDS:
-            raise UserError(f"config.{path}: unknown field")
+        require_field(path)
     for path, field in FIELDS.items():
         if path not in found:
             raise UserError(f"config.{path}: missing, {field.expected} is expected")
-        value, kind = found[path], type(field.default)
-        numeric = kind is float and isinstance(value, int) and not isinstance(value, bool)
-        fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-        if not (fits or numeric) or not field.allows(value):
-            raise UserError(f"config.{path}: {field.expected} is expected, got {value!r}")
+        if not field.fits(found[path]):
+            raise misfit(path, found[path])
     _validate_together(config)
 
 
 def _validate_together(config: ConfigDict) -> None:
-    diffusion, encoder = config.diffusion, config.encoder
+    diffusion, encoder, data = config.diffusion, config.encoder, config.data
     if diffusion.w_min > diffusion.w_max:
         raise UserError(
             f"config.diffusion.w_min: at most w_max ({diffusion.w_max:g}) is expected, "
@@ -277,21 +336,34 @@ def _validate_together(config: ConfigDict) -> None:
             f"config.encoder.heads: a divisor of the width ({encoder.width}) is expected, "
             f"got {encoder.heads}"
         )
+    if config.preferences_from and config.stage != "encoder":
+        raise UserError(
+            "config.preferences_from: only the encoder stage reads preferences of another run; "
+            f"add --config.stage=encoder, got {config.stage!r}"
+        )
+    if data.auxiliary and data.auxiliary == data.target:
+        raise UserError(
+            f"config.data.auxiliary: another log than the target is expected, got {data.target!r}"
+        )
+    for path, value in config.simulation.overrides:
+        where = "config.simulation.overrides: "
+        if path not in FIELDS:
+            raise UserError(f"{where}there is no field {path!r}")
+        if not FIELDS[path].fits(tuple(value) if isinstance(value, list) else value):
+            raise misfit(path, value, where)
 
 
-def apply_overrides(config: ConfigDict, pristine: ConfigDict) -> ConfigDict:
+def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     """Returns the config of the shortened run on a simulated log.
 
     Args:
       config: as resolved, command line included.
-      pristine: as the config file gave it; a field that differs from it was set by hand and stays.
+      by_hand: the fields that the command line sets; they stay as they are.
     """
     short = config.copy_and_resolve_references()
     for path, value in config.simulation.overrides:
-        if path in FIELDS and get(config, path) == get(pristine, path):
+        if path not in by_hand:
             put(short, path, value)
-        elif path not in FIELDS:
-            raise UserError(f"config.simulation.overrides: there is no field {path!r}")
     return short
 
 
@@ -306,4 +378,5 @@ def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[
 
 
 def _plain(value: Any) -> Any:
+    """Makes a value comparable with one that was read from JSON, which has no tuples."""
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

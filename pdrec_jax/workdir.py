@@ -1,8 +1,10 @@
-"""The directory of a run: its config, the phases that are done, the results."""
+"""The directory of a run: its config, its data, the phases that are done, the results."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +15,84 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_savez, atomic_write_text, write_errors
 from pdrec_jax.settings import differences
 
-_CONFIG, _RESULTS, _PER_USER = "config.json", "results.json", "per_user.npz"
+_CONFIG, _DATA, _RESULTS, _PER_USER = "config.json", "data.json", "results.json", "per_user.npz"
+_ANOTHER = "name another --workdir or remove it"
 
 
 class Workdir:
-    """Files of one run; every write is atomic.
+    """Files of one run; every write is atomic, and none is made before ``begin``.
 
     Args:
-      path: made if missing.
+      path: may be missing.
       config: resolved; must be that of the run already in the directory, if there is one.
+      source: ``real`` or ``simulated``, likewise.
 
     Raises:
       UserError: the directory holds another run, or files that are no run.
     """
 
-    def __init__(self, path: str | Path, config: ConfigDict):
+    def __init__(self, path: str | Path, config: ConfigDict, source: str):
         self.path = Path(path)
-        plain = json.loads(config.to_json())
-        saved = self.path / _CONFIG
+        self._config: dict[str, Any] = json.loads(config.to_json())
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: a directory is expected")
-        if saved.is_file():
-            changed = differences(config, _read_json(saved))
+        self._saved_data = _read_json(self.path / _DATA)
+        if self._saved_data and self._saved_data.get("source") != source:
+            raise UserError(
+                f"{self.path}: holds a run on {self._saved_data.get('source')} data, and this one "
+                f"would be on {source} data; {_ANOTHER}"
+            )
+        saved = _read_json(self.path / _CONFIG)
+        if saved is not None:
+            changed = differences(config, saved)
             if changed:
                 raise UserError(
                     f"{self.path}: holds a run with another config, which differs in "
-                    f"{', '.join(changed[:5])}; name another --workdir or remove it"
+                    f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {_ANOTHER}"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(not _is_temporary(p) for p in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; name another --workdir")
+
+    def begin(self, data: dict[str, Any]) -> None:
+        """Makes the directory, or takes up the run in it.
+
+        Args:
+          data: source of the data, and its files with checksums.
+
+        Raises:
+          UserError: the run in it is on other data, or the directory cannot be written.
+        """
+        data = {"source": data["source"], "files": data["files"]}
+        if self._saved_data is not None and _checksums(self._saved_data) != _checksums(data):
+            names = ", ".join(file["name"] for file in data["files"])
+            raise UserError(
+                f"{self.path}: holds a run on another content of {names}, by its checksum; "
+                f"{_ANOTHER}"
+            )
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        # The config first: a directory without it is taken for somebody else's.
+        atomic_write_text(self.path / _CONFIG, json.dumps(self._config, indent=2) + "\n")
+        atomic_write_text(self.path / _DATA, json.dumps(data, indent=2) + "\n")
+        with write_errors(self.path):
             (self.path / "phases").mkdir(exist_ok=True)
-        atomic_write_text(saved, json.dumps(plain, indent=2) + "\n")
+        for left in filter(_is_temporary, self.path.rglob(".*")):
+            # Of a run that was killed while writing.
+            with contextlib.suppress(OSError):
+                left.unlink()
 
     def results(self) -> dict[str, Any] | None:
         """Returns the results of a finished run, None otherwise."""
-        path = self.path / _RESULTS
-        return _read_json(path) if path.is_file() else None
+        return _read_json(self.path / _RESULTS)
 
     def phase(self, name: str) -> dict[str, Any] | None:
         """Returns what a phase that is done has left, None otherwise."""
-        path = self.path / "phases" / f"{name}.json"
-        return _read_json(path) if path.is_file() else None
+        return _read_json(self.path / "phases" / f"{name}.json")
+
+    def phases(self) -> dict[str, dict[str, Any]]:
+        """Returns what every phase that is done has left."""
+        found = {path.stem: _read_json(path) for path in self.path.glob("phases/*.json")}
+        return {name: record for name, record in found.items() if record is not None}
 
     def finish_phase(
         self, name: str, record: dict[str, Any], arrays: dict[str, np.ndarray] | None = None
@@ -67,20 +104,46 @@ class Workdir:
 
     def phase_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Returns the per-user arrays of a phase, empty where it has none."""
-        path = self.path / "phases" / f"{name}.npz"
-        if not path.is_file():
-            return {}
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+        return _read_arrays(self.path / "phases" / f"{name}.npz")
 
-    def finish(self, results: dict[str, Any], per_user: dict[str, np.ndarray]) -> None:
-        """Writes per-user ranks and, last, the results, which mark the run as finished."""
-        atomic_savez(self.path / _PER_USER, **per_user)
+    def per_user(self) -> dict[str, np.ndarray]:
+        """Returns the per-user arrays of a finished run."""
+        return _read_arrays(self.path / _PER_USER)
+
+    def save_per_user(self, arrays: dict[str, np.ndarray]) -> None:
+        """Writes the per-user arrays of the whole run."""
+        atomic_savez(self.path / _PER_USER, **arrays)
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Writes the results, which mark the run as finished: nothing is written after them."""
         atomic_write_text(self.path / _RESULTS, json.dumps(results, indent=2) + "\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _checksums(data: dict[str, Any]) -> list[str]:
+    return [file["sha256"] for file in data["files"]]
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: JSON is expected ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON object is expected")
+    return found
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: arrays in .npz form are expected ({error})") from error

@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pdrec_jax"
 
 SHARED = frozenset(
-    {"errors", "files", "settings", "metric_log", "sharding", "checkpoints", "training"}
+    {
+        "errors",
+        "files",
+        "settings",
+        "workdir",
+        "metric_log",
+        "random_bits",
+        "sharding",
+        "checkpoints",
+        "training",
+    }
 )
 # First part of a module's name below pdrec_jax -> the first parts that it may import.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -24,8 +34,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "diffusion": SHARED | {"data", "evaluation", "diffusion"},
     "encoders": SHARED | {"data", "evaluation", "plugins", "encoders", "diffusion"},
     "report": SHARED | {"data", "evaluation", "report"},
+    "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders"},
     "experiment": SHARED
-    | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "experiment"},
+    | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
 }
 STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
@@ -114,8 +125,8 @@ def fault_of_import(module: str, target: str, at_start: bool) -> str | None:
             return None
         if other not in MAY_IMPORT.get(group, frozenset()):
             return f"may not know {target}"
-        if within(target, STAGES) and group != "experiment" and not within(module, STAGES):
-            return f"{target} is for experiment alone"
+        if within(target, STAGES) and group != "phases" and not within(module, STAGES):
+            return f"{target} is for phases alone"
         if group == "encoders" and other == "diffusion" and not within(target, PREFERENCES):
             return f"of diffusion an encoder knows preferences alone, not {target}"
     for library, owners in OWNERS.items():
@@ -214,6 +225,10 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("training", "from jax.experimental import mesh_utils"),
         ("metric_log", "import tensorboardX"),
         ("experiment", "from pdrec_jax import main"),
+        ("experiment", "from pdrec_jax.diffusion import stage"),
+        ("phases", "from pdrec_jax import experiment"),
+        ("phases", "from pdrec_jax.report import tables"),
+        ("workdir", "from pdrec_jax.data import splits"),
         ("main", "from pdrec_jax.diffusion.stage import run"),
         ("utils", "import numpy"),
     ],
@@ -226,7 +241,8 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("main", "from pdrec_jax import __version__, experiment"),
-        ("experiment", "from pdrec_jax.diffusion import stage\nfrom .encoders import stage as e"),
+        ("experiment", "from pdrec_jax import phases\nfrom .report import tables"),
+        ("phases", "from pdrec_jax.diffusion import stage\nfrom .encoders import stage as e"),
         ("encoders.stage", "from pdrec_jax.diffusion.preferences import Preferences"),
         ("encoders.stage", "from pdrec_jax.plugins import hbr\nfrom . import sasrec"),
         ("encoders.sasrec", "from pdrec_jax.diffusion import preferences"),

@@ -13,11 +13,23 @@ from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
 
+_VARIABLE = "PDREC_DATA"
+
 
 def directories(config: ConfigDict) -> list[Path]:
-    """Returns where logs are looked for, in order: data.dir, $PDREC_DATA, data/."""
-    named = [config.data.dir, os.environ.get("PDREC_DATA", ""), "data"]
-    return [Path(place).expanduser() for place in named if place]
+    """Returns where logs are looked for, in order: data.dir, $PDREC_DATA, data/.
+
+    Raises:
+      UserError: one of the first two is set and is no directory, most likely a typing mistake.
+    """
+    named = {"config.data.dir": config.data.dir, f"${_VARIABLE}": os.environ.get(_VARIABLE, "")}
+    found = []
+    for what, place in named.items():
+        if place:
+            found.append(Path(place).expanduser())
+            if not found[-1].is_dir():
+                raise UserError(f"{what}: {place} is no directory")
+    return [*found, Path("data")]
 
 
 def find_files(config: ConfigDict) -> list[Path] | None:
@@ -27,34 +39,49 @@ def find_files(config: ConfigDict) -> list[Path] | None:
       their paths; None where the run is to be simulated.
 
     Raises:
-      UserError: a log is missing and ``data.source`` is ``real``, or only one of two is there.
+      UserError: a log is missing and ``data.source`` is ``real``, only one of two is there, or one
+        that is named by a path is not.
     """
     data = config.data
     if data.source == "simulated":
         return None
-    names = [name for name in (data.target, data.auxiliary) if name]
-    found = {name: _find(name, config) for name in names}
-    missing = [name for name, path in found.items() if path is None]
-    if not missing and names:
-        return [path for path in found.values() if path is not None]
-    if data.source == "auto" and len(missing) == len(names):
-        return None
     if not data.target:
+        if data.source == "auto" and not data.auxiliary:
+            return None
         raise UserError("config.data.target: the name or path of a log is expected")
-    looked = ", ".join(str(place) for place in directories(config))
-    raise UserError(
-        f"{' and '.join(missing)}: not found in {looked}; put the logs (RecBole .inter or "
-        ".inter.gz, CSV, TSV or Parquet) into one of these, name another directory with "
-        "--config.data.dir=DIR, or simulate with --config.data.source=simulated"
+    places = directories(config)
+    fields = {"target": data.target, "auxiliary": data.auxiliary}
+    found = {field: _find(name, places) for field, name in fields.items() if name}
+    missing = [field for field, path in found.items() if path is None]
+    for field in missing:
+        # Someone who types a path means that file: a simulated run would be a surprise.
+        if Path(fields[field]).name != fields[field]:
+            raise UserError(f"config.data.{field}: {fields[field]}: no such file")
+    if data.source == "auto" and len(missing) == len(found):
+        return None
+    if missing:
+        raise UserError(_how_to_get([fields[field] for field in missing], places, data.origin))
+    return [path for path in found.values() if path is not None]
+
+
+def _find(name: str, places: list[Path]) -> Path | None:
+    # A log that is named unpacked may lie there packed.
+    for place in (*places, Path()):
+        found = find_log(name, [place]) or find_log(f"{name}.gz", [place])
+        if found is not None:
+            return found
+    return None
+
+
+def _how_to_get(names: list[str], places: list[Path], origin: str) -> str:
+    looked = ", ".join(str(place) for place in places)
+    return (
+        f"{' and '.join(names)}: not found in {looked}"
+        + (f"; {origin}" if origin else "")
+        + "; put the logs (.inter, .csv, .tsv, each also as .gz, or .parquet) into one of these "
+        "directories, name another with --config.data.dir=DIR, or run on a simulated log with "
+        "--config.data.source=simulated"
     )
-
-
-def _find(name: str, config: ConfigDict) -> Path | None:
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    stem = name.removesuffix(".gz").removesuffix(".inter") if name.endswith(".inter") else name
-    return find_log(stem, directories(config))
 
 
 def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, dict[str, Any]]:
@@ -66,6 +93,9 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
 
     Returns:
       the log, and what a result file says of its source.
+
+    Raises:
+      UserError: anything wrong with a file.
     """
     if files is None:
         simulation = config.simulation
@@ -76,12 +106,17 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
             mean_length=simulation.mean_length,
             source_items=simulation.num_source_items,
         )
-        return made.log, {"source": "simulated", "files": []}
+        found: dict[str, Any] = {"source": "simulated", "files": []}
+        if config.data.source == "auto" and config.data.target:
+            found["note"] = (
+                f"no real log was found ({config.data.target}): a simulated one took its place"
+            )
+        return made.log, found
     data = config.data
     logs = [
         read_log(path, user=data.user, item=data.item, time=data.time or None, ids=data.ids)
         for path in files
     ]
-    log = logs[0] if len(logs) == 1 else merge_domains(*logs)
+    log = logs[0] if len(logs) == 1 else merge_domains(logs[0], logs[1])
     listed = [{"name": path.name, "sha256": sha256(path)} for path in files]
     return log, {"source": "real", "files": listed}

@@ -154,6 +154,21 @@ def _cut_block(
     return (*cut_pools(catalogue, seen, excluded, key, rules), observed, scores[:, 0])
 
 
+def require_room(split: Split, rules: PoolRules) -> None:
+    """Checks that a catalogue holds M items that a user has not seen, for every user.
+
+    Raises:
+      UserError: it is too small.
+    """
+    num_items = split.train.num_items
+    most_seen = int(split.train.lengths.max(initial=0)) + 2
+    if num_items - most_seen < max(rules.candidates, 1):
+        raise UserError(
+            f"config.dpa.coarse: {rules.candidates} candidates are wanted, but a user has seen "
+            f"{most_seen} of {num_items} items"
+        )
+
+
 def compute_preferences(
     score_blocks: ScoreBlocks,
     split: Split,
@@ -182,12 +197,7 @@ def compute_preferences(
     """
     train = split.train
     num_items, index = train.num_items, np.flatnonzero(users)
-    most_seen = int(train.lengths.max(initial=0)) + 2
-    if num_items - most_seen < max(rules.candidates, 1):
-        raise UserError(
-            f"dpa.coarse: {rules.candidates} candidates are wanted, but a user has seen "
-            f"{most_seen} of {num_items} items"
-        )
+    require_room(split, rules)
     out = Preferences(
         np.array(users, bool),
         np.zeros((train.num_users, rules.candidates), np.int32),

@@ -72,12 +72,15 @@ def record(history: LossHistory, t: Array, losses: Array) -> LossHistory:
     """
     steps = history.count.shape[0]
     same = t[:, None] == t[None, :]
-    order = jnp.sum(jnp.tril(same, -1), axis=1)  # how many of the batch came before, same timestep
-    arrived = jnp.sum(t[:, None] == jnp.arange(steps)[None, :], axis=0)
+    # How many of the batch came before, same timestep.
+    order = jnp.sum(jnp.tril(same, -1), axis=1, dtype=jnp.int32)
+    arrived = jnp.sum(
+        t[:, None] == jnp.arange(steps, dtype=t.dtype)[None, :], axis=0, dtype=jnp.int32
+    )
     total = history.count + arrived
     kept = jnp.minimum(total, HISTORY)
     dropped = total - kept  # how many of the oldest fall out of each row
-    slot = jnp.arange(HISTORY)[None, :]
+    slot = jnp.arange(HISTORY, dtype=jnp.int32)[None, :]
     source = slot + dropped[:, None]
     old = jnp.take_along_axis(history.losses, jnp.minimum(source, HISTORY - 1), axis=1)
     old = jnp.where(source < history.count[:, None], old, 0)

@@ -35,7 +35,7 @@ def sequence_loss(
       valid: same shape, bool, which positions have a next item.
       weights: same shape, HBR's; None for 1.
     """
-    count = jnp.maximum(jnp.sum(valid), 1)
+    count = jnp.maximum(jnp.sum(valid, dtype=positive.dtype), 1)
 
     def mean(terms: Array) -> Array:
         return jnp.sum(jnp.where(valid, terms, 0.0)) / count

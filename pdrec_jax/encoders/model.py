@@ -119,7 +119,7 @@ def training_rows(
     user = users[jnp.minimum(segment, users.shape[0] - 1)]
     begin, end = data.offsets[user], data.offsets[user + 1]
     total = end - begin
-    earlier = event - (total > most)
+    earlier = event - (total > most).astype(jnp.int32)
     paired = occupied & (earlier + 1 < end)
     inputs = _rows(
         jnp.where(paired, data.items[jnp.maximum(earlier, 0)], 0),

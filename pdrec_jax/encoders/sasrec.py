@@ -37,7 +37,7 @@ class Block(nnx.Module):
         queries = self.attention_norm(x)
         x = queries + self.attention(queries, x, visible, pads, keys[0])
         x = self.forward(self.forward_norm(x), keys[1])
-        return x * occupied[:, :, None]
+        return jnp.where(occupied[:, :, None], x, 0)
 
 
 class SASRec(nnx.Module):
@@ -78,7 +78,7 @@ class SASRec(nnx.Module):
         keys = [None] * count if key is None else list(jax.random.split(key, count))
         occupied = rows.items > 0
         x = vectors * self.width**0.5 + self.position_embedding[...][rows.position]
-        x = dropout(x, self.rate, keys[0]) * occupied[:, :, None]
+        x = jnp.where(occupied[:, :, None], dropout(x, self.rate, keys[0]), 0)
         visible = visible_cells(rows.segment, occupied)
         pads = rows.pads.astype(x.dtype) if self.attend_padding else jnp.zeros(rows.pads.shape)
         for block, block_key in zip(self.blocks, keys[1:], strict=True):

@@ -1,5 +1,6 @@
 """report.md: everything a run has to say, on one page, readable as text and as Markdown."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,22 @@ def write_report(
     ]
     atomic_write_text(path, "\n\n".join(section for section in sections if section) + "\n")
     return path
+
+
+def is_written(workdir: Path) -> bool:
+    """Whether a folder has its report, with all that can be drawn here.
+
+    Args:
+        workdir: The run's folder.
+
+    Returns:
+        False where there is no report, or one that was written while matplotlib was missing.
+    """
+    path = workdir / FILE
+    if not path.is_file():
+        return False
+    lacks_plots = INSTALL_PLOTS in path.read_text(encoding="utf-8", errors="replace")
+    return not (lacks_plots and importlib.util.find_spec("matplotlib") is not None)
 
 
 def _data(results: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 WIDTH = 100
 CUTOFFS = (1, 5, 10, 20, 50)
 BLOCKS = {
-    "sampled": "Sampled ranking: the test item and 99 drawn items",
+    "sampled": "Sampled ranking: the test item and {negatives} drawn items",
     "full": "Full ranking: the test item among the whole catalogue",
 }
 _NAME_WIDTH = 19
@@ -121,7 +121,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     if not models:
         return "No model has been evaluated."
     parts = []
-    for block, heading in BLOCKS.items():
+    for block in BLOCKS:
         names = [name for _, name in (*_NDCG, *_HR, *_OTHER)]
         best = {name: _best(models, block, name) for name in names}
         head, rows = [*names], []
@@ -137,7 +137,8 @@ def markdown_table(results: Mapping[str, Any]) -> str:
             rows.append([_name(model), *row])
         if has_paper:
             head.insert(names.index("NDCG@10") + 1, "paper's NDCG@10")
-        parts.append(f"{heading}{_users(models)}\n\n" + markdown_rows(["model", *head], rows))
+        heading = _heading(results, block) + _users(models)
+        parts.append(f"{heading}\n\n" + markdown_rows(["model", *head], rows))
     return "\n\n".join(parts)
 
 
@@ -212,7 +213,7 @@ def _block(results: Mapping[str, Any], models: Sequence[Any], block: str) -> lis
             span = _CELL * sum(column[2] == group for column in columns) - 2
             above += gap + "  " + f" {group} ".center(span, "-")
         previous = group
-    lines = [BLOCKS[block] + _users(models), above, below]
+    lines = [_heading(results, block) + _users(models), above, below]
     for model in models:
         cells = "".join(
             gap + (number(get(model), short=True) if get else "").rjust(_CELL)
@@ -224,6 +225,10 @@ def _block(results: Mapping[str, Any], models: Sequence[Any], block: str) -> lis
             name = ""
         lines.append(name.ljust(_NAME_WIDTH) + cells)
     return lines
+
+
+def _heading(results: Mapping[str, Any], block: str) -> str:
+    return BLOCKS[block].format(negatives=results.get("negatives", 99))
 
 
 def _about(results: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,7 +58,7 @@ class PaddedSASRec:
         """States [B, L, D] of histories [B, L]."""
         table, real = params["item_embedding"], ids > 0
         x = table[ids] * table.shape[1] ** 0.5 + params["position_embedding"][None]
-        x = x * real[..., None]
+        x = jnp.where(real[..., None], x, 0)
         for block in params["blocks"].values():
             queries = layer_norm(x, block["attention_norm"])
             x = queries + attend(
@@ -68,7 +68,7 @@ class PaddedSASRec:
             w = block["forward"]
             hidden = jax.nn.relu(x @ w["inner"] + w["inner_bias"].reshape(1, 1, -1))
             x = x + hidden @ w["outer"] + w["outer_bias"].reshape(1, 1, -1)
-            x = x * real[..., None]
+            x = jnp.where(real[..., None], x, 0)
         return layer_norm(x, params["last_norm"])
 
     def logits(self, params: dict[str, Any], states: Array, items: Array) -> Array:
@@ -90,7 +90,7 @@ class PaddedSASRec:
         states, real = self.states(params, batch["inputs"]), batch["positive"] > 0
 
         def mean(terms: Array) -> Array:
-            return jnp.sum(terms * real) / jnp.sum(real)
+            return jnp.sum(jnp.where(real, terms, 0)) / jnp.sum(real, dtype=terms.dtype)
 
         hit = -jax.nn.log_sigmoid(self.logits(params, states, batch["positive"]))
         loss = mean(hit * batch["weights"])
@@ -140,17 +140,27 @@ class Histories:
         cells = pack(self.offsets, self.users, self.length, rows)
         return Batch(self.users.astype(np.int32), cells.event, cells.segment, cells.last)
 
+    def places(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The cells that have a next item, counted over all groups, with their padded row, column.
+
+        Counted from the right end of a history: its last event but one is in the last column.
+        """
+        event, segment = (
+            np.concatenate([group.reshape(-1) for group in part])
+            for part in (batch.event, batch.segment)
+        )
+        user = self.users[np.minimum(segment, len(self.users) - 1)]
+        begin, end = self.offsets[user], self.offsets[user + 1]
+        column = self.length - (end - 1) + event - (end - begin > self.length)
+        cells = np.flatnonzero((segment < len(self.users)) & (column < self.length))
+        return cells, segment[cells], column[cells]
+
     def cells(self, table: np.ndarray, batch: Batch) -> np.ndarray:
-        """Entries of a padded [B, L] table for the cells of all groups, laid end to end, else 1."""
-        out = []
-        for event, segment in zip(batch.event, batch.segment, strict=True):
-            user = self.users[np.minimum(segment, len(self.users) - 1)]
-            end, size = self.offsets[user + 1], self.offsets[user + 1] - self.offsets[user]
-            column = self.length - (end - 1) + event - (size > self.length)
-            known = (segment < len(self.users)) & (column < self.length)
-            at = (np.where(known, segment, 0), np.where(known, column, 0))
-            out.append(np.where(known, table[at], 1).reshape(-1))
-        return np.concatenate(out)
+        """Entries of a padded [B, L] table at all cells laid end to end; 1 where it has none."""
+        cells, row, column = self.places(batch)
+        out = np.ones(sum(group.size for group in batch.event), table.dtype)
+        out[cells] = table[row, column]
+        return out
 
 
 @pytest.fixture(scope="session")
@@ -210,7 +220,6 @@ def sasrec() -> Callable[..., tuple[EncoderModel, dict[str, Any]]]:
 
 
 @pytest.fixture
-def own_encoders(monkeypatch) -> Iterator[None]:
+def own_encoders(monkeypatch) -> None:
     """Lets a test register encoders that are forgotten after it."""
     monkeypatch.setattr(registry, "_ENCODERS", dict(registry._ENCODERS))
-    yield

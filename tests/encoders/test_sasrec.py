@@ -1,16 +1,21 @@
 """SASRec on packed rows against the public code's numbers; what a state may depend on."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
-from pdrec_jax.data.batches import pack
-from pdrec_jax.encoders.layers import Rows, visible_cells
+from pdrec_jax.encoders import stage
+from pdrec_jax.encoders.layers import normalise
 from pdrec_jax.encoders.model import (
     EncoderModel,
     TrainingData,
@@ -67,8 +72,7 @@ def from_torch(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def without_key_bias(tree: dict[str, Any]) -> dict[str, Any]:
     blocks = {
-        n: block
-        | {"attention": {k: v for k, v in block["attention"].items() if k != "key_bias"}}
+        n: block | {"attention": {k: v for k, v in block["attention"].items() if k != "key_bias"}}
         for n, block in tree["blocks"].items()
     }
     return tree | {"blocks": blocks}
@@ -123,3 +127,259 @@ def golden(goldens, histories) -> Golden:
 @pytest.fixture
 def model(sasrec) -> EncoderModel:
     return sasrec(ITEMS, ("hbr", "nns", "dpa"), dpa__coarse=6, dpa__fine=3)[0]
+
+
+@pytest.fixture
+def data(golden, given_negatives) -> TrainingData:
+    """What a step reads, the golden's draws and its HBR weights put in."""
+    arrays, events = golden.arrays, golden.events
+    batch = events.batch()
+    uniform, safe = (events.cells(table, batch) for table in golden.negatives)
+    offsets = events.offsets
+    owner = np.repeat(arrays["u"], np.diff(offsets))
+    train = SimpleNamespace(offsets=offsets, lengths=np.diff(offsets), num_events=offsets[-1])
+    preferences = SimpleNamespace(
+        observed=arrays["diff_matrix"][owner, events.items],
+        padding=arrays["diff_matrix"][arrays["u"], 0],
+    )
+    rank_weight, clip, scale = arrays["loss_args"][:3]
+    weights = hbr_weights(
+        ConfigDict({"rank_weight": rank_weight, "clip": clip, "scale": scale}),
+        SimpleNamespace(train=train),
+        preferences,
+        "shifted",
+        LENGTH,
+    )
+    plain = TrainingData(
+        jnp.asarray(offsets, jnp.int32),
+        jnp.asarray(events.items),
+        outside=None,
+        weights=jnp.asarray(weights),
+        pools=None,
+        candidates=jnp.asarray(arrays["soft"]),
+    )
+    return given_negatives(plain, uniform, safe)
+
+
+class TestGolden:
+    """Against the public code, run in PyTorch."""
+
+    def test_it_is_packed(self, golden):
+        assert golden.events.batch().segment[0].size == 5 * LENGTH < golden.arrays["seq"].size
+
+    def test_weights_of_hbr(self, golden, data):
+        weights = np.asarray(data.weights)[golden.events.targets()]
+        found = weights[golden.arrays["pos"] > 0]
+        np.testing.assert_allclose(found, golden.arrays["loss_reweight"], **CLOSE)
+
+    def test_features(self, golden, model, data):
+        batch = golden.events.batch()
+        inputs, following, _ = training_rows(
+            data, batch.users, batch.event[0], batch.segment[0], LENGTH
+        )
+        params = without_key_bias(golden.params)
+        states = model.states(params, params["item_embedding"][inputs.items], inputs, None)
+        cells, row, column = golden.events.places(batch)
+        assert len(cells) == (golden.arrays["pos"] > 0).sum()
+        np.testing.assert_allclose(
+            states.reshape(-1, 8)[cells], golden.arrays["features"][row, column], **CLOSE
+        )
+        np.testing.assert_array_equal(
+            data.items[following.reshape(-1)[cells]], golden.arrays["pos"][row, column]
+        )
+        logits = {
+            "pos_logits": golden.arrays["pos"],
+            "neg_logits_0": golden.arrays["neg"],
+            "neg_logits_1": golden.arrays["nns"],
+        }
+        unit = normalise(states.reshape(-1, 8)[cells])
+        for name, items in logits.items():
+            found = score_items(params, model, unit, items[row, column][:, None])[:, 0]
+            np.testing.assert_allclose(found, golden.arrays[name][row, column], **CLOSE)
+
+    def test_soft_logits(self, golden, model):
+        params = without_key_bias(golden.params)
+        batch, events = golden.events.batch(), golden.events
+        states = final_states(params, model, events.offsets, events.items, batch)
+        found = score_items(params, model, states, golden.arrays["soft"])
+        np.testing.assert_allclose(found, golden.arrays["soft_logits"], **CLOSE)
+
+    def test_predict(self, golden, model, histories):
+        # The input of predict leaves the last event out; a user without any keeps an empty one.
+        arrays = golden.arrays
+        rows = [row[row > 0] if row.any() else row[:1] for row in arrays["seq"]]
+        offsets = np.cumsum([0, *map(len, rows)])
+        events = histories(offsets, np.concatenate(rows), np.arange(len(rows)), LENGTH)
+        params = without_key_bias(golden.params)
+        states = final_states(params, model, events.offsets, events.items, events.batch())
+        found = score_items(params, model, states, arrays["predict_items"])
+        np.testing.assert_allclose(found, arrays["predict"], **CLOSE)
+        catalogue = score_all(params, model, states)
+        found = np.take_along_axis(np.asarray(catalogue), arrays["predict_items"], axis=1)
+        np.testing.assert_allclose(found, arrays["predict"], **CLOSE)
+
+    def test_loss_and_gradient(self, golden, model, data):
+        params = without_key_bias(golden.params)
+        loss, gradient = jax.value_and_grad(training_loss)(
+            params, model, data, golden.events.batch(), jax.random.key(0)
+        )
+        np.testing.assert_allclose(loss, golden.arrays["loss"], **CLOSE)
+        wanted = section(golden.arrays, "grad")
+        assert_trees_close(gradient, without_key_bias(wanted), **CLOSE)
+        # What has no counterpart here has no influence there.
+        for block in wanted["blocks"].values():
+            assert float(jnp.abs(block["attention"]["key_bias"]).max()) < 1e-7
+
+    @pytest.mark.loose_jax("dtypes")
+    def test_first_step_of_adam(self, golden, model, data):
+        params = without_key_bias(golden.params)
+        state = {"params": params, "optimiser": stage._OPTIMISER.init(params)}
+        batches = jax.tree.map(lambda leaf: leaf[None], golden.events.batch())
+        state, losses = stage._train_epoch(state, data, batches, np.arange(1), 0.005, model, 0)
+        np.testing.assert_allclose(losses, golden.arrays["loss"][None], **CLOSE)
+        wanted = without_key_bias(section(golden.arrays, "adam1"))
+        assert_trees_close(state["params"], wanted, **CLOSE)
+
+    def test_padded_twin(self, golden, padded_sasrec):
+        # The oracle of the other tests, with the key bias that the encoder under test leaves out.
+        arrays, events = golden.arrays, golden.events
+        twin = padded_sasrec(heads=1, attend_padding=True, temperature=5.0)
+        states = twin.states(golden.params, jnp.asarray(arrays["seq"]))
+        np.testing.assert_allclose(states, arrays["features"], **CLOSE)
+        weights = np.zeros(arrays["pos"].shape, np.float32)
+        weights[arrays["pos"] > 0] = arrays["loss_reweight"]
+        batch = {
+            "inputs": arrays["seq"],
+            "positive": arrays["pos"],
+            "negatives": golden.negatives,
+            "weights": weights,
+            "whole": events.rows(skip_last=False),
+            "soft": arrays["soft"],
+        }
+        batch = jax.tree.map(jnp.asarray, batch)
+        loss, gradient = jax.value_and_grad(twin.loss)(golden.params, batch, 3, 0.3)
+        np.testing.assert_allclose(loss, arrays["loss"], **CLOSE)
+        wanted = section(arrays, "grad")
+        gradient["item_embedding"] = gradient["item_embedding"].at[0].set(0)  # a padding row
+        assert_trees_close(gradient, wanted, **CLOSE)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def encode_jit(params, model, vectors, rows, key):
+    return model.states(params, vectors, rows, key)
+
+
+LENGTHS = (1, 2, 3, 5, 11, 12, 13, 30, 4, 4)
+
+
+@pytest.fixture(params=[True, False], ids=["attend", "mask"])
+def attend_padding(request) -> bool:
+    return request.param
+
+
+@pytest.fixture
+def encode(attend_padding, sasrec, histories) -> Callable[..., SimpleNamespace]:
+    """`encode(order)` packs those users' whole histories: rows, events [R, L] and the states."""
+    model, params = sasrec(
+        40,
+        encoder__blocks=2,
+        encoder__heads=2,
+        encoder__dropout=0.3,
+        encoder__attend_padding=attend_padding,
+    )
+    offsets = np.cumsum([0, *LENGTHS])
+    drawn = np.random.default_rng(3).integers(1, 41, offsets[-1]).astype(np.int32)
+
+    def encode(order: Sequence[int], items=drawn, key=None, rows=(7,)):
+        batch = histories(offsets, items, np.array(order), LENGTH).batch(rows)
+        data = SimpleNamespace(offsets=jnp.asarray(offsets, jnp.int32), items=jnp.asarray(items))
+        (event,), (segment,) = batch.event, batch.segment
+        _, _, whole = training_rows(data, batch.users, event, segment, LENGTH)
+        vectors = params["item_embedding"][whole.items]
+        states = encode_jit(params, model, vectors, whole, key)
+        return SimpleNamespace(
+            rows=whole,
+            event=np.where(segment < len(order), event, -1),
+            vectors=vectors,
+            states=np.asarray(states),
+            function=lambda vectors: model.states(params, vectors, whole, key),
+        )
+
+    encode.items, encode.offsets = drawn, offsets
+    return encode
+
+
+class TestLeakage:
+    """A state depends on the cells before it in its own segment and on itself, on nothing else."""
+
+    @pytest.mark.parametrize("key", [None, 5], ids=["evaluation", "dropout"])
+    def test_derivatives(self, encode, key):
+        run = encode(range(10), key=None if key is None else jax.random.key(key))
+        jacobian = jax.jit(jax.jacrev(run.function))(run.vectors)
+        depends = np.asarray(jnp.abs(jacobian).sum((2, 5))) > 0
+        allowed = np.zeros(depends.shape, bool)
+        for row, (segments, items) in enumerate(
+            zip(np.asarray(run.rows.segment), np.asarray(run.rows.items), strict=True)
+        ):
+            for cell in np.flatnonzero(items):
+                for earlier in range(cell + 1):
+                    same = segments[earlier] == segments[cell]
+                    allowed[row, cell, row, earlier] = same
+        bad=np.argwhere(depends & ~allowed); print(len(bad),bad[:20], np.asarray(run.rows.segment), np.asarray(run.rows.items)); print(np.asarray(jnp.abs(jacobian).sum((2, 5)))[tuple(bad.T)][:20])
+        assert not (depends & ~allowed).any()
+        if key is None:
+            assert (depends == allowed).all()
+
+    def test_other_histories_and_later_events_may_be_any(self, encode):
+        items, offsets = encode.items, encode.offsets
+        before = encode(range(10))
+        for user in range(10):
+            begin, end = offsets[user], offsets[user + 1]
+            middle = (begin + end) // 2
+            kept = (before.event >= begin) & (before.event < middle)
+            other = np.where(np.arange(len(items)) < middle, items, 41 - items)
+            other[:begin] = 41 - items[:begin]
+            after = encode(range(10), items=other)
+            np.testing.assert_array_equal(before.event, after.event)
+            np.testing.assert_array_equal(before.states[kept], after.states[kept])
+            later = (before.event >= middle) & (before.event < end)
+            assert (np.abs(before.states - after.states).max(-1)[later] > 1e-3).all()
+
+    @given(order=st.permutations(range(10)))
+    @settings(
+        deadline=None,
+        max_examples=20,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    def test_any_packing_gives_the_same_states(self, encode, order):
+        one, other = encode(range(10)), encode(order)
+        shown = one.event[one.event >= 0]
+        assert sorted(shown) == sorted(other.event[other.event >= 0])
+        place = {event: cell for cell, event in enumerate(other.event.ravel().tolist())}
+        cells = [place[event] for event in shown.tolist()]
+        np.testing.assert_allclose(
+            one.states[one.event >= 0], other.states.reshape(-1, 8)[cells], rtol=0, atol=1e-5
+        )
+
+    def test_a_user_alone(self, encode):
+        together = encode(range(10))
+        for user in range(10):
+            alone = encode([user], rows=(1,))
+            for event in alone.event[alone.event >= 0]:
+                np.testing.assert_allclose(
+                    alone.states[alone.event == event],
+                    together.states[together.event == event],
+                    rtol=0,
+                    atol=1e-5,
+                )
+
+
+class TestDropout:
+    def test_only_with_a_key(self, encode):
+        states = [encode(range(10), key=key).states for key in (None, None)]
+        np.testing.assert_array_equal(*states)
+        dropped = [encode(range(10), key=jax.random.key(seed)).states for seed in (1, 1, 2)]
+        np.testing.assert_array_equal(dropped[0], dropped[1])
+        occupied = np.asarray(encode(range(10)).rows.items) > 0
+        for left, right in ((states[0], dropped[0]), (dropped[0], dropped[2])):
+            assert (np.abs(left - right).max(-1)[occupied] > 1e-3).all()

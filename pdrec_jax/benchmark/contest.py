@@ -1,0 +1,267 @@
+"""Timing several ways to do the same work, in turns, within one process.
+
+Whatever else the machine does hits all contestants of a round alike, and the ratio of two is taken
+round by round, so that a busy machine widens the spread more than it moves the median. A large
+matrix product runs in every round too: the ceiling that the others' operations are held against.
+
+A contestant is a function of nothing, so one that asks another process to do its share (the PyTorch
+reference) can run beside those of this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pdrec_jax.benchmark import memory
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One way to do the work.
+
+    Attributes:
+      name: of its row.
+      run: does the work once. What it returns is waited for.
+      units: users or steps that one call gets done.
+      flops: operations of one call's matrix products, a multiplication with its addition counted
+        as two; None where they were not counted.
+      twin: name of the slow twin, which a ratio is taken to.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    units: int
+    flops: float | None = None
+    twin: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Contestants that take turns.
+
+    Attributes:
+      stage: it belongs to.
+      title: what is done, and at which sizes.
+      data: what it is done to.
+      unit: ``user``, ``step`` or ``model``.
+      contestants: the slow twin first.
+      repeats: rounds, where the user does not say.
+      agree: computes how far contestants are from their twin, by name.
+      agreement: what that number is.
+      notes: lines below the table.
+    """
+
+    stage: str
+    title: str
+    data: str
+    unit: str
+    contestants: tuple[Contestant, ...]
+    repeats: int
+    agree: Callable[[], Mapping[str, float]] = dict
+    agreement: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured of a contestant.
+
+    Attributes:
+      name: see ``Contestant``; so are the next three.
+      units: see there.
+      flops: see there.
+      twin: see there.
+      seconds: of each call, by round.
+      first_seconds: of the first call, which compiles.
+      peak_bytes: largest resident set of the process during a call.
+      added_bytes: by how much the call raised it; None where the system does not tell.
+      device_peak_bytes: see ``memory.device_peak``, after a call.
+      difference: from the twin; None where there is none.
+    """
+
+    name: str
+    units: int
+    flops: float | None
+    twin: str | None
+    seconds: tuple[float, ...]
+    first_seconds: float
+    peak_bytes: int
+    added_bytes: int | None
+    device_peak_bytes: int | None
+    difference: float | None
+
+    def quantile(self, share: float) -> float:
+        """Seconds of a call that this share of the calls stayed below."""
+        return float(np.quantile(self.seconds, share))
+
+    @property
+    def compile_seconds(self) -> float:
+        """What the first call took longer than the others do: tracing, compiling, first touch."""
+        return max(self.first_seconds - self.quantile(0.5), 0.0)
+
+    @property
+    def rate(self) -> float | None:
+        """Operations a second, at the median."""
+        return None if self.flops is None else self.flops / self.quantile(0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A comparison's outcome.
+
+    Attributes:
+      stage: see ``Comparison``; so are the next five.
+      title: see there.
+      data: see there.
+      unit: see there.
+      agreement: see there.
+      notes: see there.
+      rows: of the contestants, in their order.
+      ceiling: of the matrix product.
+      compilations: how often something was compiled while the clock ran; 0 unless shapes change.
+    """
+
+    stage: str
+    title: str
+    data: str
+    unit: str
+    agreement: str
+    notes: tuple[str, ...]
+    rows: tuple[Row, ...]
+    ceiling: Row
+    compilations: int
+
+    def ratios(self, row: Row) -> np.ndarray | None:
+        """Time of the twin over that of a row for one unit, round by round; None without a twin."""
+        if row.twin is None:
+            return None
+        twin = next(other for other in self.rows if other.name == row.twin)
+        return (np.array(twin.seconds) / twin.units) / (np.array(row.seconds) / row.units)
+
+
+def matrix_product(side: int) -> Contestant:
+    """The machine's own ceiling: a product of two square float32 matrices."""
+    a, b = (jax.random.normal(jax.random.key(seed), (side, side)) for seed in (0, 1))
+    product = jax.jit(jnp.dot)
+    return Contestant(f"matrix product {side:,}", lambda: product(a, b), 1, 2.0 * side**3)
+
+
+def measure(comparison: Comparison, repeats: int | None, ceiling: Contestant) -> Result:
+    """Warms up, measures memory and agreement, then times all contestants in turns.
+
+    Args:
+      comparison: what to time.
+      repeats: rounds; None for the comparison's own number.
+      ceiling: from ``matrix_product``; takes part in every round.
+    """
+    contestants = (ceiling, *comparison.contestants)
+    first, peaks = {}, {}
+    # The slow twin last: the accelerator's peak is that since the start, and would hide the others.
+    for contestant in (ceiling, *reversed(comparison.contestants)):
+        first[contestant.name] = _seconds(contestant)
+        peaks[contestant.name] = _peak(contestant)
+    differences = comparison.agree()
+    with _compilations() as compiled:
+        seconds = _rounds(contestants, repeats or comparison.repeats)
+    rows = tuple(
+        Row(
+            c.name,
+            c.units,
+            c.flops,
+            c.twin,
+            tuple(seconds[number]),
+            first[c.name],
+            *peaks[c.name],
+            differences.get(c.name),
+        )
+        for number, c in enumerate(contestants)
+    )
+    shared = ("stage", "title", "data", "unit", "agreement", "notes")
+    head = {name: getattr(comparison, name) for name in shared}
+    return Result(**head, rows=rows[1:], ceiling=rows[0], compilations=len(compiled))
+
+
+def _rounds(contestants: tuple[Contestant, ...], repeats: int) -> list[list[float]]:
+    """Seconds of each contestant by round; who starts a round changes from one to the next."""
+    seconds: list[list[float]] = [[] for _ in contestants]
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for number in range(repeats):
+            for turn in range(len(contestants)):
+                place = (number + turn) % len(contestants)
+                seconds[place].append(_seconds(contestants[place]))
+    finally:
+        if was_enabled:
+            gc.enable()
+    return seconds
+
+
+def _seconds(contestant: Contestant) -> float:
+    begun = time.perf_counter()
+    jax.block_until_ready(contestant.run())
+    return time.perf_counter() - begun
+
+
+def _peak(contestant: Contestant) -> tuple[int, int | None, int | None]:
+    """Peak of the process, what the call added to it, and peak of the accelerator."""
+    gc.collect()
+    before = memory.host_now() if memory.reset_peak() else None
+    jax.block_until_ready(contestant.run())
+    peak = memory.host_peak()
+    added = None if before is None else max(peak - before, 0)
+    return peak, added, memory.device_peak()
+
+
+@contextlib.contextmanager
+def _compilations() -> Iterator[list[str]]:
+    """Collects what is compiled within the block."""
+    found: list[str] = []
+    listening = True
+
+    def heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if listening and event == _COMPILED:
+            found.append(event)
+
+    # JAX has no public way to take a listener back, so it is told to stop listening.
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        yield found
+    finally:
+        listening = False
+
+
+def largest_difference(found: Any, expected: Any) -> float:
+    """Largest difference of two arrays over the largest magnitude of the second."""
+    found, expected = (np.asarray(array, np.float64) for array in (found, expected))
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+class Training:
+    """A training state that several tasks of one shape carry on in turn.
+
+    What the state holds does not change the time of a step, and one state is large enough.
+
+    Args:
+      state: as ``training.Task.initial`` returns it; donated by the first call.
+    """
+
+    def __init__(self, state: dict[str, Any]):
+        self.state = state
+
+    def run(self, task: Any) -> dict[str, Any]:
+        """Runs the first epoch of a ``training.Task`` again; returns the new state."""
+        self.state, _ = task.run_epoch(self.state, 1, lambda steps: None)
+        return self.state

@@ -1,0 +1,184 @@
+"""Stage ``encoder_step``: a training step on packed rows against the same step on padded rows."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from pdrec_jax.benchmark.contest import Comparison, Contestant, Training, largest_difference
+from pdrec_jax.benchmark.sizes import Sizes
+from pdrec_jax.benchmark.workload import Workload, make_workload
+from pdrec_jax.data.batches import PackedRows
+from pdrec_jax.data.negatives import complement_table
+from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.encoders.model import Batch, TrainingData, training_loss
+from pdrec_jax.encoders.stage import EncoderTask, build, title_of
+
+VARIANTS = ("base", "hbr+nns+dpa")
+_PADDED, _PACKED = "padded rows", "packed rows"
+
+
+def padded_rows(offsets: np.ndarray, users: np.ndarray, max_length: int) -> PackedRows:
+    """Gives every user a row of its own, filled up on the left: the slow twin of ``pack``.
+
+    Args:
+      offsets: [U+1], CSR of the events.
+      users: [B] indices, each with at least one event.
+      max_length: L.
+    """
+    count = len(users)
+    event = offsets[users + 1][:, None] - max_length + np.arange(max_length)[None, :]
+    inside = event >= offsets[users][:, None]
+    segment = np.where(inside, np.arange(count)[:, None], count)
+    last = np.arange(1, count + 1) * max_length - 1
+    event = np.where(inside, event, 0)
+    return PackedRows((event.astype(np.int32),), (segment.astype(np.int32),), last.astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PaddedTask(EncoderTask):
+    """The same training with one user a row."""
+
+    def layout(self, epoch: int) -> Batch:
+        """Draws the same users as ``EncoderTask``, and pads them."""
+        users = self._draw(epoch)
+        rows = [padded_rows(self.offsets, row, self.model.max_length) for row in users]
+        return Batch(
+            users.astype(np.int32),
+            (np.stack([row.event[0] for row in rows]),),
+            (np.stack([row.segment[0] for row in rows]),),
+            np.stack([row.last for row in rows]),
+        )
+
+
+def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
+    """Yields the comparison for the base loss, and for the loss with all plugins.
+
+    Args:
+      sizes: of the work.
+      source: see ``make_workload``.
+    """
+    workload = make_workload(sizes, source)
+    preferences = random_preferences(workload)
+    for variant in VARIANTS:
+        yield _compare(sizes, workload, preferences, variant)
+
+
+def _compare(
+    sizes: Sizes, workload: Workload, preferences: Preferences, variant: str
+) -> Comparison:
+    tasks = _tasks(workload, preferences, variant, sizes.steps, workload.config.encoder.dropout)
+    state = Training(tasks[_PACKED].initial())
+    layouts = {name: task.layout(1) for name, task in tasks.items()}
+    filled = ", ".join(f"{name} {_filled(layouts[name]):.0%}" for name in tasks)
+    shapes = " + ".join(f"{e.shape[1]} of {e.shape[2]}" for e in layouts[_PACKED].event)
+    title = title_of(workload.config.encoder, variant)
+    return Comparison(
+        "encoder_step",
+        f"{title} training step, {sizes.encoder_batch} users, D {sizes.width}, "
+        f"blocks {sizes.blocks}, L {sizes.max_length}",
+        workload.label,
+        "step",
+        tuple(
+            Contestant(
+                name,
+                functools.partial(state.run, task),
+                sizes.steps,
+                _flops(sizes, layouts[name], passes=2 if task.model.dpa_fine else 1),
+                None if name == _PADDED else _PADDED,
+            )
+            for name, task in tasks.items()
+        ),
+        repeats=20,
+        agree=functools.partial(_agree, workload, preferences, variant),
+        agreement="loss of one step, relative, without dropout and with given negatives",
+        notes=(
+            f"Cells that hold an event: {filled}; rows of a packed batch: {shapes} cells.",
+            f"A call draws, lays out and trains {sizes.steps} batches in one dispatch.",
+        ),
+    )
+
+
+def _tasks(
+    workload: Workload, preferences: Preferences, variant: str, steps: int, dropout: float
+) -> dict[str, EncoderTask]:
+    """The twins; both train one structure of state."""
+    config = workload.copy()
+    config.encoder.dropout = dropout
+    task, _ = build(
+        config,
+        variant,
+        workload.split,
+        preferences,
+        drawn=workload.users.preferences,
+        ranked=workload.users.encoder,
+        protocol=workload.protocol,
+        candidates=workload.candidates,
+        validation=workload.validation,
+        name=variant,
+    )
+    packed = dataclasses.replace(task, steps=steps)
+    fields = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
+    return {_PADDED: PaddedTask(**fields), _PACKED: packed}
+
+
+def _agree(workload: Workload, preferences: Preferences, variant: str) -> Mapping[str, float]:
+    """Holds the twins' losses of one batch against each other, where nothing is left to chance."""
+    loss = jax.jit(training_loss, static_argnums=1)
+    found = {}
+    params = None
+    for name, task in _tasks(workload, preferences, variant, 1, 0.0).items():
+        params = task.initialise() if params is None else params
+        batch = jax.tree.map(lambda cells: cells[0], task.layout(1))
+        data = given_negatives(task.data)
+        found[name] = loss(params, task.model, data, batch, jax.random.key(0))
+    return {_PACKED: largest_difference(found[_PACKED], found[_PADDED])}
+
+
+def given_negatives(data: TrainingData) -> TrainingData:
+    """Leaves a user one safe negative, and everybody item 1 as the uniform one.
+
+    A draw belongs to a cell, and packed and padded rows number their cells differently.
+    """
+    users = data.offsets.shape[0] - 1
+    only_item = complement_table(np.zeros(users + 1, np.int64), np.zeros(0, np.int32), 1)
+    return dataclasses.replace(data, outside=only_item, pools=data.pools[:, :1])
+
+
+def random_preferences(workload: Workload) -> Preferences:
+    """Makes up preferences: what they hold does not change the time of a step."""
+    train, config = workload.split.train, workload.config
+    rng = np.random.default_rng(0)
+
+    def some_items(count: int) -> np.ndarray:
+        shape = (train.num_users, count)
+        return rng.integers(1, train.num_items + 1, shape).astype(np.int32)
+
+    return Preferences(
+        workload.users.preferences,
+        some_items(config.dpa.coarse),
+        some_items(config.nns.kept),
+        rng.random(train.num_events, np.float32),
+        np.zeros(train.num_users, np.float32),
+    )
+
+
+def _filled(layout: Batch) -> float:
+    """Share of the cells that hold an event."""
+    empty = np.asarray(layout.users).shape[1]
+    cells = np.concatenate([np.asarray(segment).reshape(-1) for segment in layout.segment])
+    return float(np.mean(cells < empty))
+
+
+def _flops(sizes: Sizes, layout: Batch, passes: int) -> float:
+    """Operations of the encoder's matrix products: 12 D^2 + 4 L D a cell and block, three times.
+
+    Four projections and two feed-forward layers, and two products of attention over the row; the
+    gradient takes twice the forward pass.
+    """
+    width, total = sizes.width, 0.0
+    for group in layout.event:
+        total += np.size(group) * (12.0 * width**2 + 4.0 * group.shape[-1] * width)
+    return 3 * passes * sizes.blocks * total

@@ -1,0 +1,78 @@
+"""Stage ``preferences``: reverse loop and pools of all users."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from pdrec_jax.benchmark.contest import Comparison, Contestant
+from pdrec_jax.benchmark.sizes import Sizes
+from pdrec_jax.benchmark.workload import make_workload
+from pdrec_jax.diffusion.inference import couple, score_all
+from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
+from pdrec_jax.diffusion.ranking import blocks
+from pdrec_jax.diffusion.stage import make_model, vectors_of
+from pdrec_jax.diffusion.vectors import gather_batch, token_budget
+from pdrec_jax.settings import seeded
+
+
+def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
+    """Yields the time of the whole pass, with a denoiser that has its initial values.
+
+    Args:
+      sizes: of the work.
+      source: see ``make_workload``.
+    """
+    workload = make_workload(sizes, source)
+    config, split = seeded(workload.config, "diffusion"), workload.split
+    model, initialise = make_model(config, split)
+    params = initialise()
+    vectors = vectors_of(config, split, model.num_slots, heldin=False)
+    index = np.flatnonzero(workload.users.preferences)
+    tokens = token_budget(vectors, np.stack(blocks(index, config.block)))
+    protocol = workload.protocol
+    rules = PoolRules(
+        candidates=workload.config.dpa.coarse,
+        candidates_unobserved=protocol.dpa_unobserved,
+        negatives=workload.config.nns.kept,
+        first_fraction=workload.config.nns.first_fraction,
+        last_fraction=protocol.nns_last_fraction,
+        ranks_among_all=protocol.nns_excludes_heldout,
+    )
+    score, key = jax.jit(score_all, static_argnums=0), jax.random.key(0)
+
+    def run() -> Preferences:
+        coupled = couple(model, params)
+
+        def score_blocks(rows: np.ndarray) -> jax.Array:
+            return score(model, params, coupled, gather_batch(vectors, rows, tokens), key, rows)
+
+        return compute_preferences(
+            score_blocks,
+            split,
+            workload.users.preferences,
+            rules,
+            exclude_heldout=protocol.nns_excludes_heldout,
+            seed=config.seed,
+            block=config.block,
+        )
+
+    slots, hidden = model.num_slots, sizes.hidden
+    a_user = 2.0 * (sizes.noise_steps * hidden**2 + slots * hidden)
+    yield Comparison(
+        "preferences",
+        f"{slots:,} slots, H {hidden:,}, T {sizes.noise_steps}, blocks of {config.block}, "
+        f"M {rules.candidates}, R {rules.negatives}",
+        workload.label,
+        "user",
+        (
+            Contestant(
+                "reverse loop and pools",
+                run,
+                len(index),
+                2.0 * slots * hidden**2 + len(index) * a_user,
+            ),
+        ),
+        repeats=5,
+        notes=("Every user's in one call, with the coupling of the model.",),
+    )

@@ -1,0 +1,114 @@
+"""The stages of the benchmark in order, and where their outcome goes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pdrec_jax.benchmark import (
+    diffusion_step,
+    encoder_step,
+    evaluation,
+    preferences,
+    reverse,
+    tables,
+)
+from pdrec_jax.benchmark.contest import Comparison, Result, matrix_product, measure
+from pdrec_jax.benchmark.sizes import Sizes
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write_text, write_errors
+
+# A stage yields its comparisons one by one, so that what one holds is gone before the next.
+STAGES: dict[str, Callable[[Sizes, str], Iterator[Comparison]]] = {
+    "reverse": reverse.comparisons,
+    "encoder_step": encoder_step.comparisons,
+    "diffusion_step": diffusion_step.comparisons,
+    "preferences": preferences.comparisons,
+    "evaluation": evaluation.comparisons,
+}
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def run(
+    stages: Sequence[str], sizes: Sizes, *, source: str, repeats: int | None, out: Path | None
+) -> dict[str, Any]:
+    """Runs stages, and prints the table of each comparison as soon as it is done.
+
+    Args:
+      stages: names in ``STAGES``.
+      sizes: of the work.
+      source: ``auto``, ``real`` or ``simulated`` log.
+      repeats: rounds; None for each comparison's own number.
+      out: directory for ``benchmark.txt``, ``.md`` and ``.json``, which grow with each comparison.
+
+    Returns:
+      what ``benchmark.json`` holds.
+
+    Raises:
+      UserError: sizes that do not go together, a log that is missing, a place that refuses files.
+    """
+    if out is not None:
+        _prepare(out)
+    ceiling = matrix_product(sizes.product)
+    began = describe_machine()
+    results: list[Result] = []
+    texts: list[str] = []
+    report: dict[str, Any] = tables.as_json(results, began, sizes)
+    for stage in stages:
+        print(f"{stage}: preparing and timing", file=sys.stderr, flush=True)
+        for comparison in STAGES[stage](sizes, source):
+            machine = describe_machine()
+            results.append(measure(comparison, repeats, ceiling))
+            texts.append(tables.text_table(results[-1], machine))
+            print(texts[-1] + "\n", flush=True)
+            report = tables.as_json(results, began | {"load_at_end": _load()}, sizes)
+            if out is not None:
+                _write(out, "txt", "\n\n".join(texts) + "\n")
+                _write(out, "md", tables.markdown(results, began))
+                _write(out, "json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns device, processors, load of the last minute (None where unknown) and versions."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    devices = jax.devices()
+    return {
+        "device": f"{devices[0].device_kind} x{len(devices)}",
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processors": _processors(),
+        "load": _load(),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def _prepare(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out}: a directory is expected")
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _write(out: Path, ending: str, text: str) -> None:
+    atomic_write_text(out / f"benchmark.{ending}", text)

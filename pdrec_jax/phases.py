@@ -1,0 +1,311 @@
+"""The phases of a run, each on its own: train and rank a model, or compute preferences."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.data import sources
+from pdrec_jax.data.splits import Split, leave_one_out
+from pdrec_jax.diffusion import stage as diffusion_stage
+from pdrec_jax.diffusion.preferences import (
+    PoolRules,
+    Preferences,
+    load_preferences,
+    require_room,
+    save_preferences,
+)
+from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation import protocol as protocols
+from pdrec_jax.evaluation.ranking import Ranks
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.settings import seeded
+from pdrec_jax.training import Fitted, fit
+
+# Test NDCG@10 on sampled candidates in the paper's Table 1, for the column beside ours.
+_PAPER = {
+    ("toy", "diffusion"): 0.1823,
+    ("toy", "sasrec"): 0.2020,
+    ("toy", "sasrec+hbr+nns+dpa"): 0.2286,
+}
+
+
+class Scorer(Protocol):
+    """What ranks the users of one held-out item with a model's parameters."""
+
+    def sampled(self, params: Any) -> Ranks:
+        """Ranks among the sampled candidates."""
+
+    def full(self, params: Any) -> Ranks:
+        """Ranks in the whole catalogue."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """What the phases of a run have in common.
+
+    Attributes:
+      config: resolved.
+      protocol: named in the config.
+      split: the data.
+      users: who takes part where.
+      candidates: of the test item, [U, 1 + N].
+      validation: of the validation item, [U, 1 + N]; the test's where the test chooses the epoch.
+    """
+
+    config: ConfigDict
+    protocol: protocols.Protocol
+    split: Split
+    users: protocols.UserSets
+    candidates: np.ndarray
+    validation: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a phase leaves: a JSON record, and arrays [U] by name."""
+
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def prepare(config: ConfigDict, files: list[Path] | None) -> tuple[Given, dict[str, Any]]:
+    """Loads or simulates the log, splits it and draws the candidates.
+
+    Everything that the data can have against the config is found here, before a run begins.
+
+    Args:
+      config: resolved.
+      files: from ``sources.find_files``.
+
+    Returns:
+      what the phases need, and what the results say of the data.
+
+    Raises:
+      UserError: a bad file, or data that the config asks too much of.
+    """
+    log, source = sources.load(config, files)
+    try:
+        split = leave_one_out(log)
+    except UserError as error:
+        raise UserError(f"{files[0] if files else 'simulated log'}: {error}") from error
+    protocol = protocols.get_protocol(config.protocol)
+    users = protocols.user_sets(protocol, split)
+    for name in ("diffusion", "preferences", "encoder"):
+        if not getattr(users, name).any():
+            raise UserError(
+                f"data: no user passes the {protocol.name} protocol's filter of the {name} stage, "
+                "at least one is expected"
+            )
+    require_room(split, pool_rules(config, protocol))
+
+    def draw(heldout: str) -> np.ndarray:
+        negatives = config.evaluation.negatives
+        return protocols.draw_candidates(
+            protocol, split, config.seed, heldout=heldout, negatives=negatives
+        )
+
+    test = draw("test")
+    validation = test if protocol.select_on_test else draw("valid")
+    data = {
+        **source,
+        "users": split.train.num_users,
+        "items": split.train.num_items,
+        "events": split.train.num_events + 2 * split.train.num_users,
+        "dropped_users": split.dropped_users,
+    }
+    return Given(config, protocol, split, users, test, validation), data
+
+
+def pool_rules(config: ConfigDict, protocol: protocols.Protocol) -> PoolRules:
+    """The pools that a config and a protocol ask for."""
+    return PoolRules(
+        candidates=config.dpa.coarse,
+        candidates_unobserved=protocol.dpa_unobserved,
+        negatives=config.nns.kept,
+        first_fraction=config.nns.first_fraction,
+        last_fraction=protocol.nns_last_fraction,
+        ranks_among_all=protocol.nns_excludes_heldout,
+    )
+
+
+def diffusion_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
+    """Trains and evaluates the diffusion model."""
+    config = given.config
+    task, scorers = diffusion_stage.build(
+        seeded(config, "diffusion"),
+        given.split,
+        given.users.diffusion,
+        protocol=given.protocol,
+        candidates=given.candidates,
+        validation=given.validation,
+    )
+    settings = diffusion_stage.loop_settings(config.diffusion, config.save_seconds)
+    fitted = fit(task, settings, Store(workdir / "diffusion"), log)
+    name = {"time": "TI-DiffRec", "position": "T-DiffRec"}[config.diffusion.weighting]
+    return _evaluated(given, "diffusion", name, fitted, scorers, given.users.diffusion, log)
+
+
+def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
+    """Computes and saves the preferences of all users with the trained diffusion model."""
+    rules = pool_rules(given.config, given.protocol)
+    preferences = diffusion_stage.infer_preferences(
+        seeded(given.config, "diffusion"),
+        given.split,
+        given.users.preferences,
+        rules,
+        Store(workdir / "diffusion"),
+        log,
+        exclude_heldout=given.protocol.nns_excludes_heldout,
+    )
+    save_preferences(Store(workdir), preferences, _origin(given))
+    return _effects(given, preferences, log)
+
+
+def borrowed_phase(
+    given: Given, preferences: Preferences, workdir: Path, log: MetricLog
+) -> Outcome:
+    """Stands in for the preferences phase where they are another run's."""
+    del workdir
+    return _effects(given, preferences, log)
+
+
+def _effects(given: Given, preferences: Preferences, log: MetricLog) -> Outcome:
+    log.phase(f"preferences: {int(preferences.users.sum()):,} users")
+    floor = given.protocol.hbr_floor
+    return Outcome(
+        {"effects": encoder_stage.effects(given.config, given.split, preferences, floor)}
+    )
+
+
+def read_preferences(given: Given, workdir: Path) -> Preferences:
+    """Reads the preferences of this run or of another one.
+
+    What their maker did not write down is not compared, but for the shapes.
+
+    Raises:
+      UserError: there are none, or they were made from other data, by other rules, or under another
+        protocol, whose preferences may have seen what this one holds out.
+    """
+    store = Store(workdir)
+    made = store.restore_meta("preferences")
+    for name, expected in _origin(given).items():
+        if made.get(name, expected) != expected:
+            raise UserError(
+                f"{workdir}: its preferences were made with another {name} "
+                f"({_shown(made[name])}), expected {_shown(expected)}"
+            )
+    return load_preferences(store, given.split, pool_rules(given.config, given.protocol))
+
+
+def _origin(given: Given) -> dict[str, Any]:
+    split = given.split
+    digest = hashlib.sha256()
+    for array in (split.train.offsets, split.train.items, split.valid_items, split.test_items):
+        digest.update(array.tobytes())
+    return {
+        "protocol": given.protocol.name,
+        "split": digest.hexdigest(),
+        "rules": dataclasses.asdict(pool_rules(given.config, given.protocol)),
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    return str(value)[:12]
+
+
+def encoder_key(config: ConfigDict, variant: str) -> str:
+    """Names an encoder's phase, log lines and arrays: ``sasrec+hbr+nns+dpa``."""
+    return "+".join([config.encoder.name, *encoder_stage.parse_variant(variant)])
+
+
+def needs_preferences(config: ConfigDict) -> bool:
+    """Whether a variant has a plugin."""
+    return any(encoder_stage.parse_variant(variant) for variant in config.encoder.variants)
+
+
+def require_encoders(config: ConfigDict) -> None:
+    """Checks the encoder's name and its variants.
+
+    Raises:
+      UserError: an unknown one, or two variants that are the same.
+    """
+    titles = [
+        encoder_stage.title_of(config.encoder, variant) for variant in config.encoder.variants
+    ]
+    if len(set(titles)) < len(titles):
+        raise UserError(
+            "config.encoder.variants: a tuple of different variants is expected, "
+            f"got {', '.join(titles)}"
+        )
+
+
+def encoder_phase(
+    given: Given, variant: str, preferences: Preferences | None, workdir: Path, log: MetricLog
+) -> Outcome:
+    """Trains and evaluates one variant of the encoder."""
+    config, key = given.config, encoder_key(given.config, variant)
+    task, scorers = encoder_stage.build(
+        config,
+        variant,
+        given.split,
+        preferences,
+        drawn=given.users.preferences,
+        ranked=given.users.encoder,
+        protocol=given.protocol,
+        candidates=given.candidates,
+        validation=given.validation,
+        name=key,
+    )
+    settings = encoder_stage.loop_settings(config.encoder, config.save_seconds)
+    fitted = fit(task, settings, Store(workdir / "encoders" / key), log)
+    name = encoder_stage.title_of(config.encoder, variant)
+    return _evaluated(given, key, name, fitted, scorers, given.users.encoder, log)
+
+
+def _evaluated(
+    given: Given,
+    key: str,
+    name: str,
+    fitted: Fitted,
+    scorers: Mapping[str, Scorer | None],
+    users: np.ndarray,
+    log: MetricLog,
+) -> Outcome:
+    """Ranks with the best parameters, and describes the model for the results."""
+    test, validation = scorers["test"], scorers["validation"]
+    assert test is not None
+    sampled, full = test.sampled(fitted.params), test.full(fitted.params)
+    figures = {"sampled": sampled.metrics(), "full": full.metrics()}
+    course = fitted.course
+    paper = _PAPER.get((given.config.name, key))
+    model = {
+        "name": name,
+        "key": key,
+        "stage": "diffusion" if key == "diffusion" else "encoder",
+        "best_epoch": course.best_epoch,
+        "epochs": course.epoch,
+        "users": int(users.sum()),
+        **figures,
+        "validation": validation.sampled(fitted.params).metrics() if validation else None,
+        "paper": {"NDCG@10": paper} if paper else {},
+    }
+    arrays = {}
+    for kind, ranks in (("sampled_rank", sampled), ("full_rank", full)):
+        arrays[kind] = np.full(len(users), np.nan, np.float32)
+        arrays[kind][users] = ranks.ranks
+    log.phase(
+        f"{name}: best epoch {course.best_epoch} of {course.epoch}, NDCG@10 "
+        f"{figures['sampled']['NDCG@10']:.4f} sampled, {figures['full']['NDCG@10']:.4f} full"
+    )
+    return Outcome({"model": model}, arrays)

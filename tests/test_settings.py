@@ -1,0 +1,292 @@
+"""Settings: what every field takes, what it refuses and how, and the rules between fields."""
+
+import math
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from pdrec_jax.errors import UserError
+from pdrec_jax.settings import (
+    FIELDS,
+    FREE_FIELDS,
+    apply_overrides,
+    default_config,
+    differences,
+    flatten,
+    get,
+    put,
+    seeded,
+    validate,
+)
+
+BELOW_0 = dict.fromkeys(
+    ("save_seconds", "hbr.rank_weight", "nns.first_fraction", "dpa.weight", "encoder.dropout"), -0.1
+)
+# For each kind of field a value that is just out of range; the rest follows from the type.
+OUT_OF_RANGE: dict[str, Any] = {
+    **BELOW_0,
+    "name": "a/b",
+    "seed": -1,
+    "protocol": "Strict",
+    "stage": "encoders",
+    "data.source": "csv",
+    "data.ids": "int",
+    "simulation.num_users": 1,
+    "simulation.num_items": 199,
+    "simulation.num_source_items": -1,
+    "simulation.mean_length": 3.9,
+    "simulation.overrides": ("seed", 1),
+    "diffusion.schedule": "quadratic",
+    "diffusion.noise_scale": -0.1,
+    "diffusion.noise_min": -0.1,
+    "diffusion.noise_max": math.inf,
+    "diffusion.hidden": (8, 0),
+    "diffusion.target": "x_0",
+    "diffusion.dropout": 1.0,
+    "diffusion.sampling_steps": -1,
+    "diffusion.noise_fraction": 0.0,
+    "diffusion.weighting": "times",
+    "diffusion.w_min": -0.1,
+    "diffusion.w_max": 0.0,
+    "diffusion.ties": "allone",
+    "diffusion.learning_rate": 0.0,
+    "diffusion.learning_rate_decay": 1.1,
+    "diffusion.weight_decay": -0.1,
+    "hbr.clip": 0.0,
+    "hbr.scale": 0.0,
+    "encoder.variants": (),
+    "encoder.max_length": 1,
+    "encoder.temperature": 0.0,
+    "encoder.learning_rate": 0.0,
+    "encoder.learning_rate_decay": 0.0,
+    "encoder.min_epochs": -1,
+}
+COUNTS = [path for path, field in FIELDS.items() if type(field.default) is int]
+FLAGS = [path for path, field in FIELDS.items() if type(field.default) is bool]
+NUMBERS = [path for path, field in FIELDS.items() if type(field.default) is float]
+TEXTS = [path for path, field in FIELDS.items() if type(field.default) is str]
+TUPLES = [path for path, field in FIELDS.items() if type(field.default) is tuple]
+
+
+def config_with(**values: Any) -> ConfigDict:
+    """The default config with some fields set, `.` written as `__`; types are not looked at."""
+    config = default_config()
+    for name, value in values.items():
+        section, _, field = name.replace("__", ".").rpartition(".")
+        holder = config[section] if section else config
+        with holder.ignore_type():
+            holder[field] = value
+    return config
+
+
+def complaint(**values: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        validate(config_with(**values))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def complaint_of(path: str, value: Any) -> str:
+    return complaint(**{path.replace(".", "__"): value})
+
+
+def test_defaults_are_valid() -> None:
+    config = default_config()
+    validate(config)
+    assert dict(flatten(config)) == {path: field.default for path, field in FIELDS.items()}
+    assert len(COUNTS + FLAGS + NUMBERS + TEXTS + TUPLES) == len(FIELDS)
+    assert all(field.meaning for field in FIELDS.values())
+    assert set(FREE_FIELDS) < set(FIELDS)
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_every_field_refuses_what_is_out_of_range(path: str) -> None:
+    if path in OUT_OF_RANGE:
+        value = OUT_OF_RANGE[path]
+    elif path in COUNTS:
+        value = 0
+    else:
+        assert path in FLAGS or FIELDS[path].expected == "text"
+        return
+    expected = f"config.{path}: {FIELDS[path].expected} is expected, got {value!r}"
+    assert complaint_of(path, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "values"),
+    [
+        (COUNTS, [2.0, "2", True, None, (2,)]),
+        (NUMBERS, [math.nan, math.inf, -math.inf, "1", None, (1.0,)]),
+        (TEXTS, [1, None, False, ("all",)]),
+        (FLAGS, [0, 1, "true", None]),
+        (TUPLES, [1, "base", None, ConfigDict()]),
+    ],
+)
+def test_every_field_refuses_other_types(paths: list[str], values: list[Any]) -> None:
+    for path in paths:
+        for value in values:
+            if isinstance(value, ConfigDict):
+                assert complaint_of(path, value).startswith(f"config.{path}: ")
+            else:
+                start = f"config.{path}: {FIELDS[path].expected} is expected, got "
+                assert complaint_of(path, value) == start + repr(value)
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_an_integer_passes_for_a_number(path: str) -> None:
+    allowed = [value for value in (0, 1, 5) if FIELDS[path].allows(float(value))]
+    assert allowed
+    assert all(FIELDS[path].fits(value) for value in allowed)
+    assert not FIELDS[path].fits(True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("diffusion.hidden", (2.5,)),
+        ("diffusion.hidden", ("16",)),
+        ("diffusion.hidden", (True,)),
+        ("diffusion.hidden", ()),
+        ("encoder.variants", (1,)),
+        ("encoder.variants", ("",)),
+        ("encoder.variants", ("base", "base")),
+        ("simulation.overrides", (("seed",),)),
+        ("simulation.overrides", (("seed", 1, 2),)),
+        ("simulation.overrides", (3,)),
+        ("simulation.overrides", ((3, "seed"),)),
+        ("seed", 2**31),
+        ("name", ""),
+        ("name", ".."),
+        ("name", "a\nb"),
+        ("name", "a\\b"),
+    ],
+)
+def test_other_values_that_are_refused(path: str, value: Any) -> None:
+    assert complaint_of(path, value).startswith(f"config.{path}: {FIELDS[path].expected} is")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", 2**31 - 1),
+        ("name", "toy-2.5 (new)"),
+        ("diffusion.hidden", (1, 7, 2)),
+        ("diffusion.noise_scale", 0),
+        ("hbr.rank_weight", 1),
+        ("simulation.overrides", (("diffusion.epochs", 3), ["seed", 1])),
+        ("encoder.variants", ("base", "hbr", "dpa+nns")),
+    ],
+)
+def test_values_at_the_edge_pass(path: str, value: Any) -> None:
+    validate(config_with(**{path.replace(".", "__"): value}))
+
+
+def test_unknown_and_missing_fields() -> None:
+    assert complaint(sedd=1) == "config.sedd: unknown field, did you mean config.seed?"
+    found = complaint(diffusion__stepz=1)
+    assert found == "config.diffusion.stepz: unknown field, did you mean config.diffusion.steps?"
+    assert complaint(qqq=1) == "config.qqq: unknown field"
+    config = default_config()
+    del config.encoder.width
+    with pytest.raises(UserError, match=r"^config\.encoder\.width: missing, an integer of at leas"):
+        validate(config)
+    with pytest.raises(UserError, match=r"^config\.encoder\.with: unknown field, did you mean con"):
+        put(config, "encoder.with", 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"diffusion__w_min": 1.5}, "diffusion.w_min: at most w_max (1) is expected, got 1.5"),
+        (
+            {"diffusion__noise_min": 0.1},
+            "diffusion.noise_min: at most noise_max (0.005) is expected, got 0.1",
+        ),
+        (
+            {"diffusion__sampling_steps": 11},
+            "diffusion.sampling_steps: at most steps (10) is expected, got 11",
+        ),
+        (
+            {"diffusion__noise_fraction": 0.5, "diffusion__target": "epsilon"},
+            "diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, got 0.5",
+        ),
+        (
+            {"diffusion__noise_fraction": 0.5, "diffusion__normalise": True},
+            "diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, got 0.5",
+        ),
+        ({"dpa__fine": 51}, "dpa.fine: at most dpa.coarse (50) is expected, got 51"),
+        ({"encoder__heads": 3}, "encoder.heads: a divisor of the width (64) is expected, got 3"),
+        (
+            {"preferences_from": "runs/a"},
+            "preferences_from: only the encoder stage reads preferences of another run; add "
+            "--config.stage=encoder, got 'all'",
+        ),
+        (
+            {"data__target": "a.csv", "data__auxiliary": "a.csv"},
+            "data.auxiliary: another log than the target is expected, got 'a.csv'",
+        ),
+        (
+            {"simulation__overrides": (("diffusion.epoch", 3),)},
+            "simulation.overrides: there is no field 'diffusion.epoch'",
+        ),
+        (
+            {"simulation__overrides": (("diffusion.epochs", 0),)},
+            "simulation.overrides: diffusion.epochs: an integer of at least 1 is expected, got 0",
+        ),
+    ],
+)
+def test_rules_between_fields(values: dict[str, Any], message: str) -> None:
+    assert complaint(**values) == f"config.{message}"
+
+
+def test_values_that_agree_pass() -> None:
+    validate(config_with(diffusion__w_min=1.0, diffusion__sampling_steps=10, dpa__fine=50))
+    validate(config_with(encoder__heads=64, preferences_from="runs/a", stage="encoder"))
+    validate(config_with(diffusion__noise_fraction=0.5, diffusion__reweight=False))
+
+
+class TestOverrides:
+    @pytest.fixture
+    def config(self) -> ConfigDict:
+        overrides = (("diffusion.epochs", 3), ("diffusion.hidden", [16]), ("seed", 7))
+        config = config_with(simulation__overrides=overrides)
+        config.lock()
+        return config
+
+    def test_they_apply(self, config: ConfigDict) -> None:
+        short = apply_overrides(config, ())
+        validate(short)
+        assert (short.diffusion.epochs, short.diffusion.hidden, short.seed) == (3, (16,), 7)
+        assert differences(short, config) == ["diffusion.epochs", "diffusion.hidden", "seed"]
+        assert config.diffusion.epochs == FIELDS["diffusion.epochs"].default
+
+    def test_what_was_set_by_hand_stays(self, config: ConfigDict) -> None:
+        # By hand to the very value that the config file has, too.
+        short = apply_overrides(config, {"diffusion.epochs", "encoder.epochs"})
+        assert differences(short, config) == ["diffusion.hidden", "seed"]
+
+
+def test_differences() -> None:
+    config = default_config()
+    assert differences(config, default_config()) == []
+    assert differences(config, {**config.to_dict(), "encoder": {"variants": ["base"]}})[:2] == [
+        "encoder.attend_padding",
+        "encoder.batch_repeat",
+    ]
+    other = config_with(seed=1, encoder__variants=["base", "hbr+nns+dpa"], old=2)
+    assert differences(config, other) == ["old", "seed"]
+    for path in FREE_FIELDS:
+        assert differences(config, config_with(**{path.replace(".", "__"): "other"})) == []
+
+
+def test_reading_and_writing_by_path() -> None:
+    config = default_config()
+    put(config, "encoder.width", 8)
+    put(config, "seed", 3)
+    assert (get(config, "encoder.width"), get(config, "seed")) == (8, 3)
+    section = seeded(config, "encoder")
+    assert (section.width, section.seed) == (8, 3)
+    section.width = 4
+    assert config.encoder.width == 8
+    assert "seed" not in config.encoder

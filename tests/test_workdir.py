@@ -1,0 +1,190 @@
+"""The directory of a run: what it accepts to be, what it writes and in which order."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pdrec_jax import files, workdir
+from pdrec_jax.errors import UserError
+from pdrec_jax.settings import default_config, put
+from pdrec_jax.workdir import Workdir
+
+SIMULATED: dict[str, Any] = {"source": "simulated", "files": []}
+REAL = {"source": "real", "files": [{"name": "a.csv", "sha256": "01"}]}
+
+
+def config_with(**values: Any) -> ConfigDict:
+    config = default_config()
+    for name, value in values.items():
+        put(config, name.replace("__", "."), value)
+    return config
+
+
+def begun(path: Path, data: dict[str, Any] = SIMULATED, **values: Any) -> Workdir:
+    place = Workdir(path, config_with(**values), data["source"])
+    place.begin(data)
+    return place
+
+
+def complaint(path: Path, data: dict[str, Any] = SIMULATED, **values: Any) -> str:
+    before = contents(path)
+    with pytest.raises(UserError) as caught:
+        begun(path, data, **values)
+    assert contents(path) == before
+    message = str(caught.value)
+    assert message.startswith(f"{path}")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}").removeprefix(": ")
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in path.rglob("*") if p.is_file()} if path.is_dir() else {}
+
+
+class TestOpening:
+    def test_looking_makes_nothing(self, tmp_path: Path) -> None:
+        place = Workdir(tmp_path / "a" / "b", default_config(), "real")
+        assert place.results() is None
+        assert place.phase("diffusion") is None
+        assert place.phases() == {}
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_new_one_holds_config_and_data(self, tmp_path: Path) -> None:
+        begun(tmp_path / "a" / "b", REAL, seed=3)
+        saved = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
+        assert (saved["seed"], saved["encoder"]["variants"]) == (3, ["base", "hbr+nns+dpa"])
+        assert json.loads((tmp_path / "a" / "b" / "data.json").read_text()) == REAL
+
+    def test_an_empty_directory_will_do(self, tmp_path: Path) -> None:
+        begun(tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "data.json", "phases"]
+
+    def test_the_same_run_is_taken_up(self, tmp_path: Path) -> None:
+        begun(tmp_path, seed=3).finish_phase("diffusion", {"seconds": 1.5})
+        again = begun(tmp_path, seed=3)
+        assert again.phases() == {"diffusion": {"seconds": 1.5}}
+
+    def test_fields_that_may_change_are_written_anew(self, tmp_path: Path) -> None:
+        begun(tmp_path, stage="diffusion")
+        begun(tmp_path, stage="all", save_seconds=1.0, data__dir="x", data__source="simulated")
+        assert json.loads((tmp_path / "config.json").read_text())["stage"] == "all"
+
+    def test_another_config(self, tmp_path: Path) -> None:
+        begun(tmp_path)
+        found = complaint(tmp_path, seed=1, encoder__width=8)
+        assert found == (
+            "holds a run with another config, which differs in encoder.width, seed; "
+            "name another --workdir or remove it"
+        )
+        many = {f"encoder__{name}": 7 for name in ("blocks", "block", "epochs", "batch_size")}
+        found = complaint(tmp_path, seed=1, dpa__coarse=9, **many)
+        assert "encoder.blocks, encoder.epochs, ..; name" in found
+
+    def test_another_source_or_content_of_the_data(self, tmp_path: Path) -> None:
+        begun(tmp_path, REAL)
+        assert complaint(tmp_path).startswith(
+            "holds a run on real data, and this one would be on simulated data; name"
+        )
+        other = {"source": "real", "files": [{"name": "a.csv", "sha256": "02"}]}
+        assert complaint(tmp_path, other).startswith("holds a run on another content of a.csv")
+        begun(tmp_path, {**REAL, "users": 3})
+        begun(tmp_path, {"source": "real", "files": [{"name": "b.csv", "sha256": "01"}]})
+
+    def test_files_that_are_no_run(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").touch()
+        assert complaint(tmp_path) == "not empty and not a run; name another --workdir"
+        assert complaint(tmp_path / "thesis.tex") == "a directory is expected"
+        below = complaint(tmp_path / "thesis.tex" / "run")
+        assert below == "cannot write (Not a directory)"
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("config.json", "{"), ("config.json", "[1]"), ("data.json", "\0")]
+    )
+    def test_broken_files(self, tmp_path: Path, name: str, text: str) -> None:
+        begun(tmp_path)
+        (tmp_path / name).write_text(text)
+        assert complaint(tmp_path).startswith(f"/{name}: ")
+
+
+class TestPhases:
+    def test_records_and_arrays(self, tmp_path: Path) -> None:
+        place = begun(tmp_path)
+        ranks = np.array([0, np.nan, 2], np.float32)
+        place.finish_phase("sasrec+hbr", {"model": {"name": "S"}}, {"full_rank": ranks})
+        place.finish_phase("preferences", {"effects": {}})
+        assert place.phase("sasrec+hbr") == {"model": {"name": "S"}}
+        np.testing.assert_array_equal(place.phase_arrays("sasrec+hbr")["full_rank"], ranks)
+        assert place.phase_arrays("preferences") == {}
+        assert place.phases().keys() == {"sasrec+hbr", "preferences"}
+
+    def test_a_phase_is_done_only_with_its_arrays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place = begun(tmp_path)
+
+        def stop(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(workdir, "atomic_savez", stop)
+        with pytest.raises(KeyboardInterrupt):
+            place.finish_phase("diffusion", {}, {"full_rank": np.zeros(3)})
+        assert place.phase("diffusion") is None
+
+    def test_results(self, tmp_path: Path) -> None:
+        place = begun(tmp_path)
+        place.save_per_user({"users": np.arange(3), "sasrec/full_rank": np.zeros(3)})
+        assert place.results() is None
+        assert place.per_user().keys() == {"users", "sasrec/full_rank"}
+        place.finish({"stage": "all", "models": []})
+        assert Workdir(tmp_path, default_config(), "simulated").results() == {
+            "stage": "all",
+            "models": [],
+        }
+
+    def test_broken_arrays(self, tmp_path: Path) -> None:
+        place = begun(tmp_path)
+        for name in ("sasrec", "text"):
+            place.finish_phase(name, {}, {"full_rank": np.zeros(300)})
+        path = tmp_path / "phases" / "sasrec.npz"
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(UserError, match=r"sasrec\.npz: arrays in \.npz form are expected"):
+            place.phase_arrays("sasrec")
+        (tmp_path / "phases" / "text.npz").write_text("text")
+        with pytest.raises(UserError, match=r"text\.npz: arrays in \.npz form are expected"):
+            place.phase_arrays("text")
+
+
+class TestInterruptions:
+    def test_killed_before_the_config_was_there(self, tmp_path: Path) -> None:
+        (tmp_path / ".config.json.0123456789ab.tmp").write_text('{"se')
+        begun(tmp_path)
+        assert not list(tmp_path.glob(".*"))
+
+    def test_what_a_killed_run_left_half_written_is_removed(self, tmp_path: Path) -> None:
+        place = begun(tmp_path)
+        left = [tmp_path / ".results.json.0.tmp", tmp_path / "phases" / ".sasrec.npz.0.tmp"]
+        for path in left:
+            path.touch()
+        place.begin(SIMULATED)
+        assert not any(path.exists() for path in left)
+
+    @pytest.mark.parametrize("after", [0, 1])
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+        written = []
+
+        def sync(descriptor: int) -> None:
+            written.append(descriptor)
+            if len(written) > after:
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files.os, "fsync", sync)
+        with pytest.raises(UserError, match=r"/config|data\.json: cannot write, disk full"):
+            begun(tmp_path / "run")
+        monkeypatch.undo()
+        left = contents(tmp_path).keys()
+        assert left <= {str(tmp_path / "run" / "config.json")}
+        begun(tmp_path / "run")
