@@ -7,9 +7,11 @@ cut short is never seen.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ import orbax.checkpoint as ocp
 
 from pdrec_jax.errors import UserError
 
-# Orbax reports every save and restore at INFO and absent optional metadata as warnings.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every save and restore at INFO, absent optional metadata as warnings, and logs the
+# traceback of an error that it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 Tree = Any
 
@@ -78,12 +81,20 @@ class Store:
                 )
                 manager.wait_until_finished()
         except Exception as error:
+            self._sweep(slot)
             if is_disk_full(error):
                 raise UserError(
                     f"{self.directory / slot}: disk full while saving step {step}; "
                     "free some space and run the same command again to resume"
                 ) from error
             raise
+
+    def _sweep(self, slot: str) -> None:
+        """Removes what a save that failed has left, which could keep the disk full."""
+        for left in (self.directory / slot).glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.directory / slot).rmdir()  # of a first save; refused where a former one is left
 
     def restore(self, slot: str, like: Tree) -> tuple[Tree, dict[str, Any]]:
         """Restores the slot's newest save into the shapes, types and shardings of ``like``.
@@ -93,13 +104,13 @@ class Store:
           like: a tree of arrays or of ``ShapeDtypeStruct``.
 
         Raises:
-          UserError: nothing saved, or a tree of another structure, shape or type.
+          UserError: nothing saved, broken files, or a tree of another structure, shape or type.
         """
         place = self.directory / slot
         step = self.step(slot)
         if step is None:
             raise UserError(f"{place}: no checkpoint here")
-        with self._manager(slot) as manager:
+        with self._broken(slot, step), self._manager(slot) as manager:
             self._check(place, manager, step, like)
             restored = manager.restore(
                 step,
@@ -115,9 +126,23 @@ class Store:
         step = self.step(slot)
         if step is None:
             raise UserError(f"{self.directory / slot}: no checkpoint here")
-        with self._manager(slot) as manager:
+        with self._broken(slot, step), self._manager(slot) as manager:
             restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         return restored["meta"]
+
+    @contextlib.contextmanager
+    def _broken(self, slot: str, step: int) -> Iterator[None]:
+        """Turns what Orbax raises at files that are cut or gone into one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.directory / slot}: the checkpoint of step {step} is broken, remove it and "
+                f"run the same command again ({reason[:200]})"
+            ) from error
 
     def _check(self, place: Path, manager: ocp.CheckpointManager, step: int, like: Tree) -> None:
         """Compares names, shapes and types, since Orbax would pad or cast some differences."""

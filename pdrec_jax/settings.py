@@ -275,11 +275,15 @@ def require_field(path: str) -> None:
     Raises:
       UserError: there is none; names the one that is spelled most like it.
     """
-    if path not in FIELDS:
-        near = difflib.get_close_matches(path, FIELDS, n=1)
-        raise UserError(
-            f"config.{path}: unknown field" + (f", did you mean config.{near[0]}?" if near else "")
-        )
+    if path in FIELDS:
+        return
+    fields = [field for field in FIELDS if field.startswith(f"{path}.")]
+    if fields:
+        raise UserError(f"config.{path}: is a section; set its fields, such as config.{fields[0]}")
+    near = difflib.get_close_matches(path, FIELDS, n=1)
+    raise UserError(
+        f"config.{path}: unknown field" + (f", did you mean config.{near[0]}?" if near else "")
+    )
 
 
 def misfit(path: str, value: Any, where: str = "config.") -> UserError:

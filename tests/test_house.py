@@ -38,8 +38,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "experiment": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
+    # Times whatever there is; nobody may know it.
+    "benchmark": SHARED
+    | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"}
+    | {"benchmark"},
 }
 STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
+USERS_OF_STAGES = ("phases", "benchmark")
 PREFERENCES = ("pdrec_jax.diffusion.preferences",)
 
 OWNERS = {
@@ -125,8 +130,8 @@ def fault_of_import(module: str, target: str, at_start: bool) -> str | None:
             return None
         if other not in MAY_IMPORT.get(group, frozenset()):
             return f"may not know {target}"
-        if within(target, STAGES) and group != "phases" and not within(module, STAGES):
-            return f"{target} is for phases alone"
+        if within(target, STAGES) and not (group in USERS_OF_STAGES or within(module, STAGES)):
+            return f"{target} is for {' and '.join(USERS_OF_STAGES)} alone"
         if group == "encoders" and other == "diffusion" and not within(target, PREFERENCES):
             return f"of diffusion an encoder knows preferences alone, not {target}"
     for library, owners in OWNERS.items():
@@ -230,6 +235,11 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("phases", "from pdrec_jax.report import tables"),
         ("workdir", "from pdrec_jax.data import splits"),
         ("main", "from pdrec_jax.diffusion.stage import run"),
+        ("main", "from pdrec_jax import benchmark"),
+        ("phases", "from pdrec_jax.benchmark.contest import measure"),
+        ("training", "from . import benchmark"),
+        ("benchmark.reverse", "from pdrec_jax import main"),
+        ("benchmark.reverse", "import torch"),
         ("utils", "import numpy"),
     ],
 )
@@ -243,6 +253,7 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
         ("main", "from pdrec_jax import __version__, experiment"),
         ("experiment", "from pdrec_jax import phases\nfrom .report import tables"),
         ("phases", "from pdrec_jax.diffusion import stage\nfrom .encoders import stage as e"),
+        ("benchmark.evaluation", "from pdrec_jax.diffusion import stage\nfrom . import contest"),
         ("encoders.stage", "from pdrec_jax.diffusion.preferences import Preferences"),
         ("encoders.stage", "from pdrec_jax.plugins import hbr\nfrom . import sasrec"),
         ("encoders.sasrec", "from pdrec_jax.diffusion import preferences"),

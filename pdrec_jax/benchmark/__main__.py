@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
     what = "a whole number" if kind is int else "a number"
-    limit = f"at least {least:,}" if math.isinf(most) else f"from {least:g} to {most:g}"
+    limit = f"of at least {least:,}" if math.isinf(most) else f"from {least:g} to {most:g}"
 
     def parse(text: str) -> float:
         try:

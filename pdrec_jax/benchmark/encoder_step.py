@@ -13,7 +13,7 @@ from pdrec_jax.benchmark.workload import Workload, make_workload
 from pdrec_jax.data.batches import PackedRows
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.diffusion.preferences import Preferences
-from pdrec_jax.encoders.model import Batch, TrainingData, training_loss
+from pdrec_jax.encoders.model import Batch, Params, TrainingData, training_loss
 from pdrec_jax.encoders.stage import EncoderTask, build, title_of
 
 VARIANTS = ("base", "hbr+nns+dpa")
@@ -92,7 +92,9 @@ def _compare(
             for name, task in tasks.items()
         ),
         repeats=20,
-        agree=functools.partial(_agree, workload, preferences, variant),
+        agree=lambda: _agree(
+            _tasks(workload, preferences, variant, sizes.steps, 0.0), state.state["params"]
+        ),
         agreement="loss of one step, relative, without dropout and with given negatives",
         notes=(
             f"Cells that hold an event: {filled}; rows of a packed batch: {shapes} cells.",
@@ -124,13 +126,10 @@ def _tasks(
     return {_PADDED: PaddedTask(**fields), _PACKED: packed}
 
 
-def _agree(workload: Workload, preferences: Preferences, variant: str) -> Mapping[str, float]:
+def _agree(tasks: dict[str, EncoderTask], params: Params) -> Mapping[str, float]:
     """Holds the twins' losses of one batch against each other, where nothing is left to chance."""
-    loss = jax.jit(training_loss, static_argnums=1)
-    found = {}
-    params = None
-    for name, task in _tasks(workload, preferences, variant, 1, 0.0).items():
-        params = task.initialise() if params is None else params
+    loss, found = jax.jit(training_loss, static_argnums=1), {}
+    for name, task in tasks.items():
         batch = jax.tree.map(lambda cells: cells[0], task.layout(1))
         data = given_negatives(task.data)
         found[name] = loss(params, task.model, data, batch, jax.random.key(0))

@@ -23,6 +23,8 @@ from pdrec_jax.benchmark import (
 )
 from pdrec_jax.benchmark.contest import Comparison, Result, matrix_product, measure
 from pdrec_jax.benchmark.sizes import Sizes
+from pdrec_jax.benchmark.workload import make_config
+from pdrec_jax.data import sources
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, write_errors
 
@@ -55,6 +57,8 @@ def run(
     Raises:
       UserError: sizes that do not go together, a log that is missing, a place that refuses files.
     """
+    # What can go wrong should do so before the first stage has taken its minutes.
+    sources.find_files(make_config(sizes, source))
     if out is not None:
         _prepare(out)
     ceiling = matrix_product(sizes.product)

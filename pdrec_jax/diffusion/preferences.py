@@ -126,8 +126,9 @@ def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Arr
         ahead = jnp.sum((excluded > 0) & cut.before(taken, place), axis=1, dtype=jnp.int32)
         end = jnp.minimum(begin - ahead + width, left)
     else:
-        first = (left * rules.first_fraction).astype(jnp.int32)
-        end = jnp.ceil(left * rules.last_fraction).astype(jnp.int32)
+        share = left.astype(jnp.float32)
+        first = (share * rules.first_fraction).astype(jnp.int32)
+        end = jnp.ceil(share * rules.last_fraction).astype(jnp.int32)
         cut = rank_threshold(open_keys, jnp.minimum(first, left - 1))
     after = ~cut.before(keys, columns) & (open_keys != MASKED)
     if rules.last_fraction < 1:

@@ -19,9 +19,13 @@ MASKED = jnp.iinfo(jnp.int32).min  # the key of an item that takes no part
 
 def sortable(scores: Array) -> Array:
     """Maps float32 to int32 that order in the same way; ``MASKED`` is below every finite score."""
-    # -0.0 and 0.0 are equal scores, so they must be one key.
-    bits = jax.lax.bitcast_convert_type(scores + 0.0, jnp.int32)
+    bits = jax.lax.bitcast_convert_type(_one_zero(scores), jnp.int32)
     return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
+
+
+def _one_zero(scores: Array) -> Array:
+    """Replaces -0.0, an equal score, by 0.0; a compiler drops the addition of 0 that would do."""
+    return jnp.where(scores == 0, jnp.zeros_like(scores), scores)
 
 
 class Threshold(NamedTuple):
@@ -108,6 +112,7 @@ def top(scores: Array, count: int) -> Array:
       scores: [B, N] float32.
       count: at most N.
     """
+    scores = _one_zero(scores)
     rows, width = scores.shape
     groups = -(-width // _GROUP)
     if groups <= count:
@@ -156,14 +161,15 @@ def draw_subset(key: Array, sizes: Array, count: int) -> Array:
       [B, R] int32, distinct where the size allows.
     """
     rows = sizes.shape[0]
-    uniform = jax.random.uniform(key, (count, rows))
     enough = sizes >= count
     last = jnp.where(enough, sizes - count, 0)
+    # Integers, because a float32 has too few bits to be even over a large catalogue.
+    steps = jnp.arange(count, dtype=jnp.int32)
+    draws = jax.random.randint(key, (count, rows), 0, (last[None, :] + steps[:, None]) + 1)
 
     def take(chosen: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
-        step, draw = inputs
+        step, value = inputs
         high = last + step
-        value = jnp.minimum((draw * (high + 1)).astype(jnp.int32), high)
         taken = jnp.any(chosen == value[:, None], axis=1)
         chosen = jax.lax.dynamic_update_slice(
             chosen, jnp.where(taken, high, value)[:, None].astype(jnp.int32), (0, step)
@@ -171,6 +177,6 @@ def draw_subset(key: Array, sizes: Array, count: int) -> Array:
         return chosen, None
 
     empty = jnp.full((rows, count), -1, jnp.int32)
-    subset, _ = jax.lax.scan(take, empty, (jnp.arange(count, dtype=jnp.int32), uniform))
-    cycle = jnp.arange(count, dtype=jnp.int32)[None, :] % sizes[:, None]
+    subset, _ = jax.lax.scan(take, empty, (steps, draws))
+    cycle = steps[None, :] % sizes[:, None]
     return jnp.where(enough[:, None], subset, cycle)

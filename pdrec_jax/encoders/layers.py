@@ -127,10 +127,13 @@ class Attention(nnx.Module):
         v = self._split(jnp.dot(x, self.value[...]))
         logits = jnp.einsum("rqc,rkc->rqk", q, k) * (q.shape[-1] ** -0.5)
         logits = jnp.where(jnp.repeat(visible, self.heads, axis=0), logits, -jnp.inf)
-        # 0 is the padded keys' logit; with it the maximum is finite even for a cell that sees none.
-        peak = jax.lax.stop_gradient(jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), 0.0))
+        pads = jnp.repeat(pads, self.heads, axis=0)[:, :, None]
+        # The padded keys' logit is 0; a cell that sees nothing at all needs a finite maximum too.
+        floor = jnp.where(pads > 0, 0.0, -jnp.inf)
+        peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), floor)
+        peak = jax.lax.stop_gradient(jnp.where(peak > -jnp.inf, peak, 0.0))
         weight = jnp.exp(logits - peak)
-        padded = jnp.repeat(pads, self.heads, axis=0)[:, :, None] * jnp.exp(-peak)
+        padded = pads * jnp.exp(jnp.minimum(-peak, 0.0))  # not 0 times infinity without padding
         total = jnp.sum(weight, axis=-1, keepdims=True) + padded
         weight = weight / jnp.where(total > 0, total, 1)
         weight = dropout(weight, self.rate, key)

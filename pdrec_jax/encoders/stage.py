@@ -309,10 +309,13 @@ def build(
     model, initialise = make_model(config, parse_variant(variant), split.train.num_items)
     data = training_data(config, split, preferences, model, protocol.hbr_floor)
     index = np.flatnonzero(ranked)
+    # Plugins end with training: without them in the description, all variants share their scorers'
+    # compiled code.
+    plain = dataclasses.replace(model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0)
 
     def scorer(offsets: np.ndarray, items: np.ndarray, table: np.ndarray) -> Evaluation:
         return Evaluation(
-            model=model,
+            model=plain,
             offsets=offsets,
             items=items,
             users=index,

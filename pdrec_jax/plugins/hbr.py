@@ -48,6 +48,7 @@ def behaviour_weights(
       UserError: an unknown floor.
     """
     count = jnp.sum(observed, axis=1)
+    size = count.astype(jnp.float32)
     lowest = jnp.min(jnp.where(observed, scores, jnp.inf), axis=1)
     if floor == "observed":
         base = lowest
@@ -64,11 +65,11 @@ def behaviour_weights(
     share = (scores - base[:, None]) / jnp.where(span > 0, span, 1)[:, None]
     share = jnp.where(observed, jnp.where(flat, 1.0, share), 0.0)
     total = jnp.sum(share, axis=1)
-    share = share * (count / jnp.where(total > 0, total, 1))[:, None]
+    share = share * (size / jnp.where(total > 0, total, 1))[:, None]
 
     # Rank from below: how many targets score lower, or the same and come earlier, plus itself.
     shown = jnp.where(observed, scores, jnp.inf)
     order = jnp.argsort(jnp.argsort(shown, axis=1, stable=True), axis=1, stable=True) + 1
-    rank = order / jnp.maximum(count, 1)[:, None]
+    rank = order.astype(jnp.float32) / jnp.maximum(size, 1)[:, None]
     mixed = share * (1 - rank_weight) + rank * rank_weight
     return jnp.where(observed, jnp.clip(mixed, 0.0, clip) * scale, 0.0).astype(jnp.float32)

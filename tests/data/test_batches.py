@@ -1,0 +1,188 @@
+"""Draws of users, and the packing of their histories into rows."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdrec_jax.data.batches import (
+    assign_rows,
+    draw_users,
+    extend_train,
+    most_rows,
+    pack,
+    row_lengths,
+    rows_needed,
+)
+from pdrec_jax.data.interactions import from_events
+from pdrec_jax.data.splits import leave_one_out
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
+
+
+def offsets_of(lengths) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+class TestDrawUsers:
+    USERS = np.array([3, 5, 8, 13])
+
+    def test_shape_and_seed(self):
+        first, again = (draw_users(self.USERS, (5, 7), seed=(0, 2, 1)) for _ in range(2))
+        assert first.shape == (5, 7)
+        np.testing.assert_array_equal(first, again)
+        for seed in ((0, 2, 2), (1, 2, 1), (0, 1, 1)):
+            assert (draw_users(self.USERS, (5, 7), seed=seed) != first).any()
+
+    def test_uniform_with_replacement(self):
+        drawn = draw_users(self.USERS, (100, 400), seed=(4,))
+        users, counts = np.unique(drawn, return_counts=True)
+        assert users.tolist() == self.USERS.tolist()
+        expected = drawn.size / 4
+        assert ((counts - expected) ** 2 / expected).sum() < 16.3  # p = 0.001 at 3 degrees
+        assert any(len(set(row)) < len(row) for row in drawn[:, :4])
+
+    @pytest.mark.parametrize("steps", [1, 3, 7, 9])
+    def test_repeat(self, steps):
+        once = draw_users(self.USERS, (-(-steps // 3), 6), seed=(1,))
+        thrice = draw_users(self.USERS, (steps, 6), seed=(1,), repeat=3)
+        assert thrice.shape == (steps, 6)
+        for step in range(steps):
+            np.testing.assert_array_equal(thrice[step], once[step // 3])
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_extend_train(times):
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(6), [3, 9, 4, 3, 5, 2])
+    items = rng.integers(0, 20, users.size)
+    stamps = rng.integers(0, 50, users.size).astype(float) if times else None
+    split = leave_one_out(from_events(users, items, stamps))
+    offsets, extended, extended_times = extend_train(split)
+    train = split.train
+    assert offsets.tolist() == [end + user for user, end in enumerate(train.offsets)]
+    assert (extended_times is None) == (not times)
+    for user, (begin, end) in enumerate(itertools.pairwise(train.offsets)):
+        own = slice(offsets[user], offsets[user + 1])
+        assert extended[own].tolist() == [*train.items[begin:end], split.valid_items[user]]
+        if times:
+            wanted = [*train.times[begin:end], split.valid_times[user]]
+            assert extended_times[own].tolist() == wanted
+    assert extended.dtype == train.items.dtype
+
+
+class TestAssignRows:
+    @given(lengths=LENGTHS, slack=st.integers(0, 30))
+    @settings(deadline=None)
+    def test_no_row_is_overfull_and_no_cell_shared(self, lengths, slack):
+        width = max(lengths) + slack
+        row, column, rows = assign_rows(np.array(lengths), width)
+        taken = np.zeros((rows, width), int)
+        for length, r, c in zip(lengths, row, column, strict=True):
+            assert c + length <= width
+            taken[r, c : c + length] += 1
+        assert taken.max() == 1
+        assert (taken.sum(1) > 0).all()
+        # Filled from the left, without gaps.
+        assert (np.diff(taken, axis=1) <= 0).all()
+
+    @given(lengths=LENGTHS)
+    @settings(deadline=None)
+    def test_few_rows(self, lengths):
+        # Two neighbouring rows hold more than one together, or they would have been one.
+        _, _, rows = assign_rows(np.array(lengths), 60)
+        assert rows <= 2 * sum(lengths) / 60 + 1
+
+    def test_nobody(self):
+        assert assign_rows(np.zeros(0, np.int64), 10)[2] == 0
+
+
+@pytest.mark.parametrize(("longest", "widths"), [(2, (2,)), (128, (128,)), (200, (64, 200))])
+def test_row_lengths(longest, widths):
+    assert row_lengths(longest) == widths
+
+
+def test_most_rows():
+    assert most_rows([(1, 5), (3, 2), (2, 2)]) == (3, 5)
+
+
+@st.composite
+def packings(draw):
+    """Offsets, users (some twice) and the longest row; both kinds of row where it is over 128."""
+    longest = draw(st.sampled_from([1, 2, 7, 128, 129, 200]))
+    sizes = st.one_of(st.integers(1, 12), st.integers(1, 3 * longest))
+    lengths = draw(st.lists(sizes, min_size=1, max_size=12))
+    users = draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=16))
+    return offsets_of(lengths), np.array(users), longest
+
+
+class TestPack:
+    @given(packing=packings())
+    @settings(deadline=None)
+    def test_invariants(self, packing):
+        offsets, users, longest = packing
+        packed = pack(offsets, users, longest)
+        widths = row_lengths(longest)
+        assert [group.shape[1] for group in packed.event] == list(widths)
+        assert rows_needed(offsets, users, longest) == tuple(len(g) for g in packed.event)
+        for event, segment in zip(packed.event, packed.segment, strict=True):
+            assert event.dtype == segment.dtype == np.int32
+            assert event.shape == segment.shape
+            assert (event[segment == len(users)] == 0).all()
+            assert ((segment >= 0) & (segment <= len(users))).all()
+
+        flat = np.concatenate([group.reshape(-1) for group in packed.event])
+        owner = np.concatenate([group.reshape(-1) for group in packed.segment])
+        width = np.concatenate([np.full(g.size, g.shape[1]) for g in packed.event])
+        row = np.concatenate([np.arange(g.size) // g.shape[1] for g in packed.event])
+        for number, user in enumerate(users):
+            cells = np.flatnonzero(owner == number)
+            # Its last events, each once, in order, side by side in one row.
+            begin = max(offsets[user], offsets[user + 1] - longest)
+            assert flat[cells].tolist() == list(range(begin, offsets[user + 1]))
+            assert (np.diff(cells) == 1).all()
+            assert len(set(zip(row[cells], width[cells], strict=True))) == 1
+            assert packed.last[number] == cells[-1]
+            # In the shortest row that holds it.
+            assert width[cells[0]] == min(w for w in widths if w >= len(cells))
+
+    @given(packing=packings())
+    @settings(deadline=None, max_examples=20)
+    def test_deterministic(self, packing):
+        first, again = pack(*packing), pack(*packing)
+        for left, right in zip(
+            first.event + first.segment, again.event + again.segment, strict=True
+        ):
+            np.testing.assert_array_equal(left, right)
+        np.testing.assert_array_equal(first.last, again.last)
+
+    def test_spare_rows_are_empty(self):
+        offsets, users = offsets_of([3, 70, 5]), np.arange(3)
+        packed = pack(offsets, users, 200, rows=(4, 2))
+        assert [group.shape for group in packed.event] == [(4, 64), (2, 200)]
+        assert (packed.segment[0] < 3).sum() == 8
+        assert (packed.segment[1] < 3).sum() == 70
+        # The last cells count the spare rows too.
+        flat = np.concatenate([group.reshape(-1) for group in packed.event])
+        assert flat[packed.last].tolist() == [2, 72, 77]
+
+    @pytest.mark.parametrize(
+        ("rows", "complaint"),
+        [((0, 1), "1 rows of 64 are needed, 0 given"), ((1, 0), "1 rows of 200 are needed, 0")],
+    )
+    def test_too_few_rows(self, rows, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            pack(offsets_of([3, 70]), np.arange(2), 200, rows)
+
+    def test_a_group_may_be_empty(self):
+        packed = pack(offsets_of([3, 4]), np.arange(2), 200)
+        assert [group.shape for group in packed.event] == [(1, 64), (0, 200)]
+
+    def test_it_saves_most_of_the_padding(self):
+        rng = np.random.default_rng(0)
+        lengths = np.clip(rng.lognormal(2.1, 1.0, 128).astype(int), 1, 400)
+        packed = pack(offsets_of(lengths), np.arange(128), 200)
+        cells = sum(group.size for group in packed.event)
+        assert cells < 1.25 * np.minimum(lengths, 200).sum() < 0.15 * 128 * 200

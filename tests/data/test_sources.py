@@ -1,0 +1,163 @@
+"""Where a run's log comes from: files by name and place, or the simulator."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from pdrec_jax.data.sources import directories, find_files, load
+from pdrec_jax.errors import UserError
+from pdrec_jax.settings import default_config
+
+ROWS = "user_id,item_id,timestamp\n" + "".join(f"{u},{u + i},{i}\n" for u in (1, 2) for i in (1, 2))
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+    """Two logs by name; none of the three places exists yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PDREC_DATA", raising=False)
+    config = default_config()
+    config.data.target, config.data.auxiliary = "toy.csv", "game.csv"
+    return config
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Callable[..., Path]:
+    """`place(folder, *names)` makes a folder with these logs."""
+
+    def place(folder: str, *names: str) -> Path:
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        for name in names:
+            (path / name).write_text(ROWS)
+        return path
+
+    return place
+
+
+def complaint(config: ConfigDict) -> str:
+    with pytest.raises(UserError) as caught:
+        find_files(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class TestFindFiles:
+    def test_places_in_order(self, config, place, monkeypatch) -> None:
+        place("data", "toy.csv", "game.csv")
+        found = find_files(config)
+        assert found == [Path("data/toy.csv"), Path("data/game.csv")]
+        variable = place("variable", "toy.csv", "game.csv")
+        monkeypatch.setenv("PDREC_DATA", str(variable))
+        assert find_files(config) == [variable / "toy.csv", variable / "game.csv"]
+        config.data.dir = str(place("own", "toy.csv"))
+        assert find_files(config) == [Path(config.data.dir) / "toy.csv", variable / "game.csv"]
+        assert directories(config) == [Path(config.data.dir), variable, Path("data")]
+
+    def test_names_without_ending_and_packed(self, config, place) -> None:
+        config.data.target, config.data.auxiliary = "toy", "game.inter"
+        place("data", "toy.tsv", "game.inter.gz")
+        assert find_files(config) == [Path("data/toy.tsv"), Path("data/game.inter.gz")]
+        place("data", "game.inter")
+        assert find_files(config)[1] == Path("data/game.inter")
+
+    def test_a_nearer_place_wins_over_a_nearer_name(self, config, place, tmp_path) -> None:
+        place("data", "toy.csv", "game.csv")
+        config.data.dir = str(place("own", "toy.csv.gz"))
+        assert find_files(config)[0] == tmp_path / "own" / "toy.csv.gz"
+
+    def test_paths(self, config, place, tmp_path) -> None:
+        place("logs", "toy.csv", "game.csv")
+        config.data.target, config.data.auxiliary = str(tmp_path / "logs/toy.csv"), "logs/game.csv"
+        assert find_files(config) == [tmp_path / "logs" / "toy.csv", Path("logs/game.csv")]
+
+    def test_one_log(self, config, place) -> None:
+        config.data.auxiliary = ""
+        place("data", "toy.csv")
+        assert find_files(config) == [Path("data/toy.csv")]
+
+    def test_nothing_there_is_simulated_unless_real_is_asked_for(self, config) -> None:
+        assert find_files(config) is None
+        config.data.origin = "ask the authors"
+        config.data.source = "real"
+        assert complaint(config) == (
+            "toy.csv and game.csv: not found in data; ask the authors; put the logs (.inter, .csv, "
+            ".tsv, each also as .gz, or .parquet) into one of these directories, name another with "
+            "--config.data.dir=DIR, or run on a simulated log with --config.data.source=simulated"
+        )
+        config.data.source = "simulated"
+        assert find_files(config) is None
+
+    @pytest.mark.parametrize("source", ["auto", "real"])
+    def test_one_of_two_is_no_reason_to_simulate(self, config, place, source) -> None:
+        place("data", "game.csv")
+        config.data.source = source
+        assert complaint(config).startswith("toy.csv: not found in data; put the logs")
+
+    def test_simulated_ignores_what_is_there(self, config, place) -> None:
+        place("data", "toy.csv", "game.csv")
+        config.data.source = "simulated"
+        assert find_files(config) is None
+
+    @pytest.mark.parametrize("field", ["target", "auxiliary"])
+    def test_a_path_that_is_wrong_is_never_simulated(self, config, field) -> None:
+        config.data[field] = "logs/none.csv"
+        assert complaint(config) == f"config.data.{field}: logs/none.csv: no such file"
+
+    def test_directories_that_are_wrong(self, config, place, monkeypatch) -> None:
+        place("data", "toy.csv", "game.csv")
+        monkeypatch.setenv("PDREC_DATA", "none")
+        assert complaint(config) == "$PDREC_DATA: none is no directory"
+        config.data.dir = "data/toy.csv"
+        assert complaint(config) == "config.data.dir: data/toy.csv is no directory"
+
+    def test_no_target(self, config) -> None:
+        config.data.target = ""
+        assert complaint(config) == "config.data.target: the name or path of a log is expected"
+        config.data.auxiliary = ""
+        assert find_files(config) is None
+        config.data.source = "real"
+        assert complaint(config) == "config.data.target: the name or path of a log is expected"
+
+
+class TestLoad:
+    def test_one_file(self, config, place) -> None:
+        path = place("data", "toy.csv") / "toy.csv"
+        log, source = load(config, [path])
+        assert (log.num_users, log.num_items, log.domains) == (2, 3, None)
+        digest = hashlib.sha256(ROWS.encode()).hexdigest()
+        assert source == {"source": "real", "files": [{"name": "toy.csv", "sha256": digest}]}
+
+    def test_two_files_are_two_domains(self, config, place) -> None:
+        folder = place("data", "toy.csv", "game.csv")
+        log, source = load(config, [folder / "toy.csv", folder / "game.csv"])
+        assert (log.num_items, log.num_target_items, log.num_events) == (6, 3, 8)
+        assert [file["name"] for file in source["files"]] == ["toy.csv", "game.csv"]
+
+    def test_columns_and_ids_are_those_of_the_config(self, config, place) -> None:
+        path = place("data") / "log.csv"
+        path.write_text("who,what\na,x\na,y\n")
+        config.data.user, config.data.item, config.data.time = "who", "what", ""
+        log, _ = load(config, [path])
+        assert log.times is None
+        config.data.ids = "integer"
+        with pytest.raises(UserError, match=r"log\.csv: row 2, field 'who': "):
+            load(config, [path])
+
+    def test_simulated(self, config) -> None:
+        config.simulation.num_users, config.simulation.num_items = 20, 200
+        config.simulation.num_source_items = 200
+        log, source = load(config, None)
+        assert (log.num_users, log.num_target_items, log.num_items) == (20, 200, 400)
+        assert source == {
+            "source": "simulated",
+            "files": [],
+            "note": "no real log was found (toy.csv): a simulated one took its place",
+        }
+        config.seed, config.data.source = 1, "simulated"
+        other, source = load(config, None)
+        assert other.items.tolist() != log.items.tolist()
+        assert "note" not in source

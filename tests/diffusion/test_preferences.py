@@ -1,0 +1,266 @@
+"""Pools of candidates and negatives: the recorded ones, NumPy twins, and what is kept of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.data.interactions import from_events
+from pdrec_jax.data.splits import Split, leave_one_out
+from pdrec_jax.diffusion.preferences import (
+    PoolRules,
+    Preferences,
+    compute_preferences,
+    cut_pools,
+    load_preferences,
+    negative_pool,
+    save_preferences,
+)
+from pdrec_jax.errors import UserError
+
+jit_pool = jax.jit(negative_pool, static_argnums=2)
+jit_cut = jax.jit(cut_pools, static_argnums=4)
+
+STRICT = PoolRules(
+    candidates=4,
+    candidates_unobserved=True,
+    negatives=6,
+    first_fraction=0.4,
+    last_fraction=1.0,
+    ranks_among_all=False,
+)
+REFERENCE = PoolRules(
+    candidates=4,
+    candidates_unobserved=False,
+    negatives=6,
+    first_fraction=0.4,
+    last_fraction=0.9,
+    ranks_among_all=True,
+)
+
+
+def ranked(scores: np.ndarray) -> np.ndarray:
+    """Ids of items 1..I, best first, equal scores by id."""
+    return np.argsort(-scores, kind="stable") + 1
+
+
+def pool_twin(scores: np.ndarray, excluded: set[int], rules: PoolRules) -> set[int]:
+    """The negatives' pool of one user, by sorting; scores of items 1..I."""
+    order = ranked(scores).tolist()
+    if rules.ranks_among_all:
+        first = int(len(order) * rules.first_fraction)
+        width = int(np.ceil(len(order) * rules.last_fraction)) - first
+        return set([item for item in order[first:] if item not in excluded][:width])
+    order = [item for item in order if item not in excluded]
+    first = int(np.float32(len(order)) * np.float32(rules.first_fraction))
+    end = int(np.ceil(np.float32(len(order)) * np.float32(rules.last_fraction)))
+    return set(order[first:end])
+
+
+def ragged(rows: list[set[int]]) -> np.ndarray:
+    table = np.zeros((len(rows), max(map(len, rows)) + 2), np.int32)
+    for line, row in zip(table, rows, strict=True):
+        line[1 : 1 + len(row)] = sorted(row)
+    return table
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    """Thirty users of a catalogue of 60 items, with repeats."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 20, 30)
+    items = rng.integers(1, 61, lengths.sum())
+    items[:60] = np.arange(1, 61)
+    return leave_one_out(from_events(np.repeat(np.arange(30), lengths), items))
+
+
+@pytest.fixture(scope="module")
+def scores(split) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(30, 61)).astype(np.float32)
+
+
+@pytest.fixture
+def compute(split, scores):
+    """`compute(rules, block, seed, exclude_heldout)` for all users but number 3."""
+
+    def compute(rules=STRICT, block=7, seed=0, exclude_heldout=False, scores=scores):
+        users = np.arange(30) != 3
+        return compute_preferences(
+            lambda block: jnp.asarray(scores[block]),
+            split,
+            users,
+            rules,
+            exclude_heldout=exclude_heldout,
+            seed=seed,
+            block=block,
+        )
+
+    return compute
+
+
+def history(split: Split, user: int) -> set[int]:
+    train = split.train
+    return set(train.items[train.offsets[user] : train.offsets[user + 1]].tolist())
+
+
+class TestNegativePool:
+    @pytest.mark.parametrize("kind", ["normal", "ties"])
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            STRICT,
+            dataclasses.replace(STRICT, first_fraction=0.0, last_fraction=0.9),
+            REFERENCE,
+            dataclasses.replace(REFERENCE, first_fraction=0.0, last_fraction=1.0),
+        ],
+    )
+    def test_like_sorting(self, kind, rules):
+        rng = np.random.default_rng(3)
+        scores = rng.normal(size=(40, 70)) if kind == "normal" else rng.integers(0, 4, (40, 70))
+        scores = scores.astype(np.float32)
+        excluded = [set(rng.integers(1, 71, n).tolist()) for n in rng.integers(0, 25, 40)]
+        mask, sizes = jit_pool(scores, ragged(excluded), rules)
+        for row in range(40):
+            expected = pool_twin(scores[row], excluded[row], rules)
+            assert set((np.flatnonzero(mask[row]) + 1).tolist()) == expected
+            assert sizes[row] == len(expected)
+
+    def test_goldens(self, goldens):
+        """The reference's pools, and its candidates from all items, in order."""
+        golden = goldens("pools")
+        items, rows = int(golden["interval"]), golden["eligible"] - 1
+        rules = PoolRules(
+            candidates=int(golden["top"]),
+            candidates_unobserved=False,
+            negatives=18,
+            first_fraction=int(golden["cmin"]) / items,
+            last_fraction=int(golden["cmax"]) / items,
+            ranks_among_all=True,
+        )
+        ends = np.cumsum(golden["train_len"])
+        train = np.split(golden["train_flat"], ends[:-1])
+        excluded = [
+            {*train[u].tolist(), int(golden["valid"][u]), int(golden["test"][u])} for u in rows
+        ]
+        # The reference numbers users from 1, and gives a row to those with a source domain.
+        scores = golden["diff_matrix"][rows + 1][:, 1 : items + 1]
+        seen = ragged([set(train[u].tolist()) for u in rows])
+        candidates, negatives = jit_cut(scores, seen, ragged(excluded), jax.random.key(0), rules)
+        np.testing.assert_array_equal(candidates, golden["user_top_item_raw"][rows + 1])
+        expected = golden["user_nearest_item_raw"][rows + 1]
+        np.testing.assert_array_equal(np.sort(negatives, axis=1), np.sort(expected, axis=1))
+
+
+class TestComputePreferences:
+    @pytest.mark.parametrize(("rules", "heldout"), [(STRICT, False), (REFERENCE, True)])
+    def test_like_sorting(self, compute, split, scores, rules, heldout):
+        found = compute(rules, exclude_heldout=heldout)
+        train = split.train
+        np.testing.assert_array_equal(found.users, np.arange(30) != 3)
+        for user in range(30):
+            seen, row = history(split, user), scores[user]
+            part = slice(train.offsets[user], train.offsets[user + 1])
+            if user == 3:
+                assert not found.candidates[user].any()
+                assert not found.negatives[user].any()
+                assert not found.observed[part].any()
+                continue
+            np.testing.assert_array_equal(found.observed[part], row[train.items[part]])
+            assert found.padding[user] == row[0]
+            order = ranked(row[1:]).tolist()
+            if rules.candidates_unobserved:
+                order = [item for item in order if item not in seen]
+            assert found.candidates[user].tolist() == order[:4]
+            excluded = seen
+            if heldout:
+                excluded = seen | {int(split.valid_items[user]), int(split.test_items[user])}
+            pool = pool_twin(row[1:], excluded, rules)
+            drawn = found.negatives[user].tolist()
+            assert set(drawn) <= pool
+            assert len(set(drawn)) == 6
+
+    def test_block_size_changes_no_ranking(self, compute):
+        one, other = compute(block=7), compute(block=29)
+        for name in ("users", "candidates", "observed", "padding"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+    def test_seeds(self, compute):
+        one, same, other = compute(seed=0), compute(seed=0), compute(seed=1)
+        np.testing.assert_array_equal(one.negatives, same.negatives)
+        assert (one.negatives != other.negatives).any()
+        np.testing.assert_array_equal(one.candidates, other.candidates)
+
+    def test_users_of_a_block_draw_on_their_own(self, compute):
+        """With equal scores all around, two users would draw alike if they shared a draw."""
+        rows = compute(scores=np.zeros((30, 61), np.float32)).negatives
+        assert len(np.unique(rows, axis=0)) > 20
+
+    def test_progress(self, split, scores):
+        done = []
+        compute_preferences(
+            lambda block: jnp.asarray(scores[block]),
+            split,
+            np.arange(30) < 10,
+            STRICT,
+            exclude_heldout=False,
+            seed=0,
+            block=7,
+            advance=done.append,
+        )
+        assert done == [7, 3]
+
+    def test_scores_that_are_not_finite(self, compute, scores):
+        broken = scores.copy()
+        broken[5] = np.nan
+        with pytest.raises(UserError, match=r"^preferences: a score is not finite"):
+            compute(scores=broken)
+
+    def test_catalogue_too_small(self, compute):
+        with pytest.raises(UserError, match=r"59 candidates .* of 60 items$"):
+            compute(dataclasses.replace(STRICT, candidates=59))
+
+
+class TestSaving:
+    @pytest.fixture
+    def store(self, tmp_path) -> Store:
+        return Store(tmp_path / "preferences")
+
+    def made(self, split: Split) -> Preferences:
+        rng = np.random.default_rng(5)
+        return Preferences(
+            rng.random(30) < 0.5,
+            rng.integers(0, 60, (30, 4)).astype(np.int32),
+            rng.integers(0, 60, (30, 6)).astype(np.int32),
+            rng.normal(size=split.train.num_events).astype(np.float32),
+            rng.normal(size=30).astype(np.float32),
+        )
+
+    def test_round_trip(self, store, split):
+        saved = self.made(split)
+        save_preferences(store, saved, {"seed": 3})
+        loaded = load_preferences(store, split, STRICT)
+        for field in dataclasses.fields(Preferences):
+            value = getattr(loaded, field.name)
+            assert isinstance(value, np.ndarray)
+            assert value.dtype == getattr(saved, field.name).dtype
+            np.testing.assert_array_equal(value, getattr(saved, field.name))
+        assert store.restore_meta("preferences") == {"seed": 3}
+
+    def test_others(self, store, split):
+        with pytest.raises(UserError, match=r"no checkpoint here$"):
+            load_preferences(store, split, STRICT)
+        save_preferences(store, self.made(split), {})
+        for rules in (
+            dataclasses.replace(STRICT, candidates=5),
+            dataclasses.replace(STRICT, negatives=7),
+        ):
+            with pytest.raises(UserError, match="expected") as caught:
+                load_preferences(store, split, rules)
+            assert "\n" not in str(caught.value)
+        users = np.repeat(np.arange(5), 4)
+        smaller = leave_one_out(from_events(users, np.tile(np.arange(1, 5), 5)))
+        with pytest.raises(UserError, match=r"\(5, 4\)"):
+            load_preferences(store, smaller, STRICT)

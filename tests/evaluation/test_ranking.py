@@ -1,0 +1,68 @@
+"""Counts of the candidates that beat the relevant item, against sorting and sets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdrec_jax.evaluation.ranking import (
+    Ranks,
+    count_candidates,
+    count_catalogue,
+    distinct_rows,
+    jit_count_candidates,
+)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_candidates(levels):
+    scores = np.random.default_rng(0).integers(0, levels, (50, 20)).astype(np.float32)
+    above, ties = jit_count_candidates(scores)
+    assert above.dtype == ties.dtype == jnp.int32
+    np.testing.assert_array_equal(above, (scores[:, 1:] > scores[:, :1]).sum(axis=1))
+    np.testing.assert_array_equal(ties, (scores[:, 1:] == scores[:, :1]).sum(axis=1))
+
+
+def test_goldens(goldens):
+    golden = goldens("evaluate")
+    above, ties = count_candidates(jnp.asarray(golden["predictions"]))
+    np.testing.assert_array_equal(above, golden["rank"])
+    assert not ties.any()
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_catalogue(levels):
+    """Repeated relevant items, seen relevant items, slot 0 and items past the catalogue."""
+    rng = np.random.default_rng(1)
+    size, first, last = 30, 2, 25
+    scores = rng.integers(0, levels, (40, size)).astype(np.float32)
+    positive = rng.integers(first, last + 1, 40).astype(np.int32)
+    seen = np.zeros((40, 9), np.int32)
+    for row in seen:
+        count = rng.integers(0, 9)
+        row[rng.permutation(9)[:count]] = rng.choice(
+            np.arange(first, last + 1), count, replace=False
+        )
+    seen[0, 0] = positive[0] if positive[0] not in seen[0] else seen[0, 0]
+    count = jax.jit(count_catalogue, static_argnames=("first_item", "last_item"))
+    above, ties = count(scores, positive, seen, first_item=first, last_item=last)
+    for row in range(40):
+        out = {0, *seen[row].tolist(), int(positive[row])}
+        others = scores[row, [i for i in range(first, last + 1) if i not in out]]
+        own = scores[row, positive[row]]
+        assert above[row] == (others > own).sum()
+        assert ties[row] == (others == own).sum()
+
+
+def test_ties_by_protocol():
+    above, ties, negatives = np.array([0, 4]), np.array([3, 0]), np.array([9, 9])
+    np.testing.assert_array_equal(Ranks(above, ties, negatives, True).ranks, [1.5, 4])
+    np.testing.assert_array_equal(Ranks(above, ties, negatives, False).ranks, [0, 4])
+
+
+def test_distinct_rows():
+    offsets, items = np.array([0, 3, 3, 7]), np.array([5, 2, 5, 9, 9, 1, 3], np.int32)
+    table = distinct_rows(offsets, items, np.array([2, 0, 1, 0]))
+    assert table.dtype == np.int32
+    np.testing.assert_array_equal(table, [[1, 3, 9], [2, 5, 0], [0, 0, 0], [2, 5, 0]])
+    assert distinct_rows(offsets, items, np.array([1])).shape == (1, 1)

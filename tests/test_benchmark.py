@@ -1,0 +1,323 @@
+"""The benchmark at tiny sizes: what it times, what it reports, and how it takes mistakes."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdrec_jax.benchmark import diffusion_step, encoder_step, memory, suite, tables
+from pdrec_jax.benchmark.__main__ import STAGES, main
+from pdrec_jax.benchmark.contest import (
+    Comparison,
+    Contestant,
+    Result,
+    Row,
+    largest_difference,
+    matrix_product,
+    measure,
+)
+from pdrec_jax.benchmark.encoder_step import padded_rows
+from pdrec_jax.benchmark.sizes import Sizes
+from pdrec_jax.benchmark.workload import make_workload
+
+TINY = Sizes(
+    users=60,
+    items=700,
+    source_items=0,
+    hidden=16,
+    noise_steps=3,
+    reverse_batch=8,
+    diffusion_batch=16,
+    encoder_batch=8,
+    width=8,
+    blocks=1,
+    max_length=24,
+    steps=2,
+    product=64,
+)
+FLAGS = [f"--{name}={value}" for name, value in dataclasses.asdict(TINY).items()]
+ROUNDS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run of all stages left behind."""
+
+    printed: str
+    report: dict[str, Any]
+    directory: Path
+
+    def comparison(self, stage: str) -> dict[str, Any]:
+        """The first comparison of a stage."""
+        return next(c for c in self.report["comparisons"] if c["stage"] == stage)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory) -> Outcome:
+    directory = tmp_path_factory.mktemp("benchmark") / "new" / "folder"
+    printed = io.StringIO()
+    variants = encoder_step.VARIANTS
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is nearly all of it
+    try:
+        encoder_step.VARIANTS = variants[1:]  # base goes the same way with less in it
+        with contextlib.redirect_stdout(printed):
+            main([*FLAGS, "--data=simulated", f"--repeats={ROUNDS}", f"--out={directory}"])
+    finally:
+        encoder_step.VARIANTS = variants
+        jax.config.update("jax_disable_most_optimizations", False)
+    report = json.loads((directory / "benchmark.json").read_text())
+    return Outcome(printed.getvalue(), report, directory)
+
+
+def test_every_stage_is_reported_in_order(outcome: Outcome) -> None:
+    stages = [comparison["stage"] for comparison in outcome.report["comparisons"]]
+    assert list(dict.fromkeys(stages)) == list(STAGES) == list(suite.STAGES)
+    assert outcome.report["sizes"] == dataclasses.asdict(TINY)
+    assert outcome.report["machine"]["versions"]["jax"] == jax.__version__
+
+
+def test_json_keeps_every_time_and_what_follows_from_it(outcome: Outcome) -> None:
+    for comparison in outcome.report["comparisons"]:
+        assert comparison["compilations"] == 0
+        for row in (*comparison["rows"], comparison["ceiling"]):
+            seconds = np.array(row["seconds"])
+            assert seconds.shape == (ROUNDS,)
+            assert (seconds > 0).all()
+            assert row["first_seconds"] > 0
+            assert row["peak_bytes"] > 2**20
+            assert row["per_unit"]["min"] == seconds.min() / row["units"]
+            assert row["per_unit"]["median"] == pytest.approx(np.median(seconds) / row["units"])
+            assert row["per_unit"]["q1"] <= row["per_unit"]["median"] <= row["per_unit"]["q3"]
+            assert row["units_per_second"] == pytest.approx(1 / row["per_unit"]["median"])
+            assert (row["ratio"] is None) == (row["twin"] is None)
+            assert (row["flops_per_second"] is None) == (row["flops"] is None)
+        assert comparison["ceiling"]["share_of_ceiling"] == 1
+        assert comparison["ceiling"]["flops"] == 2 * 64**3
+
+
+def test_ratios_are_taken_round_by_round(outcome: Outcome) -> None:
+    dense, fast, _ = outcome.comparison("reverse")["rows"]
+    ratios = np.array(dense["seconds"]) / np.array(fast["seconds"])
+    assert fast["ratio"]["median"] == pytest.approx(np.median(ratios))
+    assert fast["ratio"]["q1"] == pytest.approx(np.quantile(ratios, 0.25))
+
+
+@pytest.mark.parametrize("stage", ["reverse", "encoder_step"])
+def test_fast_paths_agree_with_their_slow_twins(outcome: Outcome, stage: str) -> None:
+    slow, *fast = outcome.comparison(stage)["rows"]
+    assert slow["twin"] is None
+    assert slow["difference"] is None
+    assert len(fast) >= 1
+    for row in fast:
+        assert row["twin"] == slow["name"]
+        assert row["difference"] < 2e-6
+
+
+def test_windowed_noise_does_less_and_differs_by_its_draw(outcome: Outcome) -> None:
+    dense, window = outcome.comparison("diffusion_step")["rows"]
+    slots, width = 701, 88
+    assert dense["name"] == "dense, 701 slots"
+    assert dense["flops"] == 2 * 16 * 16 * 5 * slots * TINY.steps
+    assert window["flops"] == 2 * 16 * 16 * (2 * width + 3 * slots) * TINY.steps
+    assert 0 < window["difference"] < 0.5
+
+
+def test_tables_fit_and_name_the_data(outcome: Outcome) -> None:
+    lines = outcome.printed.splitlines()
+    assert max(map(len, lines)) <= tables.WIDTH
+    assert not any(line.endswith("...") for line in lines)
+    comparisons = outcome.report["comparisons"]
+    assert sum("SIMULATED log, 60 users, 700 items" in line for line in lines) == 4
+    for comparison in comparisons:
+        assert f"{comparison['stage']}: {comparison['title']}" in lines
+        for row in comparison["rows"]:
+            assert sum(line.startswith(row["name"] + " ") for line in lines) >= 2
+    assert sum(line.startswith("matrix product 64") for line in lines) == len(comparisons)
+    assert outcome.printed.strip() == (outcome.directory / "benchmark.txt").read_text().strip()
+
+
+def test_markdown_has_a_whole_table_for_each_comparison(outcome: Outcome) -> None:
+    blocks = (outcome.directory / "benchmark.md").read_text().split("\n\n")
+    found = [block.splitlines() for block in blocks if block.startswith("| ms a ")]
+    comparisons = outcome.report["comparisons"]
+    assert len(found) == len(comparisons)
+    for table, comparison in zip(found, comparisons, strict=True):
+        assert len({line.count("|") for line in table}) == 1
+        names = [line.split(" | ")[0].removeprefix("| ") for line in table[2:]]
+        assert names == [row["name"] for row in (*comparison["rows"], comparison["ceiling"])]
+
+
+def test_both_catalogues_are_compared_where_there_are_two() -> None:
+    sizes = dataclasses.replace(TINY, source_items=300)
+    comparison = next(diffusion_step.comparisons(sizes, "simulated"))
+    assert [(c.name, c.twin) for c in comparison.contestants] == [
+        ("dense, 1,001 slots", None),
+        ("window 0.125, 1,001 slots", "dense, 1,001 slots"),
+        ("dense, 701 slots", "dense, 1,001 slots"),
+        ("window 0.125, 701 slots", "dense, 1,001 slots"),
+    ]
+
+
+def test_a_real_log_takes_the_place_of_the_simulated_one(real_data, monkeypatch) -> None:
+    monkeypatch.setenv("PDREC_DATA", str(real_data))
+    make_workload.cache_clear()
+    workload = make_workload(Sizes(), "real")
+    assert workload.label.startswith("real log (amazon_toy.inter.gz, amazon_game.inter.gz), 7,996")
+    assert workload.candidates.shape == (7_996, 100)
+
+
+@pytest.mark.parametrize("max_length", [4, 9])
+def test_padded_rows_end_with_the_last_event(max_length: int) -> None:
+    offsets = np.array([0, 3, 10, 11])
+    users = np.array([1, 0, 2, 1])
+    rows = padded_rows(offsets, users, max_length)
+    (event,), (segment,) = rows.event, rows.segment
+    assert event.shape == segment.shape == (4, max_length)
+    for number, user in enumerate(users):
+        own = np.arange(offsets[user], offsets[user + 1])[-max_length:]
+        empty = max_length - len(own)
+        assert event[number].tolist() == [0] * empty + own.tolist()
+        assert segment[number].tolist() == [4] * empty + [number] * len(own)
+        assert event.reshape(-1)[rows.last[number]] == own[-1]
+
+
+def comparison_of(*contestants: Contestant, **fields: Any) -> Comparison:
+    return Comparison("reverse", "title", "data", "user", contestants, repeats=3, **fields)
+
+
+def test_contestants_take_turns() -> None:
+    calls: list[str] = []
+    contestants = [
+        Contestant(name, lambda name=name: calls.append(name), 1, 1.0) for name in ("a", "b")
+    ]
+    ceiling = Contestant("ceiling", lambda: calls.append("-"), 1, 1.0)
+    result = measure(comparison_of(*contestants), None, ceiling)
+
+    assert "".join(calls) == "--" + "bbaa" + "-ab" + "ab-" + "b-a"
+    assert [row.name for row in result.rows] == ["a", "b"]
+    assert result.ceiling.name == "ceiling"
+    assert {len(row.seconds) for row in result.rows} == {3}
+    calls.clear()
+    measure(comparison_of(*contestants), 1, ceiling)
+    assert "".join(calls) == "--" + "bbaa" + "-ab"
+
+
+def test_a_ratio_is_of_one_unit() -> None:
+    def row(name: str, units: int, seconds: tuple[float, ...], twin: str | None) -> Row:
+        return Row(name, units, None, twin, seconds, 5.0, 1, None, None, None)
+
+    slow, fast = row("slow", 2, (4.0, 6.0, 2.0), None), row("fast", 4, (1.0, 4.0, 2.0), "slow")
+    result = Result("reverse", "", "", "user", "", (), (slow, fast), slow, 0)
+    ratios = result.ratios(fast)
+    assert ratios is not None
+    assert ratios.tolist() == [8.0, 3.0, 2.0]
+    assert result.ratios(slow) is None
+    assert fast.compile_seconds == 3.0
+    assert row("quick first", 1, (9.0,), None).compile_seconds == 0.0
+
+
+def test_a_compilation_under_the_clock_is_reported() -> None:
+    sizes = iter(range(1, 100))
+    double = jax.jit(lambda x: x * 2)
+    changing = Contestant("changing", lambda: double(np.zeros(next(sizes), np.float32)), 1)
+    result = measure(comparison_of(changing), None, matrix_product(8))
+    assert result.compilations == 3
+    text = tables.text_table(result, suite.describe_machine())
+    assert "WARNING: compiled 3 times while the clock ran" in text
+
+
+def test_added_memory_is_that_of_the_call() -> None:
+    if not memory.reset_peak():
+        pytest.skip("this system cannot reset the peak of a process")
+    size = 64 * 2**20
+    eating = Contestant("eating", lambda: np.ones(size, np.uint8).sum(), 1)
+    modest = Contestant("modest", lambda: None, 1)
+    result = measure(comparison_of(eating, modest), 1, matrix_product(8))
+    eaten, spared = (row.added_bytes for row in result.rows)
+    assert abs(eaten - size) < size // 8  # the kernel counts pages in batches
+    assert spared < size // 8
+
+
+def test_peak_memory_is_known_where_it_cannot_be_reset(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "no" / "folder")
+    assert memory.reset_peak() is False
+    assert memory.host_now() is None
+    assert memory.host_peak() > 2**20
+
+
+def test_memory_of_an_accelerator_is_shown(monkeypatch) -> None:
+    device = types.SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 7 * 2**20})
+    monkeypatch.setattr(memory.jax, "devices", lambda: [device])
+    assert memory.device_peak() == 7 * 2**20
+
+
+def test_difference_is_relative_to_the_largest_value() -> None:
+    assert largest_difference(jnp.array([1.0, 2.5]), [1.0, -2.0]) == 4.5 / 2
+    assert largest_difference(jnp.float32(3.0), jnp.float32(2.0)) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "-"), (float("nan"), "-"), (1234.5, "1,234"), (12.345, "12.35"), (1e-9, "0.000000")],
+)
+def test_figures_are_short(value: float, text: str) -> None:
+    assert tables._figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--stage=nothing"], "--stage"),
+        (["--repeats=0"], "--repeats: a whole number of at least 1 is expected, got '0'"),
+        (["--repeats=many"], "--repeats: a whole number of at least 1 is expected, got 'many'"),
+        (["--items=5"], "--items: a whole number of at least 200 is expected, got '5'"),
+        (["--hidden=1.5"], "--hidden"),
+        (["--noise_fraction=2"], "--noise_fraction: a number from 0.001 to 1 is expected"),
+        (["--noise_fraction=nan"], "--noise_fraction"),
+        (["--rep=3"], "--rep=3"),
+        (["reverse"], "reverse"),
+        (["--data=real", "--items=300"], "--data=real: the log decides"),
+        (["--data=real", "--stage=evaluation"], "amazon_toy.inter and amazon_game.inter"),
+    ],
+)
+def test_a_mistake_costs_one_line(
+    flags: list[str], expected: str, capsys, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PDREC_DATA", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main(flags)
+    said = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert expected in said.err
+
+
+def test_the_place_is_looked_at_first(capsys, tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_text("")
+    for out in (place, place / "below"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*FLAGS, f"--out={out}"])
+        assert capsys.readouterr().err.startswith(f"error: {'--out=' * (out == place)}{out}: ")
+
+
+def test_flags_are_read_before_jax_is_loaded() -> None:
+    script = "import sys, pdrec_jax.benchmark.__main__; print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,196 @@
+"""The training loop on a tiny task: what it keeps, when it stops, and that it resumes exactly."""
+
+import dataclasses
+import functools
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.errors import UserError
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.training import Course, Fitted, LoopSettings, fit
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def advance_state(state, epoch):
+    key = jax.random.fold_in(jax.random.key(0), epoch)
+    noise = jax.random.normal(key, (3,))
+    momentum = 0.9 * state["momentum"] + noise
+    return {"params": {"w": state["params"]["w"] + momentum}, "momentum": momentum}
+
+
+@dataclasses.dataclass
+class Walk:
+    """A random walk; the metric of each epoch is given, NaN losses and kills on request."""
+
+    metrics: dict[int, float] = dataclasses.field(default_factory=dict)
+    nan_at: int | None = None
+    killed_in: int | None = None
+    name: str = "walk"
+    steps: int = 4
+    evaluated: list[int] = dataclasses.field(default_factory=list)
+    epoch: int = 0
+
+    def initial(self) -> dict[str, Any]:
+        return {"params": {"w": jnp.arange(3.0)}, "momentum": jnp.zeros(3)}
+
+    def run_epoch(self, state: Any, epoch: int, advance: Callable[[int], None]) -> tuple:
+        if epoch == self.killed_in:
+            raise KeyboardInterrupt
+        self.epoch = epoch
+        state = advance_state(state, jnp.asarray(epoch, jnp.int32))
+        advance(3)
+        advance(1)
+        loss = math.nan if epoch == self.nan_at else 1 / epoch
+        return state, {"loss": loss, "learning_rate": 0.1}
+
+    def evaluate(self, params: Any) -> float:
+        assert params["w"].shape == (3,)
+        self.evaluated.append(self.epoch)
+        return self.metrics.get(self.epoch, 0.0)
+
+
+def weights_after(epochs: int) -> np.ndarray:
+    state = Walk().initial()
+    for epoch in range(1, epochs + 1):
+        state = advance_state(state, jnp.asarray(epoch, jnp.int32))
+    return np.asarray(state["params"]["w"])
+
+
+@pytest.fixture
+def train(tmp_path) -> Callable[..., Fitted]:
+    """`train(task, place, **settings)` runs `fit` with the log and the store of a place."""
+
+    def train(task: Walk, place: str = "run", **settings: Any) -> Fitted:
+        settings = {"epochs": 6, "patience": 100, **settings}
+        workdir = tmp_path / place
+        workdir.mkdir(exist_ok=True)
+        with MetricLog(workdir, stream=io.StringIO(), progress=False) as log:
+            return fit(task, LoopSettings(**settings), Store(workdir / "store"), log)
+
+    return train
+
+
+@pytest.fixture
+def lines(tmp_path) -> Callable[..., list[dict]]:
+    """`lines(place)` is the metric log of a place, without wall times."""
+
+    def lines(place: str = "run") -> list[dict]:
+        with MetricLog(tmp_path / place, stream=io.StringIO(), progress=False) as log:
+            return [{k: v for k, v in line.items() if k != "seconds"} for line in log.read()]
+
+    return lines
+
+
+class TestWhatIsKept:
+    def test_the_best_epoch(self, train, lines):
+        fitted = train(Walk({2: 0.3, 3: 0.5, 5: 0.5}))
+        assert fitted.course.best_epoch == 3
+        assert fitted.course.best == 0.5
+        assert fitted.course.epoch == 6
+        assert fitted.course.seconds > 0
+        np.testing.assert_array_equal(fitted.params["w"], weights_after(3))
+        assert [line["epoch"] for line in lines()] == [1, 2, 3, 4, 5, 6]
+        assert lines()[2] == {
+            "stage": "walk",
+            "epoch": 3,
+            "loss": pytest.approx(1 / 3),
+            "learning_rate": 0.1,
+            "ndcg": 0.5,
+        }
+
+    def test_a_finished_run_is_read_back(self, train, tmp_path):
+        fitted = train(Walk({2: 0.3}), epochs=3)
+        again = train(Walk({1: 0.9}, killed_in=1), epochs=3)
+        np.testing.assert_array_equal(again.params["w"], fitted.params["w"])
+        assert again.course == fitted.course
+        store = Store(tmp_path / "run" / "store")
+        assert store.step("state") is None
+        assert store.step("best") == 2
+
+    def test_without_any_epoch(self, train):
+        fitted = train(Walk(), epochs=0)
+        assert fitted.course == Course()
+        np.testing.assert_array_equal(fitted.params["w"], np.arange(3.0))
+
+
+class TestWhenItStops:
+    def test_patience(self, train):
+        task = Walk({2: 0.3, 4: 0.2})
+        fitted = train(task, epochs=50, patience=3)
+        assert task.evaluated == [1, 2, 3, 4, 5]
+        assert fitted.course.best_epoch == 2
+        assert fitted.course.stale == 3
+
+    def test_minimum_of_epochs(self, train):
+        task = Walk({1: 0.3})
+        assert train(task, epochs=50, patience=1, min_epochs=4).course.epoch == 4
+
+    def test_a_late_gain_counts_after_patience_ran_out(self, train):
+        """As in the public code: before `min_epochs` staleness stops nothing, a gain resets it."""
+        fitted = train(Walk({1: 0.3, 4: 0.4}), epochs=50, patience=2, min_epochs=5)
+        assert fitted.course.best_epoch == 4
+        assert fitted.course.epoch == 6
+
+    def test_which_epochs_are_evaluated(self, train, lines):
+        task = Walk()
+        train(task, epochs=9, first_evaluation=3, evaluate_every=4)
+        assert task.evaluated == [3, 7, 9]
+        assert ["ndcg" in line for line in lines()] == [e in (3, 7, 9) for e in range(1, 10)]
+
+    def test_too_short_for_its_first_evaluation(self, train):
+        task = Walk({2: 0.1})
+        assert train(task, epochs=2, first_evaluation=50).course.best_epoch == 2
+        assert task.evaluated == [2]
+
+
+class TestResume:
+    METRICS = {1: 0.2, 3: 0.5, 4: 0.1, 6: 0.6}  # noqa: RUF012
+
+    def test_equals_the_unbroken_run_bit_for_bit(self, train, lines):
+        unbroken = train(Walk(self.METRICS), "unbroken", epochs=8, patience=3)
+        for killed_in in (3, 5, 6):
+            with pytest.raises(KeyboardInterrupt):
+                train(
+                    Walk(self.METRICS, killed_in=killed_in),
+                    "broken",
+                    epochs=8,
+                    patience=3,
+                    save_seconds=0,
+                )
+        task = Walk(self.METRICS)
+        resumed = train(task, "broken", epochs=8, patience=3, save_seconds=0)
+        assert task.evaluated == [6, 7, 8]
+        np.testing.assert_array_equal(resumed.params["w"], unbroken.params["w"])
+        ours, theirs = dataclasses.asdict(resumed.course), dataclasses.asdict(unbroken.course)
+        assert ours.pop("seconds") != theirs.pop("seconds")
+        assert ours == theirs
+        assert lines("broken") == lines("unbroken")
+
+    def test_epochs_since_the_last_save_are_repeated(self, train, lines, tmp_path):
+        """Nothing was saved, so the log starts over and no epoch is in it twice."""
+        with pytest.raises(KeyboardInterrupt):
+            train(Walk(self.METRICS, killed_in=3), epochs=4)
+        assert Store(tmp_path / "run" / "store").step("state") is None
+        train(Walk(self.METRICS), epochs=4)
+        assert [line["epoch"] for line in lines()] == [1, 2, 3, 4]
+
+
+class TestDivergence:
+    def test_message(self, train, tmp_path, lines):
+        with pytest.raises(UserError) as caught:
+            train(Walk(nan_at=3), save_seconds=0)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert message.startswith("walk: the loss is nan in epoch 3 at learning rate 0.1; ")
+        store = tmp_path / "run" / "store"
+        assert f"that of epoch 2 in {store}. A smaller learning rate" in message
+        assert Store(store).step("state") == 2
+        assert [line["epoch"] for line in lines()] == [1, 2]
