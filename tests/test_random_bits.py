@@ -10,7 +10,7 @@ import pytest
 from pdrec_jax.diffusion.process import normal_from_bits
 from pdrec_jax.random_bits import hashed_bits
 
-N = 1 << 20
+N = 1 << 18
 jit_bits = jax.jit(hashed_bits, static_argnums=1)
 
 
@@ -31,7 +31,7 @@ def kolmogorov_smirnov(sorted_probabilities: np.ndarray) -> float:
     return max(above, np.abs(sorted_probabilities - steps[1:]).max()) * n**0.5
 
 
-SEEDS = (0, 1, 12345)
+SEEDS = (0, 12345)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

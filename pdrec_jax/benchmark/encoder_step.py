@@ -95,7 +95,7 @@ def _compare(
         agree=lambda: _agree(
             _tasks(workload, preferences, variant, sizes.steps, 0.0), state.state["params"]
         ),
-        agreement="loss of one step, relative, without dropout and with given negatives",
+        agreement="loss of a step, relative, without dropout and with given negatives",
         notes=(
             f"Cells that hold an event: {filled}; rows of a packed batch: {shapes} cells.",
             f"A call draws, lays out and trains {sizes.steps} batches in one dispatch.",
@@ -127,13 +127,19 @@ def _tasks(
 
 
 def _agree(tasks: dict[str, EncoderTask], params: Params) -> Mapping[str, float]:
-    """Holds the twins' losses of one batch against each other, where nothing is left to chance."""
+    """Holds the twins' losses of each batch against each other, where nothing is left to chance."""
     loss, found = jax.jit(training_loss, static_argnums=1), {}
     for name, task in tasks.items():
-        batch = jax.tree.map(lambda cells: cells[0], task.layout(1))
-        data = given_negatives(task.data)
-        found[name] = loss(params, task.model, data, batch, jax.random.key(0))
+        data, layout = given_negatives(task.data), task.layout(1)
+        found[name] = [
+            float(loss(params, task.model, data, _batch(layout, step), jax.random.key(0)))
+            for step in range(task.steps)
+        ]
     return {_PACKED: largest_difference(found[_PACKED], found[_PADDED])}
+
+
+def _batch(layout: Batch, step: int) -> Batch:
+    return jax.tree.map(lambda cells: cells[step], layout)
 
 
 def given_negatives(data: TrainingData) -> TrainingData:

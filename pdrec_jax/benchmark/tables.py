@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def text_table(result: Result, machine: Mapping[str, Any]) -> str:
         *([""] * bool(_notes(result))),
         *_notes(result),
     ]
-    return "\n".join(_cut(line) for line in lines)
+    return "\n".join(folded for line in lines for folded in _fold(line))
 
 
 def markdown(results: Sequence[Result], machine: Mapping[str, Any]) -> str:
@@ -212,6 +213,8 @@ def _billions(count: float | None) -> str:
     return _MISSING if count is None else _figure(count / 1e9)
 
 
-def _cut(text: str) -> str:
-    text = text.rstrip()
-    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+def _fold(line: str) -> list[str]:
+    """Breaks a line of words that is too long; a row of a table is not."""
+    if len(line) <= WIDTH:
+        return [line.rstrip()]
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -104,5 +104,5 @@ def make_workload(sizes: Sizes, source: str) -> Workload:
         candidates=test,
         validation=valid,
         label=f"{label}, {train.num_users:,} users, {train.num_items:,} items, "
-        f"mean training history {train.lengths.mean():.1f}",
+        f"mean history {train.lengths.mean():.1f}",
     )

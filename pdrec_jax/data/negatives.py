@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.errors import UserError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +40,19 @@ def complement_table(offsets: np.ndarray, items: np.ndarray, num_items: int) -> 
       offsets: [U+1], CSR.
       items: [E] int32 in 1..I.
       num_items: I.
+
+    Raises:
+      UserError: a user has interacted with all items, so there is nothing to draw.
     """
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     pairs = np.unique(users.astype(np.int64) * (num_items + 1) + items)
     users, items = pairs // (num_items + 1), pairs % (num_items + 1)
     counts = np.bincount(users, minlength=len(offsets) - 1)
+    if counts.max(initial=0) >= num_items:
+        raise UserError(
+            f"negatives: user {int(counts.argmax())} has interacted with all {num_items} items "
+            "(users counted from 0), so that no negative is left; a larger catalogue is needed"
+        )
     starts = np.concatenate([[0], np.cumsum(counts)])
     keys = items - 1 - (np.arange(len(items)) - starts[users])
     return ComplementTable(

@@ -57,6 +57,11 @@ def title_of(config: ConfigDict, variant: str) -> str:
     return "+".join([title, *(name.upper() for name in parse_variant(variant))])
 
 
+_behaviour_weights = jax.jit(
+    behaviour_weights, static_argnames=("rank_weight", "clip", "scale", "floor", "max_length")
+)
+
+
 def hbr_weights(
     config: ConfigDict, split: Split, preferences: Preferences, floor: str, max_length: int
 ) -> np.ndarray:
@@ -73,16 +78,6 @@ def hbr_weights(
     """
     offsets, lengths = split.train.offsets, split.train.lengths
     weights = np.zeros(split.train.num_events, np.float32)
-    function = jax.jit(
-        functools.partial(
-            behaviour_weights,
-            rank_weight=config.rank_weight,
-            clip=config.clip,
-            scale=config.scale,
-            floor=floor,
-            max_length=max_length,
-        )
-    )
     cells = np.arange(max_length)[None, :]
     for begin in range(0, len(lengths), _HBR_BLOCK):
         users = np.arange(begin, min(begin + _HBR_BLOCK, len(lengths)))
@@ -90,7 +85,16 @@ def hbr_weights(
         index = (offsets[1:][users][:, None] - count) + cells
         observed = cells < count
         scores = preferences.observed[np.minimum(index, len(weights) - 1)]
-        block = function(scores, observed, padding=preferences.padding[users])
+        block = _behaviour_weights(
+            scores,
+            observed,
+            rank_weight=config.rank_weight,
+            clip=config.clip,
+            scale=config.scale,
+            floor=floor,
+            padding=preferences.padding[users],
+            max_length=max_length,
+        )
         weights[index[observed]] = np.asarray(block)[observed]
     return weights
 

@@ -75,16 +75,18 @@ def twin(scores, observed, rank_weight, clip, scale):
     return weights
 
 
-class TestObservedFloor:
-    @pytest.fixture(scope="class")
-    def inputs(self):
-        rng = np.random.default_rng(0)
-        observed = rng.random((12, 9)) < np.linspace(0, 1, 12)[:, None]
-        scores = rng.normal(size=(12, 9)).astype(np.float32)
-        scores[7] = np.round(scores[7])
-        scores[8] = 0.25
-        return scores, observed
+@pytest.fixture
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    """Scores and which are observed: none in the first row, all in the last."""
+    rng = np.random.default_rng(0)
+    observed = rng.random((12, 9)) < np.linspace(0, 1, 12)[:, None]
+    scores = rng.normal(size=(12, 9)).astype(np.float32)
+    scores[7] = np.round(scores[7])
+    scores[8] = 0.25
+    return scores, observed
 
+
+class TestObservedFloor:
     @pytest.mark.parametrize("setting", [(0.1, 3.0, 2.0), (0.0, np.inf, 1.0), (1.0, 0.6, 4.0)])
     def test_like_the_formula(self, inputs, setting):
         names = ("rank_weight", "clip", "scale")
