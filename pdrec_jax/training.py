@@ -126,6 +126,7 @@ def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fit
     if store.step("best") is not None:
         like = jax.eval_shape(lambda: task.initial()["params"])
         params, meta = store.restore("best", like)
+        store.delete("state")  # left by a kill right after the last save
         return Fitted(params, Course(**meta))
 
     state = task.initial()

@@ -108,10 +108,11 @@ class TestWhatIsKept:
 
     def test_a_finished_run_is_read_back(self, train, tmp_path):
         fitted = train(Walk({2: 0.3}), epochs=3)
+        store = Store(tmp_path / "run" / "store")
+        store.save("state", 3, {"left": jnp.zeros(2)}, {})  # by a kill before it was deleted
         again = train(Walk({1: 0.9}, killed_in=1), epochs=3)
         np.testing.assert_array_equal(again.params["w"], fitted.params["w"])
         assert again.course == fitted.course
-        store = Store(tmp_path / "run" / "store")
         assert store.step("state") is None
         assert store.step("best") == 2
 

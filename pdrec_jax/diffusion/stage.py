@@ -87,10 +87,14 @@ def vectors_of(
       num_slots: I.
       heldin: add the validation item, as the test's input does.
     """
-    offsets, items, times = extend_train(split) if heldin else (
-        split.train.offsets,
-        split.train.items,
-        split.train.times,
+    offsets, items, times = (
+        extend_train(split)
+        if heldin
+        else (
+            split.train.offsets,
+            split.train.items,
+            split.train.times,
+        )
     )
     return build_vectors(
         offsets,
@@ -243,9 +247,7 @@ def build(
             num_items=split.train.num_items,
         )
 
-    test = scorer(
-        vectors_of(config, split, model.num_slots, heldin=True), candidates, extended[:2]
-    )
+    test = scorer(vectors_of(config, split, model.num_slots, heldin=True), candidates, extended[:2])
     valid = None
     if not protocol.select_on_test:
         valid = scorer(train, validation, (split.train.offsets, split.train.items))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +17,18 @@ from pdrec_jax.diffusion.vectors import SparseBatch
 
 # Of golden keys to ours. torch keeps [out, in]; our output layer does too.
 PREFIXES = {"x0": "x0", "epsilon": "eps"}
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Halves the time that these tests spend in the compiler, which is most of it.
+
+    A module that overrides this fixture tests the code as users compile it.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def toy_schedule(steps: int = 10) -> Schedule:

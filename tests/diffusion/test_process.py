@@ -22,6 +22,11 @@ TARGETS = ("x0", "epsilon")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation() -> None:
+    """None: held against the reference as a run is compiled."""
+
+
 def int32(values) -> jax.Array:
     return jnp.asarray(values, jnp.int32)
 

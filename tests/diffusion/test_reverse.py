@@ -12,6 +12,11 @@ TARGETS = ("x0", "epsilon")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation() -> None:
+    """None: held against the reference as a run is compiled."""
+
+
 def dense(tiny, x, step_noise=None) -> jax.Array:
     """The dense loop on recorded inputs; step_noise [T, B, I] in the order of the loop."""
     model = tiny.model

@@ -22,6 +22,11 @@ jit_nth_true = jax.jit(nth_true)
 jit_draw_subset = jax.jit(draw_subset, static_argnums=2)
 
 
+@pytest.fixture(autouse=True)
+def quick_compilation() -> None:
+    """None: an optimising compiler may drop what sets -0.0 right."""
+
+
 @jax.jit
 def ahead_of_rank(keys, rank):
     columns = jnp.arange(keys.shape[1], dtype=jnp.int32)[None, :]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +14,14 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import pack
+from pdrec_jax.data.simulator import simulate
+from pdrec_jax.data.splits import Split, leave_one_out
+from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import model as model_module
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.encoders.stage import make_model
+from pdrec_jax.evaluation.protocol import STRICT, draw_candidates
 from pdrec_jax.settings import default_config, put
 
 
@@ -217,6 +222,39 @@ def sasrec() -> Callable[..., tuple[EncoderModel, dict[str, Any]]]:
         return model, jax.tree.map(randomise, params)
 
     return make
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A small simulated log, split, with preferences drawn at random."""
+
+    split: Split
+    preferences: Preferences
+    candidates: np.ndarray
+    validation: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    split = leave_one_out(simulate(70, 200, seed=1, mean_length=12).log)
+    train, rng = split.train, np.random.default_rng(2)
+    outside = np.stack(
+        [
+            rng.permutation(np.setdiff1d(np.arange(1, 201), train.items[begin:end]))[:40]
+            for begin, end in itertools.pairwise(train.offsets)
+        ]
+    ).astype(np.int32)
+    preferences = Preferences(
+        users=np.ones(train.num_users, bool),
+        candidates=outside[:, :8],
+        negatives=outside[:, 8:],
+        observed=rng.normal(0.5, 1, train.num_events).astype(np.float32),
+        padding=rng.normal(0.0, 1, train.num_users).astype(np.float32),
+    )
+    test, validation = (
+        draw_candidates(STRICT, split, 0, heldout=heldout) for heldout in ("test", "valid")
+    )
+    return World(split, preferences, test, validation)
 
 
 @pytest.fixture(autouse=True)

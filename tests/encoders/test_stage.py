@@ -1,0 +1,253 @@
+"""The encoder stage: HBR's weights by event, layouts, epochs, and what a config builds."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pdrec_jax.encoders import stage
+from pdrec_jax.encoders.stage import (
+    EncoderTask,
+    build,
+    hbr_weights,
+    make_model,
+    parse_variant,
+    title_of,
+    training_data,
+)
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.protocol import REFERENCE, STRICT
+
+
+@pytest.mark.parametrize(
+    ("variant", "plugins"),
+    [("base", ()), ("dpa", ("dpa",)), ("dpa+nns+hbr", ("hbr", "nns", "dpa"))],
+)
+def test_parse_variant(variant, plugins):
+    assert parse_variant(variant) == plugins
+
+
+@pytest.mark.parametrize("variant", ["", "HBR", "hbr+hbr", "base+hbr", "hbr+", "ndp"])
+def test_a_bad_variant(variant):
+    with pytest.raises(UserError, match=r"^encoder\.variants: expected 'base' or some of hbr\+nns"):
+        parse_variant(variant)
+
+
+def test_title(config):
+    section = config().encoder
+    assert title_of(section, "base") == "SASRec"
+    assert title_of(section, "dpa+hbr") == "SASRec+HBR+DPA"
+
+
+class TestMakeModel:
+    def test_the_same_config_gives_an_equal_model(self, config):
+        # Static under jit: an unequal one would compile again.
+        first, again = (make_model(config(), ("hbr",), 20)[0] for _ in range(2))
+        assert first == again
+        assert hash(first) == hash(again)
+        assert first != make_model(config(), (), 20)[0]
+        assert first != make_model(config(encoder__blocks=3), ("hbr",), 20)[0]
+
+    def test_plugins(self, config):
+        settings = config(dpa__fine=4, dpa__weight=0.2)
+        model, _ = make_model(settings, ("nns", "dpa"), 20)
+        assert (model.hbr, model.nns, model.dpa_fine, model.dpa_weight) == (False, True, 4, 0.2)
+        model, _ = make_model(settings, ("hbr",), 20)
+        assert (model.hbr, model.nns, model.dpa_fine, model.dpa_weight) == (True, False, 0, 0.0)
+
+    def test_initial_values_follow_the_seed(self, config):
+        runs = [make_model(config(seed=seed), (), 20)[1]() for seed in (0, 0, 1)]
+        jax.tree.map(np.testing.assert_array_equal, runs[0], runs[1])
+        assert (runs[0]["item_embedding"] != runs[2]["item_embedding"]).all()
+        assert runs[0]["item_embedding"].shape == (21, 8)
+        assert runs[0]["position_embedding"].shape == (12, 8)
+        assert len(runs[0]["blocks"]) == 2
+
+
+def weights_by_user(config, split, preferences, floor, longest) -> np.ndarray:
+    """HBR's weights, one user after the other (PDRec, Eq. 2)."""
+    out = np.zeros(split.train.num_events)
+    for user in range(split.train.num_users):
+        begin, end = split.train.offsets[user : user + 2]
+        targets = np.arange(begin + 1, end)[-longest:]
+        n = len(targets)
+        if n == 0:
+            continue
+        scores = preferences.observed[targets].astype(np.float64)
+        base = scores.min()
+        if floor == "shifted" and n < longest:
+            base = min(base, preferences.padding[user])
+            base *= 0.5 if base > 0 else 1.5
+        span = scores.max() - base
+        share = (scores - base) / span if span > 0 else np.ones(n)
+        share *= n / share.sum()
+        rank = np.argsort(np.argsort(scores, kind="stable")) + 1
+        mixed = share * (1 - config.rank_weight) + rank / n * config.rank_weight
+        out[targets] = np.clip(mixed, 0, config.clip) * config.scale
+    return out
+
+
+@pytest.mark.parametrize("floor", ["observed", "shifted"])
+@pytest.mark.parametrize("longest", [2, 5, 200])
+def test_hbr_weights_belong_to_their_events(monkeypatch, config, world, floor, longest):
+    monkeypatch.setattr(stage, "_HBR_BLOCK", 32)
+    section = config(hbr__rank_weight=0.3, hbr__clip=1.2, hbr__scale=4.0).hbr
+    lengths = world.split.train.lengths
+    assert (lengths == 1).any()
+    assert (lengths > 6).any()
+    found = hbr_weights(section, world.split, world.preferences, floor, longest)
+    wanted = weights_by_user(section, world.split, world.preferences, floor, longest)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+class TestTrainingData:
+    @pytest.mark.parametrize("plugin", ["hbr", "nns", "dpa"])
+    def test_plugins_need_preferences(self, config, world, plugin):
+        model, _ = make_model(config(), (plugin,), 200)
+        with pytest.raises(UserError, match="^encoder: plugins need preferences"):
+            training_data(config(), world.split, None, model, "observed")
+
+    def test_what_is_off_takes_no_room(self, config, world):
+        model, _ = make_model(config(), ("nns",), 200)
+        data = training_data(config(), world.split, world.preferences, model, "observed")
+        np.testing.assert_array_equal(data.pools, world.preferences.negatives)
+        assert data.candidates.size == data.weights.size == 1
+        np.testing.assert_array_equal(data.items, world.split.train.items)
+        np.testing.assert_array_equal(data.offsets, world.split.train.offsets)
+
+
+def built(config, world, **fields) -> EncoderTask:
+    settings = {"encoder__batch_size": 8, "encoder__learning_rate": 0.01} | fields
+    everybody = np.ones(world.split.train.num_users, bool)
+    task, _ = build(
+        config(**settings),
+        "base",
+        world.split,
+        None,
+        drawn=world.split.train.lengths >= 2,
+        ranked=everybody,
+        protocol=STRICT,
+        candidates=world.candidates,
+        validation=world.validation,
+        name="sasrec",
+    )
+    return task
+
+
+class TestLayout:
+    def test_it_depends_on_seed_and_epoch_alone(self, config, world):
+        task, other = built(config, world), built(config, world, encoder__learning_rate=0.5)
+        late = task.layout(7)
+        for epoch in (1, 7):
+            left, right = task.layout(epoch), other.layout(epoch)
+            jax.tree.map(np.testing.assert_array_equal, left, right)
+        jax.tree.map(np.testing.assert_array_equal, late, task.layout(7))
+        assert (task.layout(1).users != late.users).any()
+        assert (built(config, world, seed=1).layout(1).users != task.layout(1).users).any()
+
+    def test_shapes_repeat(self, config, world):
+        task = built(config, world)
+        shapes = {
+            str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), task.layout(epoch)))
+            for epoch in range(1, 41)
+        }
+        # The usual one, and one more where an epoch needs spare rows.
+        assert len(shapes) <= 2
+
+    def test_every_step_holds_its_users(self, config, world):
+        task = built(config, world)
+        batch = task.layout(3)
+        assert batch.users.shape == (task.steps, 8)
+        assert task.steps == -(-world.split.train.num_users // 8)
+        assert set(batch.users.ravel()) <= set(task.users)
+        ends = world.split.train.offsets[1:]
+        for users, event, last in zip(batch.users, batch.event[0], batch.last, strict=True):
+            assert event.reshape(-1)[last].tolist() == (ends[users] - 1).tolist()
+
+    def test_batches_delivered_three_times(self, config, world):
+        users = built(config, world, encoder__batch_repeat=3).layout(1).users
+        np.testing.assert_array_equal(users[0], users[1])
+        np.testing.assert_array_equal(users[0], users[2])
+        assert (users[2] != users[3]).any()
+
+
+@pytest.mark.loose_jax("dtypes")  # optax's Adam
+class TestEpochs:
+    def test_training(self, config, world):
+        task = built(config, world, encoder__dropout=0.1)
+        before = stage._train_epoch._cache_size()
+        start, done = task.initial(), []
+        losses = self.losses(task, jax.tree.map(np.asarray, start))
+        state = task.initial()
+        for epoch in (1, 2, 3):
+            state, values = task.run_epoch(state, epoch, done.append)
+            assert values["learning_rate"] == pytest.approx(0.01 * 0.99 ** (epoch - 1))
+            if epoch == 1:
+                after = self.losses(task, jax.tree.map(np.asarray, state))
+        assert done == [task.steps] * 3
+        # Same batches, same draws, learning rate 0: one epoch lowered the loss of nearly all.
+        assert after.mean() < 0.95 * losses.mean()
+        assert (after < losses).mean() > 0.8
+        shapes = {jax.tree.leaves(task.layout(epoch))[1].shape for epoch in (1, 2, 3)}
+        assert stage._train_epoch._cache_size() - before == len(shapes) == 1
+
+        again = task.initial()
+        for epoch in (1, 2, 3):
+            again, repeated = task.run_epoch(again, epoch, lambda steps: None)
+        assert repeated == values
+        jax.tree.map(np.testing.assert_array_equal, again, state)
+        assert stage._train_epoch._cache_size() - before == 1
+
+    @staticmethod
+    def losses(task: EncoderTask, state: dict) -> np.ndarray:
+        """Losses of the first epoch's steps in a state that stays as it is."""
+        numbers = np.arange(task.steps)
+        _, found = stage._train_epoch(
+            state, task.data, task.layout(1), numbers, 0.0, task.model, task.config.seed
+        )
+        return np.asarray(found)
+
+    def test_evaluation(self, config, world):
+        task = built(config, world)
+        params = task.initial()["params"]
+        ranks = task.scorer.sampled(params)
+        assert task.evaluate(params) == ranks.metrics()["NDCG@10"]
+        nobody = dataclasses.replace(
+            task, scorer=dataclasses.replace(task.scorer, users=np.zeros(0, np.int64))
+        )
+        assert nobody.evaluate(params) == 0
+
+
+class TestBuild:
+    def options(self, world, protocol):
+        return {
+            "drawn": world.split.train.lengths >= 2,
+            "ranked": np.arange(world.split.train.num_users) % 2 == 0,
+            "protocol": protocol,
+            "candidates": world.candidates,
+            "validation": world.validation,
+            "name": "x",
+        }
+
+    def test_strict_is_chosen_by_validation(self, config, world):
+        task, scorers = build(config(), "base", world.split, None, **self.options(world, STRICT))
+        train = world.split.train
+        valid, test = scorers["validation"], scorers["test"]
+        assert task.scorer is valid
+        # The input ends before the item that is ranked.
+        np.testing.assert_array_equal(valid.items, train.items)
+        np.testing.assert_array_equal(valid.candidates[:, 0], world.split.valid_items)
+        assert len(test.items) == train.num_events + train.num_users
+        np.testing.assert_array_equal(test.candidates[:, 0], world.split.test_items)
+        np.testing.assert_array_equal(test.items[test.offsets[1:] - 1], world.split.valid_items)
+        assert test.users.tolist() == list(range(0, train.num_users, 2))
+        assert task.users.tolist() == np.flatnonzero(train.lengths >= 2).tolist()
+        assert test.half_ties
+
+    def test_reference_is_chosen_by_the_test(self, config, world):
+        task, scorers = build(config(), "base", world.split, None, **self.options(world, REFERENCE))
+        assert task.scorer is scorers["test"]
+        assert scorers["validation"] is None
+        assert not scorers["test"].half_ties
