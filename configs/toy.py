@@ -4,9 +4,9 @@
   python -m pdrec_jax.main --config=configs/toy.py --config.protocol=reference
   python -m pdrec_jax.main --config=configs/toy.py:variant=paper
 
-SASRec's plugin values are those of the public code's README; the variant ``paper`` takes those of the
-paper's Sec. 5.1, which come out lower. Without the logs the job runs, shortened, on a simulated one.
-docs/results.md has times and figures.
+SASRec's plugin values are those of the public code's README; the variant ``paper`` takes those of
+the paper's Sec. 5.1, which come out lower. Without the logs the job runs, shortened, on a simulated
+one. docs/results.md has times and figures.
 """
 
 from ml_collections import ConfigDict

@@ -70,7 +70,7 @@ def remembered(function: Callable[..., Any], key: Callable[..., str]) -> Callabl
 @pytest.fixture(scope="module")
 def hurry() -> dict[str, str]:
     """Options of XLA that halve the time of compiling; none where XLA no longer knows them."""
-    options = {"xla_cpu_use_fusion_emitters": "false"}
+    options = {"xla_cpu_use_fusion_emitters": "False"}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
     except Exception:
@@ -476,7 +476,7 @@ class TestKilled:
         environment |= {
             "PYTHONPATH": str(ROOT),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in hurry.items()),
+            "XLA_FLAGS": " ".join(f"--{name}={value.lower()}" for name, value in hurry.items()),
         }
         process = subprocess.Popen(
             [sys.executable, "-m", "pdrec_jax.main", *flags],

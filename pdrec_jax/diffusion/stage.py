@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jax import Array
 from ml_collections import ConfigDict
 
 from pdrec_jax import training
@@ -136,11 +138,13 @@ class DiffusionTask:
         params = self.initialise()
         return {
             "params": params,
-            "optimiser": _optimiser(self.config).init(params),
+            "optimiser": _optimiser(self.config.weight_decay).init(params),
             "history": empty_history(self.config.steps),
         }
 
-    def run_epoch(self, state, epoch: int, advance):
+    def run_epoch(
+        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in a few dispatches, see ``training.Task``."""
         config, size = self.config, self.config.batch_size
         users = draw_users(
@@ -160,7 +164,8 @@ class DiffusionTask:
                 np.arange(first, first + len(chunk)),
                 rate,
                 self.model,
-                _Static(config),
+                config.weight_decay,
+                config.seed,
                 size,
             )
             losses.append(np.asarray(loss))
@@ -172,30 +177,29 @@ class DiffusionTask:
         return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """The numbers of a config that a compiled step depends on, hashable."""
-
-    weight_decay: float
-    seed: int
-
-    def __init__(self, config: ConfigDict):
-        object.__setattr__(self, "weight_decay", config.weight_decay)
-        object.__setattr__(self, "seed", config.seed)
-
-
-def _optimiser(config: Any) -> optax.GradientTransformation:
+def _optimiser(weight_decay: float) -> optax.GradientTransformation:
     """AdamW without the learning rate, which changes by the epoch."""
-    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay))
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=0)
-def _train_steps(state, batches: SparseBatch, numbers, rate, model, static, size):
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7), donate_argnums=0)
+def _train_steps(
+    state: dict[str, Any],
+    batches: SparseBatch,
+    numbers: Array,
+    rate: float,
+    model: DiffusionModel,
+    weight_decay: float,
+    seed: int,
+    size: int,
+) -> tuple[dict[str, Any], Array]:
     """Scans training steps; returns the state and the mean loss of each, before division by p."""
-    optimiser = _optimiser(static)
-    key = jax.random.key(static.seed)
+    optimiser = _optimiser(weight_decay)
+    key = jax.random.key(seed)
 
-    def step(state, inputs):
+    def step(
+        state: dict[str, Any], inputs: tuple[SparseBatch, Array]
+    ) -> tuple[dict[str, Any], Array]:
         batch, number = inputs
         gradient, (history, loss) = jax.grad(training_loss, has_aux=True)(
             state["params"], model, state["history"], batch, size, jax.random.fold_in(key, number)

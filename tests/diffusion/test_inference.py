@@ -140,3 +140,7 @@ class TestDraws:
         np.testing.assert_allclose(run([3, 2, 1, 0]), scores[::-1], rtol=1e-5, atol=1e-5)
         assert np.abs(run([0, 1, 2, 3], seed=1) - scores).max() > 1e-3
         np.testing.assert_array_equal(run([0, 1, 2, 3]), scores)
+        # One vector for all: what differs between users is the draw.
+        key, equal = jax.random.key(0), sparse(np.tile(x[1], (4, 1)))
+        scores = np.asarray(score(model, params, coupled, equal, key, USERS))
+        assert np.abs(scores[1:] - scores[:1]).max(axis=1).min() > 1e-3

@@ -43,6 +43,8 @@ def scores_of(kind: str, rows: int = ROWS, columns: int = COLUMNS) -> np.ndarray
     rng = np.random.default_rng(0)
     if kind == "normal":
         scores = rng.normal(size=(rows, columns))
+    elif kind == "rounded":
+        scores = rng.normal(size=(rows, columns)).round(1)
     elif kind == "ties":
         scores = rng.integers(-2, 3, (rows, columns)) / 4
     elif kind == "zeros":
@@ -55,7 +57,7 @@ def scores_of(kind: str, rows: int = ROWS, columns: int = COLUMNS) -> np.ndarray
     return scores.astype(np.float32)
 
 
-KINDS = ("normal", "ties", "zeros", "special", "neighbours")
+KINDS = ("normal", "rounded", "ties", "zeros", "special", "neighbours")
 
 
 def order_of(scores: np.ndarray) -> np.ndarray:
@@ -111,7 +113,7 @@ class TestTop:
     @pytest.mark.parametrize("kind", KINDS)
     def test_many_groups(self, kind):
         scores = scores_of(kind, rows=3, columns=1001)
-        np.testing.assert_array_equal(jit_top(scores, 7), order_of(scores)[:, :7])
+        np.testing.assert_array_equal(jit_top(scores, 15), order_of(scores)[:, :15])
 
 
 class TestNthTrue:

@@ -203,23 +203,23 @@ def config() -> Callable[..., ConfigDict]:
 
 @pytest.fixture(scope="session")
 def sasrec() -> Callable[..., tuple[EncoderModel, dict[str, Any]]]:
-    """`sasrec(items, plugins, seed=.., **fields)` is a model with large, random parameters."""
+    """`sasrec(items, plugins, seed=.., **fields)` is a model with parameters that all matter."""
 
     @functools.cache
     def structure(items: int, plugins: tuple[str, ...], fields: tuple) -> tuple[EncoderModel, Any]:
         model, initialise = make_model(_config(**dict(fields)), plugins, items)
-        return model, initialise()
+        return model, jax.eval_shape(initialise)
 
     def make(items: int, plugins: tuple[str, ...] = (), *, seed: int = 0, **fields: Any):
-        model, params = structure(items, plugins, tuple(sorted(fields.items())))
+        model, shapes = structure(items, plugins, tuple(sorted(fields.items())))
         rng = np.random.default_rng(seed)
 
-        def randomise(leaf: Array) -> Array:
-            # Vectors off their initial 0 and 1, tables off theirs, and a padding row that is not 0.
-            noise = rng.normal(0, 0.3 if leaf.ndim > 1 else 0.2, leaf.shape)
-            return leaf + jnp.asarray(noise, leaf.dtype)
+        def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> Array:
+            # The padding row is not 0, no bias is 0, no scale is 1.
+            values = rng.normal(0, 0.4 if len(leaf.shape) > 1 else 0.2, leaf.shape)
+            return jnp.asarray(values + ("scale" in jax.tree_util.keystr(path)), leaf.dtype)
 
-        return model, jax.tree.map(randomise, params)
+        return model, jax.tree.map_with_path(draw, shapes)
 
     return make
 
