@@ -115,7 +115,6 @@ class TestNegativePool:
             STRICT,
             dataclasses.replace(STRICT, first_fraction=0.0, last_fraction=0.9),
             REFERENCE,
-            dataclasses.replace(REFERENCE, first_fraction=0.0, last_fraction=1.0),
         ],
     )
     def test_like_sorting(self, kind, rules):

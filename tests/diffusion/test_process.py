@@ -1,6 +1,5 @@
 """The forward process and the loss against the recorded ones; normals out of random words."""
 
-import types
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +97,7 @@ class TestGoldens:
             gradient,
             expected,
         )
-        optimiser = _optimiser(types.SimpleNamespace(weight_decay=0.5))
+        optimiser = _optimiser(0.5)
         start = optimiser.init(tiny.params)
         updates, _ = jax.jit(optimiser.update)(gradient, start, tiny.params)
         params = jax.tree.map(lambda p, u: p - 5e-5 * u, tiny.params, updates)

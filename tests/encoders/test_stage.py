@@ -89,8 +89,9 @@ def weights_by_user(config, split, preferences, floor, longest) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("floor", ["observed", "shifted"])
-@pytest.mark.parametrize("longest", [2, 5, 200])
+@pytest.mark.parametrize(
+    ("floor", "longest"), [("observed", 2), ("observed", 200), ("shifted", 5), ("shifted", 200)]
+)
 def test_hbr_weights_belong_to_their_events(monkeypatch, config, world, floor, longest):
     monkeypatch.setattr(stage, "_HBR_BLOCK", 32)
     section = config(hbr__rank_weight=0.3, hbr__clip=1.2, hbr__scale=4.0).hbr

@@ -1,0 +1,183 @@
+"""Runs that end badly: killed anywhere, on a full disk, on a checkpoint of another shape.
+
+The same command goes on afterwards, and comes to what an unbroken run comes to.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pdrec_jax import experiment, phases
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.workdir import Workdir
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
+DIFFUSION, SAVE = "--config.stage=diffusion", "--config.save_seconds=0"
+
+
+def die(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def assert_same_diffusion(done: Any, strict: Any) -> None:
+    """A run of the diffusion stage alone came to what the unbroken run of all has."""
+    assert done.status == 0
+    assert done.results["models"] == strict.results["models"][:1]
+    assert done.results["plugins"] == strict.results["plugins"]
+    assert done.losses == [line for line in strict.losses if line["stage"] == KEYS[0]]
+    assert done.half_written == []
+
+
+class TestKilled:
+    @pytest.mark.parametrize(("stage", "flags"), [(KEYS[0], []), (KEYS[1], []), (KEYS[2], [SAVE])])
+    def test_in_an_epoch(self, strict, call, tmp_path, monkeypatch, stage, flags) -> None:
+        write = MetricLog.write
+
+        def write_and_die(log: MetricLog, name: str, epoch: int, **values: Any) -> None:
+            write(log, name, epoch, **values)
+            if (name, epoch) == (stage, 2):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetricLog, "write", write_and_die)
+            killed = call(tmp_path, *flags)
+        assert killed.status == 130
+        assert killed.err.endswith("interrupted; the same command resumes the run\n")
+        assert killed.results == {}
+        assert len(list(tmp_path.rglob("state"))) == len(flags)
+        done = call(tmp_path)
+        assert done.status == 0
+        assert done.lasting == strict.lasting
+        assert done.losses == strict.losses
+        assert done.half_written == []
+
+    @pytest.mark.parametrize(
+        ("place", "name"),
+        [
+            (phases, "save_preferences"),
+            (Workdir, "finish_phase"),
+            (Workdir, "save_per_user"),
+            (experiment, "write_report"),
+            (Workdir, "finish"),
+        ],
+    )
+    def test_between_epochs(self, strict, call, tmp_path, monkeypatch, place, name) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, die)
+            assert call(tmp_path, DIFFUSION).status == 130
+        done = call(tmp_path, DIFFUSION)
+        assert_same_diffusion(done, strict)
+        assert (tmp_path / "report.md").is_file()
+
+    def test_by_the_system(self, strict, call, folder, tmp_path, hurry) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "PDREC_DATA"}
+        environment |= {
+            "PYTHONPATH": str(ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": " ".join(f"--{name}={value.lower()}" for name, value in hurry.items()),
+        }
+        flags = ["--config=config.py", f"--workdir={tmp_path}", SAVE]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pdrec_jax.main", *flags],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        log, end = tmp_path / "metrics.jsonl", time.monotonic() + 300
+        try:
+            while not (log.is_file() and log.read_text().count("\n") >= 2):
+                assert process.poll() is None, process.stderr and process.stderr.read()
+                assert time.monotonic() < end
+                time.sleep(0.005)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (tmp_path / "results.json").exists()
+        assert_same_diffusion(call(tmp_path, DIFFUSION), strict)
+
+
+def test_a_checkpoint_of_another_shape(call, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(phases, "diffusion_phase", die)
+        assert call(tmp_path).status == 130
+    Store(tmp_path / "diffusion").save("best", 1, {"item_kernel": np.zeros((3, 2))}, {})
+    done = call(tmp_path)
+    before = done.stamps
+    assert done.status == 2
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'diffusion' / 'best'}: checkpoint of another model")
+    assert done.err.count("error:") == 1
+    assert "Traceback" not in done.err
+    assert done.stamps == before
+    assert done.half_written == []
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A file system of 4 MB, with `fill()` and `free()`; skipped where none may be mounted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a file system cannot be mounted here")
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), (path / "filler").open("ab", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+
+    try:
+        yield SimpleNamespace(path=path / "run", fill=fill, free=(path / "filler").unlink)
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "message"),
+    [
+        (Workdir, "begin", r"run(/config\.json)?: cannot write, disk full"),
+        (MetricLog, "write", r"metrics\.jsonl: cannot write, disk full"),
+        (Store, "save", r"diffusion/state: disk full while saving step 1; free some space and run"),
+        (Workdir, "finish_phase", r"phases/diffusion\.npz: cannot write, disk full"),
+        (Workdir, "save_per_user", r"per_user\.npz: cannot write, disk full"),
+        (Workdir, "finish", r"results\.json: cannot write, disk full"),
+    ],
+)
+def test_a_full_disk(strict, call, disk, monkeypatch, place, name, message) -> None:
+    function = getattr(place, name)
+
+    def filled(*arguments: Any, **named: Any) -> Any:
+        disk.fill()
+        return function(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, filled)
+        done = call(disk.path, DIFFUSION, SAVE)
+    assert done.status == 2
+    assert re.search(f"^error: .*{message}", done.err.splitlines()[-1])
+    assert done.err.count("error:") == 1
+    assert "Traceback" not in done.err
+    assert done.results == {}
+    assert done.half_written == []
+    disk.free()
+    assert_same_diffusion(call(disk.path, DIFFUSION), strict)

@@ -1,0 +1,101 @@
+"""Stages alone, one after the other, on another run's preferences, and the other protocol."""
+
+import pytest
+
+KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
+DIFFUSION, ENCODER = "--config.stage=diffusion", "--config.stage=encoder"
+
+
+def test_the_reference_protocol(reference, strict) -> None:
+    assert reference.status == 0
+    lines = reference.out.splitlines()
+    assert lines[0] == "SIMULATED DATA | tiny | protocol reference | seed 0"
+    assert lines[-1].startswith("SIMULATED DATA: ")
+    models = reference.results["models"]
+    assert [model["key"] for model in models] == KEYS
+    assert all(model["validation"] is None for model in models)
+    assert models[1]["users"] < strict.results["models"][1]["users"]
+    # The test itself chooses the epoch.
+    best = dict.fromkeys(KEYS, 0.0)
+    for line in reference.losses:
+        best[line["stage"]] = max(best[line["stage"]], line["ndcg"])
+    chosen = [model["sampled"]["NDCG@10"] for model in models]
+    assert chosen == pytest.approx(list(best.values()), rel=1e-6)
+    assert (reference.path / "report.md").is_file()
+    assert reference.half_written == []
+
+
+def test_diffusion_first_then_all(strict, call, tmp_path) -> None:
+    first = call(tmp_path, DIFFUSION)
+    results = first.results
+    assert (first.status, results["stage"]) == (0, "diffusion")
+    assert [model["key"] for model in results["models"]] == KEYS[:1]
+    assert first.out.splitlines()[0].startswith("SIMULATED DATA | ")
+    assert first.out.splitlines()[-1].startswith("SIMULATED DATA: ")
+
+    def of_diffusion(stamps):
+        folders = ("diffusion", "preferences", "phases/diffusion", "phases/preferences")
+        return {name: stamp for name, stamp in stamps.items() if name.startswith(folders)}
+
+    kept = of_diffusion(first.stamps)
+    assert "finished, these are" in call(tmp_path, DIFFUSION).out
+    done = call(tmp_path)
+    assert done.status == 0
+    assert done.lasting == strict.lasting
+    assert done.losses == strict.losses
+    assert of_diffusion(done.stamps) == kept
+
+
+def test_diffusion_first_then_the_encoder(strict, call, tmp_path) -> None:
+    call(tmp_path, DIFFUSION)
+    done = call(tmp_path, ENCODER)
+    assert done.lasting == strict.lasting  # both stages are there, so that it is a run of all
+    assert "finished, these are" in call(tmp_path).out
+
+
+class TestPreferencesOfAnotherRun:
+    @pytest.fixture
+    def flags(self, strict) -> list[str]:
+        return [ENCODER, f"--config.preferences_from={strict.path}"]
+
+    def test_each_plugin_alone(self, strict, call, flags, tmp_path) -> None:
+        source = strict.stamps
+        done = call(tmp_path, *flags, "--config.encoder.variants=('hbr','nns','dpa')")
+        assert done.status == 0
+        assert done.results["stage"] == "encoder"
+        names = ["SASRec+HBR", "SASRec+NNS", "SASRec+DPA"]
+        assert [model["name"] for model in done.results["models"]] == names
+        assert done.results["plugins"] == strict.results["plugins"]
+        assert strict.stamps == source
+        assert not (tmp_path / "diffusion").exists()
+        first = {x["stage"]: x["loss"] for x in done.losses + strict.losses if x["epoch"] == 1}
+        assert len(first) == 6
+        assert len({round(loss, 4) for loss in first.values()}) == 6  # no plugin does nothing
+
+    def test_the_same_encoders(self, strict, call, flags, tmp_path) -> None:
+        assert call(tmp_path, *flags).results["models"] == strict.results["models"][1:]
+
+    @pytest.mark.parametrize(
+        ("flag", "message"),
+        [
+            ("protocol=reference", "protocol (strict), expected reference"),
+            ("seed=1", "split ("),
+            ("dpa.coarse=11", "rules (candidates 10, "),
+            ("nns.first_fraction=0.4", "rules (candidates 10, "),
+        ],
+    )
+    def test_that_were_made_for_something_else(
+        self, strict, call, flags, tmp_path, flag, message
+    ) -> None:
+        done = call(tmp_path / "run", *flags, f"--config.{flag}")
+        assert done.status == 2
+        start = f"error: {strict.path}: its preferences were made with another {message}"
+        assert done.err.startswith(start)
+        assert done.err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_without_plugins_needs_no_preferences(strict, call, tmp_path) -> None:
+    done = call(tmp_path, ENCODER, "--config.encoder.variants=base")
+    assert done.results["models"] == strict.results["models"][1:2]
+    assert done.results["plugins"] == {}
