@@ -197,9 +197,8 @@ class TestFlags:
     def test_no_config(self, place, capsys) -> None:
         for arguments in ([], ["--workdir=w"], ["--config.seed=1"]):
             assert main(["main", *arguments]) == 2
-            error = capsys.readouterr().err
-            assert error.startswith("error: --config: a file is expected, for instance --config=")
-            assert error.count("\n") == 1
+            said = "error: --config: a file is expected, for instance --config=configs/toy.py\n"
+            assert capsys.readouterr().err == said
 
     def test_help(self, capsys) -> None:
         assert main(["main", "--config=none.py", "--help"]) == 0
@@ -345,10 +344,6 @@ class TestWorkdirs:
         (place / "w" / "config.json").write_text("{")
         assert complaint("--workdir=w").startswith("w/config.json: JSON is expected")
         assert complaint("--workdir=config.py") == "config.py: a directory is expected"
-
-    def test_that_cannot_be_made(self, complaint) -> None:
-        found = complaint("--workdir=config.py/w")
-        assert found == "config.py/w: cannot write (Not a directory)"
 
 
 @pytest.mark.parametrize(

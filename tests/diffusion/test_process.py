@@ -1,6 +1,5 @@
 """The forward process and the loss against the recorded ones; normals out of random words."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

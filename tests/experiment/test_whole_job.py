@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -170,20 +171,17 @@ class TestAgain:
         )
 
 
-def test_a_run_that_cannot_begin_tells_what_was_dropped(call, tmp_path, monkeypatch) -> None:
-    users = {1: 4, 2: 2, 3: 5, 4: 1, 5: 4}
-    rows = [f"{u},{(u * 7 + i) % 40},{i}\n" for u, count in users.items() for i in range(count)]
-    rows += [f"9,{item},{item}\n" for item in range(40)]
+def test_users_with_fewer_than_3_events_are_dropped_and_counted(
+    call, tmp_path, monkeypatch
+) -> None:
+    counts = {1: 30, 2: 2, 3: 30, 4: 1, 5: 30}
+    rows = [f"{u},{u * 30 + i},{i}\n" for u, count in counts.items() for i in range(count)]
     (tmp_path / "none.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
-    monkeypatch.setattr(
-        phases, "diffusion_phase", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    flags = ["--config.evaluation.negatives=1", "--config.dpa.coarse=2", "--config.data.ids=any"]
-    monkeypatch.setattr(phases, "require_room", lambda *_: None)
-    done = call(tmp_path / "run", f"--config.data.dir={tmp_path}", *flags)
-    assert done.out.splitlines()[0].startswith("real data | tiny")
-    assert "data: 4 users, " in done.err
-    assert ", 2 users with fewer than 3 events dropped\n" in done.err
+    monkeypatch.setattr(phases, "diffusion_phase", Mock(side_effect=KeyboardInterrupt))
+    done = call(tmp_path / "run", f"--config.data.dir={tmp_path}")
+    assert done.out == "real data | tiny | protocol strict | seed 0\n"
+    told = "data: 3 users, 93 items, 90 events, 2 users with fewer than 3 events dropped\n"
+    assert done.err.partition("] ")[2].startswith(told)
 
 
 def test_results_can_be_read_by_the_package(strict) -> None:
