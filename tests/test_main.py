@@ -17,6 +17,7 @@ from pdrec_jax.main import help_text, load_config, main, parse
 from pdrec_jax.settings import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
+TOY = ROOT / "configs" / "toy.py"
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "pyarrow", "matplotlib", "torch"}
 CONFIG = """
 from pdrec_jax.settings import default_config
@@ -253,13 +254,13 @@ class TestConfigFiles:
 
     @pytest.mark.parametrize("variant", ["", ":paper", ":readme", ":variant=readme"])
     def test_toy(self, variant, no_run) -> None:
-        assert main(["main", f"--config={ROOT / 'configs/toy.py'}{variant}"]) == 0
+        assert main(["main", f"--config={TOY}{variant}"]) == 0
         config = no_run[0][0]
         assert config.name == "toy"
-        assert config.dpa.weight == (0.05 if "readme" in variant else 0.3)
+        assert config.dpa.weight == (0.3 if "paper" in variant else 0.05)
 
     def test_toy_of_an_unknown_variant(self, capsys) -> None:
-        assert main(["main", f"--config={ROOT / 'configs/toy.py'}:fast"]) == 2
+        assert main(["main", f"--config={TOY}:fast"]) == 2
         expected = "error: configs/toy.py: variant 'paper' or 'readme' is expected, got 'fast'\n"
         assert capsys.readouterr().err == expected
 
@@ -306,7 +307,7 @@ class TestData:
         assert complaint("--config.data.dir=dta") == "config.data.dir: dta is no directory"
 
     def test_toy_says_where_its_logs_are_published(self, place, capsys) -> None:
-        argv = ["main", f"--config={ROOT / 'configs/toy.py'}", "--config.data.source=real"]
+        argv = ["main", f"--config={TOY}", "--config.data.source=real"]
         assert main(argv) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: amazon_toy.inter and amazon_game.inter: not found in data;")
@@ -368,19 +369,7 @@ def test_what_is_nobodys_mistake_keeps_its_traceback(call, monkeypatch, error) -
     assert caught.value is error
 
 
-class TestProcesses:
-    """What only a process of its own can show; none of them loads JAX."""
-
-    def spawn(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "pdrec_jax.main", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-
+class TestStart:
     @pytest.mark.parametrize(
         ("flag", "message"),
         [
@@ -389,7 +378,14 @@ class TestProcesses:
         ],
     )
     def test_a_mistyped_flag_is_answered_before_the_heavy_imports(self, flag, message) -> None:
-        done = self.spawn("--config=configs/toy.py", flag)
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "pdrec_jax.main", f"--config={TOY}", flag],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
         said = [row for row in done.stderr.splitlines() if not row.startswith("import time:")]
         loaded = {
             row.rpartition("|")[2].strip().partition(".")[0]

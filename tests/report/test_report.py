@@ -10,7 +10,7 @@ import pytest
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.report import plots
-from pdrec_jax.report.report import write_report
+from pdrec_jax.report.report import is_written, write_report
 
 Run = tuple[dict[str, Any], list[dict[str, Any]], dict[str, np.ndarray]]
 
@@ -23,9 +23,11 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_drawing")
 def test_the_report_of_a_real_run(tmp_path: Path, run: Run) -> None:
+    assert not is_written(tmp_path)
     (tmp_path / "config.json").write_text('{"seed": 0}\n')
     path = write_report(tmp_path, *run)
     assert path == tmp_path / "report.md"
+    assert is_written(tmp_path)
     text = path.read_text()
     lines = text.rstrip("\n").split("\n")
     assert lines[0] == "# real data | toy | protocol strict | seed 0"
@@ -68,6 +70,9 @@ def test_without_matplotlib_the_report_says_how_to_get_it(
     assert "![" not in text
     assert "## Results" in text
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+    assert is_written(tmp_path)
+    monkeypatch.undo()
+    assert not is_written(tmp_path)  # now it can have its plots
 
 
 @pytest.mark.usefixtures("no_drawing")
