@@ -55,12 +55,13 @@ def get_config(variant: str = "readme") -> ConfigDict:
     simulation.num_users, simulation.num_items, simulation.num_source_items = 2000, 4000, 1500
     simulation.overrides = (
         ("diffusion.hidden", (200,)),
-        ("diffusion.learning_rate", 5e-4),
-        ("diffusion.weight_decay", 0.1),
-        ("diffusion.epochs", 30),
-        ("encoder.epochs", 30),
-        ("encoder.first_evaluation", 5),
-        ("encoder.min_epochs", 10),
+        ("diffusion.learning_rate", 2e-3),
+        ("diffusion.epochs", 20),
+        ("encoder.max_length", 64),  # one length of rows: half the time to compile
+        ("encoder.epochs", 40),
+        ("encoder.first_evaluation", 2),
+        ("encoder.evaluate_every", 2),
+        ("encoder.min_epochs", 20),
         ("encoder.patience", 5),
     )
     return config
