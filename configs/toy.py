@@ -58,10 +58,8 @@ def get_config(variant: str = "readme") -> ConfigDict:
         ("diffusion.learning_rate", 2e-3),
         ("diffusion.epochs", 20),
         ("encoder.max_length", 64),  # one length of rows: half the time to compile
-        ("encoder.epochs", 40),
+        ("encoder.epochs", 30),
         ("encoder.first_evaluation", 2),
         ("encoder.evaluate_every", 2),
-        ("encoder.min_epochs", 20),
-        ("encoder.patience", 5),
     )
     return config

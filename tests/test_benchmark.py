@@ -234,13 +234,13 @@ def test_contestants_take_turns() -> None:
     ceiling = Contestant("ceiling", lambda: calls.append("-"), 1, 1.0)
     result = measure(comparison_of(*contestants), None, ceiling)
 
-    assert "".join(calls) == "--" + "bbaa" + "-ab" + "ab-" + "b-a"
+    assert "".join(calls) == "---" + "bbbaaa" + "-ab" + "ab-" + "b-a"
     assert [row.name for row in result.rows] == ["a", "b"]
     assert result.ceiling.name == "ceiling"
     assert {len(row.seconds) for row in result.rows} == {3}
     calls.clear()
     measure(comparison_of(*contestants), 1, ceiling)
-    assert "".join(calls) == "--" + "bbaa" + "-ab"
+    assert "".join(calls) == "---" + "bbbaaa" + "-ab"
 
 
 def test_a_ratio_is_of_one_unit() -> None:

@@ -337,10 +337,12 @@ def _plugins(figure: "Figure", plugins: Mapping[str, Any]) -> bool:
 
 def _weights(axes: "Axes", hbr: Mapping[str, Any]) -> None:
     edges, counts = np.asarray(hbr["edges"], np.float64), np.asarray(hbr["counts"], np.float64)
+    shares = 100 * counts / counts.sum()
     axes.bar(
-        edges[:-1], 100 * counts / counts.sum(), np.diff(edges), align="edge",
+        edges[:-1], shares, np.diff(edges), align="edge",
         color=_PLUGIN, edgecolor="white", linewidth=0.6,
     )  # fmt: skip
+    axes.set_ylim(0, 1.3 * shares.max())  # the tallest bar may be the last, below the notes
     notes = [
         f"{100 * hbr[key]:.1f} % {what}"
         for key, what in (("zero_share", "have weight 0"), ("clipped_share", "are clipped"))
@@ -349,7 +351,7 @@ def _weights(axes: "Axes", hbr: Mapping[str, Any]) -> None:
     if notes:
         axes.text(
             0.97, 0.96, "\n".join(notes), transform=axes.transAxes, ha="right", va="top",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
         )  # fmt: skip
     axes.grid(axis="x", visible=False)
     axes.set(title="HBR: weights", xlabel="weight", ylabel="observed items (%)")
