@@ -27,6 +27,8 @@ SHARED = frozenset(
 )
 # First part of a module's name below pdrec_jax -> the first parts that it may import.
 MAY_IMPORT: dict[str, frozenset[str]] = {
+    "": frozenset({"xla_flags"}),  # pdrec_jax/__init__.py, which everyone loads first
+    "xla_flags": frozenset(),
     **dict.fromkeys(SHARED, SHARED),
     "data": SHARED | {"data"},
     "evaluation": SHARED | {"data", "evaluation"},
