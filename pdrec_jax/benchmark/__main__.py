@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="write benchmark.txt, .md and .json there"
     )
     parser.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="clone of github hulkima/PDRec: time each stage beside it, on the same log and device",
+    )
+    parser.add_argument(
         "--data",
         choices=("auto", "real", "simulated"),
         default="auto",
@@ -86,7 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         fields = {field.name: getattr(given, field.name) for field in dataclasses.fields(Sizes)}
         stages = STAGES if given.stage == "all" else (given.stage,)
-        run(stages, Sizes(**fields), source=given.data, repeats=given.repeats, out=given.out)
+        run(
+            stages,
+            Sizes(**fields),
+            source=given.data,
+            repeats=given.repeats,
+            out=given.out,
+            reference=given.reference,
+        )
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(USAGE)

@@ -5,7 +5,7 @@ round by round, so that a busy machine widens the spread more than it moves the 
 matrix product runs in every round too: the ceiling that the others' operations are held against.
 
 A contestant is a function of nothing, so one that asks another process to do its share (the PyTorch
-reference) can run beside those of this package.
+reference) can run beside those of this package; it says itself how long that took, `Elapsed`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,19 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclasses.dataclass(frozen=True)
+class Elapsed:
+    """What a contestant in another process returns.
+
+    Attributes:
+      seconds: that its work took.
+      peak_bytes: largest resident set of its processes since their start, added up.
+    """
+
+    seconds: float
+    peak_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Contestant:
     """One way to do the work.
 
@@ -38,6 +51,7 @@ class Contestant:
       flops: operations of one call's matrix products, a multiplication with its addition counted
         as two; None where they were not counted.
       twin: name of the slow twin, which a ratio is taken to.
+      foreign: not of this package; every row of this package is held against it too.
     """
 
     name: str
@@ -45,6 +59,7 @@ class Contestant:
     units: int
     flops: float | None = None
     twin: str | None = None
+    foreign: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +105,7 @@ class Row:
         make too little; None where the system does not tell.
       device_peak_bytes: see ``memory.device_peak``, after a call.
       difference: from the twin; None where there is none.
+      foreign: see ``Contestant``.
     """
 
     name: str
@@ -102,6 +118,7 @@ class Row:
     added_bytes: int | None
     device_peak_bytes: int | None
     difference: float | None
+    foreign: bool = False
 
     def quantile(self, share: float) -> float:
         """Seconds of a call that this share of the calls stayed below."""
@@ -148,7 +165,10 @@ class Result:
         """Time of the twin over that of a row for one unit, round by round; None without a twin."""
         if row.twin is None:
             return None
-        twin = next(other for other in self.rows if other.name == row.twin)
+        return self.ratios_to(next(other for other in self.rows if other.name == row.twin), row)
+
+    def ratios_to(self, twin: Row, row: Row) -> np.ndarray:
+        """Time of another row over that of a row for one unit, round by round."""
         return (np.array(twin.seconds) / twin.units) / (np.array(row.seconds) / row.units)
 
 
@@ -186,6 +206,7 @@ def measure(comparison: Comparison, repeats: int | None, ceiling: Contestant) ->
             first[c.name],
             *peaks[c.name],
             differences.get(c.name),
+            c.foreign,
         )
         for number, c in enumerate(contestants)
     )
@@ -213,12 +234,14 @@ def _rounds(contestants: tuple[Contestant, ...], repeats: int) -> list[list[floa
 
 def _seconds(contestant: Contestant) -> float:
     begun = time.perf_counter()
-    jax.block_until_ready(contestant.run())
-    return time.perf_counter() - begun
+    outcome = jax.block_until_ready(contestant.run())
+    return outcome.seconds if isinstance(outcome, Elapsed) else time.perf_counter() - begun
 
 
 def _peak(contestant: Contestant) -> tuple[int, int | None, int | None]:
     """Peak of the process, what a call added to it, and peak of the accelerator."""
+    if contestant.foreign:
+        return contestant.run().peak_bytes, None, None
     peak, added = 0, None
     # A call that finds memory left over from the one before seems to need less: the larger counts.
     for _ in range(_MEMORY_CALLS):

@@ -19,9 +19,11 @@ from pdrec_jax.benchmark import (
     evaluation,
     preferences,
     reverse,
+    side_by_side,
     tables,
 )
 from pdrec_jax.benchmark.contest import Comparison, Result, matrix_product, measure
+from pdrec_jax.benchmark.reference import check_clone
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.benchmark.workload import make_config
 from pdrec_jax.data import sources
@@ -40,7 +42,13 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def run(
-    stages: Sequence[str], sizes: Sizes, *, source: str, repeats: int | None, out: Path | None
+    stages: Sequence[str],
+    sizes: Sizes,
+    *,
+    source: str,
+    repeats: int | None,
+    out: Path | None,
+    reference: Path | None = None,
 ) -> dict[str, Any]:
     """Runs stages, and prints the table of each comparison as soon as it is done.
 
@@ -50,15 +58,21 @@ def run(
       source: ``auto``, ``real`` or ``simulated`` log.
       repeats: rounds; None for each comparison's own number.
       out: directory for ``benchmark.txt``, ``.md`` and ``.json``, which grow with each comparison.
+      reference: clone of the PyTorch reference; where given, each stage runs beside it instead of
+        beside its slow twin.
 
     Returns:
       what ``benchmark.json`` holds.
 
     Raises:
-      UserError: sizes that do not go together, a log that is missing, a place that refuses files.
+      UserError: sizes that do not go together, a log that is missing, a place that refuses files,
+        a reference that is not one or fails.
     """
     # What can go wrong should do so before the first stage has taken its minutes.
     sources.find_files(make_config(sizes, source))
+    if reference is not None:
+        check_clone(reference)
+        stages = [stage for stage in stages if stage in side_by_side.STAGES]
     if out is not None:
         _prepare(out)
     ceiling = matrix_product(sizes.product)
@@ -68,7 +82,7 @@ def run(
     report: dict[str, Any] = tables.as_json(results, began, sizes)
     for stage in stages:
         print(f"{stage}: preparing and timing", file=sys.stderr, flush=True)
-        for comparison in STAGES[stage](sizes, source):
+        for comparison in _comparisons(stage, sizes, source, reference):
             machine = describe_machine()
             results.append(measure(comparison, repeats, ceiling))
             texts.append(tables.text_table(results[-1], machine))
@@ -78,7 +92,17 @@ def run(
                 _write(out, "txt", "\n\n".join(texts) + "\n")
                 _write(out, "md", tables.markdown(results, began))
                 _write(out, "json", json.dumps(report, indent=1) + "\n")
+    if table := tables.speedups(results):
+        print(table, flush=True)
     return report
+
+
+def _comparisons(
+    stage: str, sizes: Sizes, source: str, reference: Path | None
+) -> Iterator[Comparison]:
+    if reference is None:
+        return STAGES[stage](sizes, source)
+    return side_by_side.comparisons(stage, sizes, source, reference)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -15,6 +15,7 @@ WIDTH = 100
 _NAME_WIDTH = 26
 _MISSING = "-"
 _QUARTILES = {"q1": 0.25, "median": 0.5, "q3": 0.75}
+_SHARES = tuple(_QUARTILES.values())
 
 # A heading, its width in the text table, and the cell of a row.
 _Column = tuple[str, int, Callable[[Result, Row], str]]
@@ -59,6 +60,34 @@ def text_table(result: Result, machine: Mapping[str, Any]) -> str:
     return "\n".join(folded for line in lines for folded in _fold(line))
 
 
+def speedups(results: Sequence[Result]) -> str:
+    """Lays out, as Markdown, how many times faster each row is than each row of the reference.
+
+    Args:
+      results: of the comparisons; those without the reference are left out.
+
+    Returns:
+      the table; empty where nothing was held against the reference.
+    """
+    rows = []
+    for result in results:
+        for row in result.rows:
+            cells = []
+            for other in result.rows:
+                if other.foreign and not row.foreign:
+                    ratios = result.ratios_to(other, row)
+                    low, middle, high = (_figure(float(np.quantile(ratios, q)), 3) for q in _SHARES)
+                    cells.append(
+                        f"{middle}x ({low} to {high}) {other.name.removeprefix('reference, ')}"
+                    )
+            if cells:
+                time = f"{_figure(1e3 * row.quantile(0.5) / row.units)} ms a {result.unit}"
+                rows.append([result.stage, row.name, time, *cells, *[""] * (2 - len(cells))])
+    if not rows:
+        return ""
+    return markdown_rows(["stage", "ours", "median", "faster than the reference", ""], rows)
+
+
 def markdown(results: Sequence[Result], machine: Mapping[str, Any]) -> str:
     """Lays all comparisons out as Markdown.
 
@@ -67,6 +96,8 @@ def markdown(results: Sequence[Result], machine: Mapping[str, Any]) -> str:
       machine: from ``suite.describe_machine``.
     """
     parts = ["# Benchmark", heading(machine) + "."]
+    if table := speedups(results):
+        parts.append(table)
     for result in results:
         columns = (*_times(), *_costs())
         head = [f"ms a {result.unit}", *(name for name, _, _ in columns)]
@@ -118,10 +149,17 @@ def _plain(result: Result, row: Row) -> dict[str, Any]:
         "units_per_second": row.units / row.quantile(0.5),
         "flops_per_second": row.rate,
         "share_of_ceiling": _share(result, row),
-        "ratio": None
-        if ratios is None
-        else {name: float(np.quantile(ratios, share)) for name, share in _QUARTILES.items()},
+        "ratio": None if ratios is None else _quartiles(ratios),
+        "faster_than": {
+            other.name: _quartiles(result.ratios_to(other, row))
+            for other in result.rows
+            if other.foreign and not row.foreign and row in result.rows
+        },
     }
+
+
+def _quartiles(ratios: np.ndarray) -> dict[str, float]:
+    return {name: float(np.quantile(ratios, share)) for name, share in _QUARTILES.items()}
 
 
 def _share(result: Result, row: Row) -> float | None:
