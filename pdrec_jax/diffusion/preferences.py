@@ -76,7 +76,7 @@ class PoolRules:
 
 def cut_pools(
     scores: Array, seen: Array, excluded: Array, key: Array, rules: PoolRules
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Cuts the pools of a block of users.
 
     Args:
@@ -87,7 +87,8 @@ def cut_pools(
       rules: static.
 
     Returns:
-      candidates [B, M] and negatives [B, R], item ids, int32.
+      candidates [B, M] and negatives [B, R], item ids, int32; sizes [B] int32 of the pools that the
+      negatives were drawn from. Those of an empty pool mean nothing.
     """
     pool, sizes = negative_pool(scores, excluded, rules)
     ordinals = draw_subset(key, jnp.maximum(sizes, 1), rules.negatives)
@@ -97,7 +98,7 @@ def cut_pools(
         scores = scores.at[rows, jnp.where(seen > 0, seen - 1, scores.shape[1])].set(
             -jnp.inf, mode="drop"
         )
-    return top(scores, rules.candidates) + 1, negatives
+    return top(scores, rules.candidates) + 1, negatives, sizes
 
 
 def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Array, Array]:
@@ -147,7 +148,7 @@ def _cut_block(
     users: Array,
     rules: PoolRules,
     num_items: int,
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, ...]:
     """Cuts the pools and picks the scores that stay: of the events [B, K] and of slot 0 [B]."""
     observed = jnp.take_along_axis(scores, events, axis=1)
     key = jax.random.fold_in(key, users[0])
@@ -194,7 +195,8 @@ def compute_preferences(
       advance: called with the number of users done.
 
     Raises:
-      UserError: the catalogue is too small for M or R, or a score is not finite.
+      UserError: the catalogue is too small for M, a user's pool of negatives is empty, or a score
+        is not finite.
     """
     train = split.train
     num_items, index = train.num_items, np.flatnonzero(users)
@@ -219,7 +221,15 @@ def compute_preferences(
             excluded = _add_distinct(seen, held)
         scores = score_blocks(rows)
         parts = _cut_block(scores, events, seen, excluded, key, rows, rules, num_items)
-        candidates, negatives, observed, padding = (np.asarray(p)[: len(real)] for p in parts)
+        candidates, negatives, sizes, observed, padding = (
+            np.asarray(part)[: len(real)] for part in parts
+        )
+        if not sizes.all():
+            raise UserError(
+                f"config.nns.first_fraction: {rules.first_fraction:g} leaves user "
+                f"{train.user_ids[real[np.argmin(sizes)]]} no item of {num_items:,} that is safely "
+                "negative"
+            )
         if not np.isfinite(observed).all():
             raise UserError("preferences: a score is not finite, the model behind them diverged")
         out.candidates[real], out.negatives[real] = candidates, negatives

@@ -27,7 +27,12 @@ def popularity_percentile(split: Split, items: np.ndarray) -> float:
 
 
 def plugin_effects(
-    split: Split, preferences: Preferences, weights: np.ndarray, clip: float, scale: float
+    split: Split,
+    preferences: Preferences,
+    weights: np.ndarray,
+    clip: float,
+    scale: float,
+    max_length: int,
 ) -> dict[str, Any]:
     """Summarises the three plugins.
 
@@ -39,15 +44,19 @@ def plugin_effects(
       weights: [E] HBR's weights, 0 where an event is no target.
       clip: c_w.
       scale: omega_f.
+      max_length: L; earlier events of a history are no targets, nor is its first.
 
     Returns:
       histogram and shares of HBR's weights; how often DPA's candidates hold the test item, and
       NNS's negatives a held-out item, each beside a uniform draw of as many.
     """
     users = np.flatnonzero(preferences.users)
-    first = np.zeros(split.train.num_events, bool)
-    first[split.train.offsets[:-1][split.train.lengths > 0]] = True
-    targets = weights[~first & np.repeat(preferences.users, split.train.lengths)]
+    lengths = split.train.lengths
+    from_end = np.repeat(split.train.offsets[1:], lengths) - np.arange(split.train.num_events)
+    trained = np.repeat(
+        np.where(preferences.users, np.minimum(lengths - 1, max_length), 0), lengths
+    )
+    targets = weights[from_end <= trained]
     counts, edges = np.histogram(targets, bins=_BINS, range=(0, clip * scale))
     candidates, negatives = preferences.candidates[users], preferences.negatives[users]
     num_items = split.train.num_items

@@ -364,5 +364,6 @@ def effects(
     config: ConfigDict, split: Split, preferences: Preferences, floor: str
 ) -> dict[str, Any]:
     """What the plugins make of preferences, see ``encoders.effects``."""
-    weights = hbr_weights(config.hbr, split, preferences, floor, config.encoder.max_length)
-    return plugin_effects(split, preferences, weights, config.hbr.clip, config.hbr.scale)
+    most = config.encoder.max_length
+    weights = hbr_weights(config.hbr, split, preferences, floor, most)
+    return plugin_effects(split, preferences, weights, config.hbr.clip, config.hbr.scale, most)

@@ -148,7 +148,7 @@ class TestNegativePool:
         # The reference numbers users from 1, and gives a row to those with a source domain.
         scores = golden["diff_matrix"][rows + 1][:, 1 : items + 1]
         seen = ragged([set(train[u].tolist()) for u in rows])
-        candidates, negatives = jit_cut(scores, seen, ragged(excluded), jax.random.key(0), rules)
+        candidates, negatives, _ = jit_cut(scores, seen, ragged(excluded), jax.random.key(0), rules)
         np.testing.assert_array_equal(candidates, golden["user_top_item_raw"][rows + 1])
         expected = golden["user_nearest_item_raw"][rows + 1]
         np.testing.assert_array_equal(np.sort(negatives, axis=1), np.sort(expected, axis=1))
@@ -205,6 +205,17 @@ class TestComputePreferences:
         broken[5] = np.nan
         with pytest.raises(UserError, match=r"^preferences: a score is not finite"):
             compute(scores=broken)
+
+    def test_empty_pool(self, compute, split, scores):
+        """The two items of the lowest ranks are among those that user 5 has seen."""
+        rules = dataclasses.replace(REFERENCE, first_fraction=0.98, last_fraction=1.0)
+        extreme = scores.copy()
+        for user in range(30):
+            seen = [*history(split, user), split.valid_items[user], split.test_items[user]]
+            extreme[user, seen] = scores.min() - 1 if user == 5 else scores.max() + 1
+        name = split.train.user_ids[5]
+        with pytest.raises(UserError, match=rf"first_fraction: 0\.98 leaves user {name} no item"):
+            compute(rules, exclude_heldout=True, scores=extreme)
 
     def test_catalogue_too_small(self, compute):
         with pytest.raises(UserError, match=r"59 candidates .* of 60 items$"):

@@ -1,0 +1,37 @@
+import numpy as np
+
+from pdrec_jax.data.interactions import Interactions
+from pdrec_jax.data.splits import leave_one_out
+from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.encoders.effects import plugin_effects
+
+
+def test_shares_are_of_the_events_that_train() -> None:
+    """Neither a first event, nor one before the window, nor one of a user without preferences."""
+    lengths = np.array([8, 4, 7])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.arange(offsets[-1], dtype=np.int32) % 9 + 1
+    log = Interactions(
+        offsets=offsets,
+        items=items,
+        times=None,
+        domains=None,
+        user_ids=np.arange(3),
+        item_ids=np.arange(10),
+        num_target_items=9,
+    )
+    split = leave_one_out(log)
+    np.testing.assert_array_equal(split.train.lengths, [6, 2, 5])
+    # Zero where no target: of 6 events the last 3 are, of 2 the last one.
+    weights = np.array([0, 0, 0, 2, 4, 0, 0, 1, 9, 9, 9, 9, 9], np.float32)
+    preferences = Preferences(
+        np.array([True, True, False]),
+        np.ones((3, 2), np.int32),
+        np.ones((3, 2), np.int32),
+        np.zeros(13, np.float32),
+        np.zeros(3, np.float32),
+    )
+    hbr = plugin_effects(split, preferences, weights, 2.0, 2.0, 3)["hbr"]
+    assert sum(hbr["counts"]) == 4
+    assert hbr["zero_share"] == 1 / 4
+    assert hbr["clipped_share"] == 1 / 4
