@@ -145,13 +145,33 @@ def stack(first: Rows, second: Rows) -> Rows:
     return Rows(*(jnp.concatenate(pair) for pair in zip(first, second, strict=True)))
 
 
-def training_loss(
-    params: Params, model: EncoderModel, data: TrainingData, batch: Batch, key: Array
-) -> Array:
-    """The loss of one step, [].
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepInputs:
+    """All that a step reads but parameters and embeddings.
+
+    Attributes:
+      ids: items to embed, by what they are: ``positive``, ``uniform`` and ``safe`` [C] of the C
+        cells of all groups laid end to end, ``soft`` [B, M], ``rows0`` .. [R, L] a group each.
+      groups: of each group the rows that have a next item, and those of whole histories.
+      target: [C] int32, event of the next item.
+      valid: [C] bool, whether there is one.
+      last: [B] int32, see ``Batch``.
+      key: for dropout.
+    """
+
+    ids: dict[str, Array]
+    groups: tuple[tuple[Rows, Rows], ...]
+    target: Array
+    valid: Array
+    last: Indices
+    key: Array
+
+
+def step_inputs(model: EncoderModel, data: TrainingData, batch: Batch, key: Array) -> StepInputs:
+    """Lays out a step and draws its negatives.
 
     Args:
-      params: of the encoder.
       model: static.
       data: all users.
       batch: users and layout.
@@ -165,26 +185,44 @@ def training_loss(
     owner = jnp.concatenate([_flat(batch.users[_user(batch, s)]) for s in batch.segment])
     target = jnp.concatenate([_flat(following) for _, following, _ in groups])
     valid = jnp.concatenate([_flat(inputs.items) > 0 for inputs, _, _ in groups])
-
-    # One lookup for everything, so that the table's gradient is one scatter.
-    lookups = {"positive": data.items[target]}
-    lookups["uniform"] = draw_outside(key_uniform, data.outside, owner)
+    ids = {"positive": data.items[target]}
+    ids["uniform"] = draw_outside(key_uniform, data.outside, owner)
     if model.nns:
-        lookups["safe"] = draw_negatives(key_safe, data.pools, owner)
+        ids["safe"] = draw_negatives(key_safe, data.pools, owner)
     if model.dpa_fine:
-        lookups["soft"] = data.candidates[batch.users]
+        ids["soft"] = data.candidates[batch.users]
     for number, (inputs, _, whole) in enumerate(groups):
-        rows = stack(inputs, whole) if model.dpa_fine else inputs
-        lookups[f"rows{number}"] = rows.items
-    vectors = _lookup(params["item_embedding"], lookups)
+        ids[f"rows{number}"] = (stack(inputs, whole) if model.dpa_fine else inputs).items
+    pairs = tuple((inputs, whole) for inputs, _, whole in groups)
+    return StepInputs(ids, pairs, target, valid, batch.last, key_dropout)
 
+
+def loss_of_vectors(
+    params: Params,
+    model: EncoderModel,
+    data: TrainingData,
+    inputs: StepInputs,
+    vectors: dict[str, Array],
+) -> tuple[Array, Array | None]:
+    """The loss of a step from what it looked up.
+
+    Args:
+      params: of the encoder; its table of items is not read.
+      model: static.
+      data: all users.
+      inputs: of the step.
+      vectors: embeddings of ``inputs.ids``, [..., D] each.
+
+    Returns:
+      the loss []; logits of DPA's candidates [B, M], None without DPA.
+    """
     states, final = [], []
-    for number, (inputs, _, whole) in enumerate(groups):
-        rows = stack(inputs, whole) if model.dpa_fine else inputs
-        dropout_key = jax.random.fold_in(key_dropout, number)
+    for number, (own, whole) in enumerate(inputs.groups):
+        rows = stack(own, whole) if model.dpa_fine else own
+        dropout_key = jax.random.fold_in(inputs.key, number)
         encoded = model.states(params, vectors[f"rows{number}"], rows, dropout_key)
-        states.append(_flat(encoded[: len(inputs.items)]))
-        final.append(_flat(encoded[len(inputs.items) :]))
+        states.append(_flat(encoded[: len(own.items)]))
+        final.append(_flat(encoded[len(own.items) :]))
     hidden = normalise(jnp.concatenate(states))
 
     def logits(name: str) -> Array:
@@ -192,32 +230,55 @@ def training_loss(
 
     soft = None
     if model.dpa_fine:
-        last = normalise(jnp.concatenate(final)[batch.last])[:, None, :]
+        last = normalise(jnp.concatenate(final)[inputs.last])[:, None, :]
         soft = cosine_logits(last, normalise(vectors["soft"]), model.temperature)
-    return total_loss(
+    loss = total_loss(
         logits("positive"),
         [logits(name) for name in ("uniform", "safe") if name in vectors],
-        valid,
-        data.weights[target] if model.hbr else None,
+        inputs.valid,
+        data.weights[inputs.target] if model.hbr else None,
         soft,
         fine=model.dpa_fine,
         augmentation_weight=model.dpa_weight,
     )
+    return loss, soft
+
+
+def training_loss(
+    params: Params, model: EncoderModel, data: TrainingData, batch: Batch, key: Array
+) -> Array:
+    """The loss of one step, [].
+
+    Args:
+      params: of the encoder.
+      model: static.
+      data: all users.
+      batch: users and layout.
+      key: of this step.
+    """
+    inputs = step_inputs(model, data, batch, key)
+    # One lookup for everything, so that the table's gradient is one scatter.
+    vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)
+    return loss_of_vectors(params, model, data, inputs, vectors)[0]
+
+
+def flat_ids(ids: dict[str, Array]) -> Array:
+    """Lays several arrays of ids end to end, [n] int32."""
+    return jnp.concatenate([some.reshape(-1) for some in ids.values()])
+
+
+def split_lookup(vectors: Array, ids: dict[str, Array]) -> dict[str, Array]:
+    """Cuts the vectors [n, D] of ``flat_ids`` into those of each array of ids, [..., D]."""
+    out, begin = {}, 0
+    for name, some in ids.items():
+        out[name] = vectors[begin : begin + some.size].reshape(*some.shape, -1)
+        begin += some.size
+    return out
 
 
 def _user(batch: Batch, segment: Indices) -> Array:
     """Index of each cell's user in the batch; any user for an empty cell."""
     return jnp.minimum(segment, batch.users.shape[0] - 1)
-
-
-def _lookup(table: Array, items: dict[str, Array]) -> dict[str, Array]:
-    """Embeds several arrays of ids with one gather."""
-    flat = jnp.concatenate([ids.reshape(-1) for ids in items.values()])
-    vectors, out, begin = table[flat], {}, 0
-    for name, ids in items.items():
-        out[name] = vectors[begin : begin + ids.size].reshape(*ids.shape, -1)
-        begin += ids.size
-    return out
 
 
 def _flat(cells: Array) -> Array:

@@ -22,8 +22,28 @@ from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.effects import plugin_effects
-from pdrec_jax.encoders.model import Batch, EncoderModel, Params, TrainingData, training_loss
+from pdrec_jax.encoders.model import (
+    Batch,
+    EncoderModel,
+    Params,
+    TrainingData,
+    flat_ids,
+    loss_of_vectors,
+    split_lookup,
+    step_inputs,
+    training_loss,
+)
 from pdrec_jax.encoders.ranking import Evaluation
+from pdrec_jax.encoders.row_adam import (
+    B1,
+    B2,
+    Table,
+    close_table,
+    open_table,
+    read_rows,
+    tails,
+    write_rows,
+)
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
@@ -215,6 +235,12 @@ class EncoderTask:
         """Rows that nearly every epoch fits in; a function of the seed, so a resume repeats it."""
         return most_rows(self._rows(self._draw(epoch)) for epoch in range(1, _LOOKED_AHEAD + 1))
 
+    @functools.cached_property
+    def _tail(self) -> np.ndarray:
+        config = self.config
+        rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
+        return tails(np.repeat(rates, self.steps))
+
     def layout(self, epoch: int) -> Batch:
         """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
         users = self._draw(epoch)
@@ -238,9 +264,11 @@ class EncoderTask:
         config = self.config
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         numbers = np.arange((epoch - 1) * self.steps, epoch * self.steps)
-        state, losses = _train_epoch(
-            state, self.data, self.layout(epoch), numbers, rate, self.model, config.seed
-        )
+        given = state, self.data, self.layout(epoch), numbers, rate
+        if len(state["params"][_TABLE]) > config.row_adam_above:
+            state, losses = _train_epoch_by_rows(*given, self._tail, self.model, config.seed)
+        else:
+            state, losses = _train_epoch(*given, self.model, config.seed)
         loss = float(np.asarray(losses).mean())
         advance(self.steps)
         return state, {"loss": loss, "learning_rate": rate}
@@ -251,7 +279,8 @@ class EncoderTask:
 
 
 # Adam without the learning rate, which changes by the epoch; betas of the reference.
-_OPTIMISER = optax.scale_by_adam(b1=0.9, b2=0.98)
+_OPTIMISER = optax.scale_by_adam(b1=B1, b2=B2)
+_TABLE = "item_embedding"
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
@@ -277,6 +306,77 @@ def _train_epoch(
         return {"params": params, "optimiser": optimiser}, loss
 
     return jax.lax.scan(step, state, (batches, numbers))
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7), donate_argnums=0)
+def _train_epoch_by_rows(
+    state: dict[str, Any],
+    data: TrainingData,
+    batches: Batch,
+    numbers: Array,
+    rate: float,
+    tail: Array,
+    model: EncoderModel,
+    seed: int,
+) -> tuple[dict[str, Any], Array]:
+    """``_train_epoch`` where a step costs what its rows of the table cost, see ``row_adam``."""
+    base = jax.random.key(seed)
+
+    def split(tree: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+        return tree[_TABLE], {name: value for name, value in tree.items() if name != _TABLE}
+
+    moments = state["optimiser"]
+    (values, params), (first, mu), (second, nu) = map(
+        split, (state["params"], moments.mu, moments.nu)
+    )
+    opened = open_table(values, first, second, numbers[0])
+    carried = params, moments._replace(mu=mu, nu=nu), opened
+
+    def step(
+        carried: tuple[dict[str, Any], Any, Table], given: tuple[Batch, Array]
+    ) -> tuple[tuple[dict[str, Any], Any, Table], Array]:
+        (params, optimiser, table), (batch, number) = carried, given
+        inputs = step_inputs(model, data, batch, jax.random.fold_in(base, number))
+        read = read_rows(table, flat_ids(inputs.ids), number, tail)
+
+        def loss_of(params: Params, values: Array) -> tuple[Array, Array | None]:
+            whole = {**params, _TABLE: jax.lax.stop_gradient(table.values)}
+            return loss_of_vectors(whole, model, data, inputs, split_lookup(values, inputs.ids))
+
+        (loss, soft), (gradient, row_gradient) = jax.value_and_grad(
+            loss_of, argnums=(0, 1), has_aux=True
+        )(params, read.values)
+        if soft is not None:
+            kept = _with_gradient(inputs.ids, soft, model.dpa_fine)
+            read, row_gradient = read.take(kept), row_gradient[kept]
+        updates, optimiser = _OPTIMISER.update(gradient, optimiser)
+        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        table = write_rows(table, read, row_gradient, number + 1, jnp.float32(rate))
+        return (params, optimiser, table), loss
+
+    (params, optimiser, table), losses = jax.lax.scan(step, carried, (batches, numbers))
+    values, first, second = close_table(table, numbers[-1] + 1, tail)
+    state = {
+        "params": {**params, _TABLE: values},
+        "optimiser": optimiser._replace(
+            mu={**optimiser.mu, _TABLE: first}, nu={**optimiser.nu, _TABLE: second}
+        ),
+    }
+    return state, losses
+
+
+def _with_gradient(ids: dict[str, Array], soft: Array, fine: int) -> Array:
+    """Which of the looked-up vectors can have a gradient: of DPA's candidates the picks alone."""
+    kept, begin = [], 0
+    for name, some in ids.items():
+        if name == "soft":
+            users, most = soft.shape
+            picks = jax.lax.top_k(soft, fine)[1] + jnp.arange(users)[:, None] * most
+            kept.append(begin + picks.reshape(-1))
+        else:
+            kept.append(begin + jnp.arange(some.size))
+        begin += some.size
+    return jnp.concatenate(kept)
 
 
 def build(

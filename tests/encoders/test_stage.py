@@ -1,6 +1,7 @@
 """The encoder stage: HBR's weights by event, layouts, epochs, and what a config builds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -120,14 +121,14 @@ class TestTrainingData:
         np.testing.assert_array_equal(data.offsets, world.split.train.offsets)
 
 
-def built(config, world, **fields) -> EncoderTask:
+def built(config, world, variant="base", **fields) -> EncoderTask:
     settings = {"encoder__batch_size": 8, "encoder__learning_rate": 0.01} | fields
     everybody = np.ones(world.split.train.num_users, bool)
     task, _ = build(
         config(**settings),
-        "base",
+        variant,
         world.split,
-        None,
+        None if variant == "base" else world.preferences,
         drawn=world.split.train.lengths >= 2,
         ranked=everybody,
         protocol=STRICT,
@@ -201,6 +202,31 @@ class TestEpochs:
             again, repeated = task.run_epoch(again, epoch, lambda steps: None)
         assert repeated == values
         jax.tree.map(np.testing.assert_array_equal, again, state)
+
+    @pytest.mark.parametrize("variant", ["base", "hbr+nns+dpa"])
+    def test_adam_by_rows_equals_adam_on_the_whole_table(self, config, world, variant):
+        """Over two epochs, so that what closes one opens the next."""
+        outcomes = []
+        for above in (10**6, 1):
+            task = built(config, world, variant, encoder__blocks=1, encoder__row_adam_above=above)
+            state = task.initial()
+            for epoch in (1, 2):
+                state, values = task.run_epoch(state, epoch, lambda steps: None)
+            outcomes.append((values["loss"], state))
+        (dense_loss, dense), (loss, rows) = outcomes
+        assert loss == pytest.approx(dense_loss, rel=1e-5)
+        for name in ("mu", "nu"):
+            found, expected = (getattr(s["optimiser"], name) for s in (rows, dense))
+            jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, expected)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, atol=1e-3),
+            rows["params"],
+            dense["params"],
+        )
+        moved = np.abs(
+            rows["params"]["item_embedding"] - task.initial()["params"]["item_embedding"]
+        )
+        assert np.median(moved) > 0.02
 
     @staticmethod
     def losses(task: EncoderTask, state: dict) -> np.ndarray:
