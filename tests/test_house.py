@@ -20,6 +20,7 @@ SHARED = frozenset(
         "workdir",
         "metric_log",
         "random_bits",
+        "row_adam",
         "sharding",
         "checkpoints",
         "training",
