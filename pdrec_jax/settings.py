@@ -161,6 +161,9 @@ FIELDS: dict[str, Field] = {
     "diffusion.noise_fraction": _number(
         1.0, 0, 1, "share of the slots that carry noise in a training step", open_low=True
     ),
+    "diffusion.error_fraction": _number(
+        1.0, 0, 1, "share of the slots whose error a training step looks at", open_low=True
+    ),
     "diffusion.weighting": _among(
         "time", ("time", "position"), "TI-DiffRec weighs behaviours by time, T-DiffRec by position"
     ),
@@ -328,11 +331,12 @@ def _validate_together(config: ConfigDict) -> None:
             f"config.diffusion.sampling_steps: at most steps ({diffusion.steps}) is expected, "
             f"got {diffusion.sampling_steps}"
         )
-    if diffusion.noise_fraction < 1 and (diffusion.target != "x0" or diffusion.normalise):
-        raise UserError(
-            "config.diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, "
-            f"got {diffusion.noise_fraction:g}"
-        )
+    for name in ("noise_fraction", "error_fraction"):
+        if diffusion[name] < 1 and (diffusion.target != "x0" or diffusion.normalise):
+            raise UserError(
+                f"config.diffusion.{name}: 1 is expected with target 'epsilon' or normalise, "
+                f"got {diffusion[name]:g}"
+            )
     if config.dpa.fine > config.dpa.coarse:
         raise UserError(
             f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "

@@ -1,0 +1,164 @@
+"""A training step that looks at a part of the slots: noise on one window, error on another.
+
+Dense, a step is five products of B x H x I. Two of them carry the noise into the first layer, three
+serve the output's error. With a share q of the slots in the noise's window and p in the error's
+
+- the noise has variance 1/q on its window and is 0 elsewhere, so that ``z = x_t W_x`` and the
+  gradient keep their mean and covariance over the draw of the window;
+- of the squared error ``sum_i (x_i - f_i)^2 = sum_i f_i^2 + sum_{x_i > 0} (x_i^2 - 2 x_i f_i)`` the
+  second sum is taken over a user's own items, exactly, and the first over the window, times 1/p:
+  its expectation, and that of the gradient, is the whole sum.
+
+What enters is a gather of a dozen rows a user and two windows of rows, so that a step reads and
+moves those rows of the two tables alone (``row_adam``). Only x0 prediction without input
+normalisation has this form.
+
+Letters: V slots of the noise's window, W of the error's, P tokens of the batch.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pdrec_jax.diffusion.denoiser import Params
+from pdrec_jax.diffusion.inference import DiffusionModel
+from pdrec_jax.diffusion.process import normal_from_bits
+from pdrec_jax.diffusion.timesteps import LossHistory, sample_timesteps
+from pdrec_jax.diffusion.vectors import SparseBatch
+from pdrec_jax.random_bits import hashed_bits
+
+_DROPOUT_LEVELS = 512  # dropout reads the 9 bits of a random word that the normal leaves
+
+
+def keep_factors(bits: Array, rate: float) -> Array:
+    """Dropout factors, 0 or 1 / (1 - rate), from the low bits of random words."""
+    kept = (bits & (_DROPOUT_LEVELS - 1)) >= round(rate * _DROPOUT_LEVELS)
+    return kept.astype(jnp.float32) / (1 - rate)
+
+
+class Window(NamedTuple):
+    """One of the windows of equal size that the slots are split into, each equally likely.
+
+    Attributes:
+      slots: [W] int32, neighbours.
+      inside: [W] bool; the last window is cut, and its shape filled up with slots before it.
+      number: how many windows there are.
+    """
+
+    slots: Array
+    inside: Array
+    number: int
+
+
+def draw_window(key: Array, num_slots: int, fraction: float) -> Window:
+    """Draws a window.
+
+    Args:
+      key: a jax key.
+      num_slots: I.
+      fraction: share of the slots in a window, rounded so that a whole number of windows fits.
+    """
+    number = round(1 / fraction)
+    width = -(-num_slots // number)
+    start = jax.random.randint(key, (), 0, number) * width
+    begin = jnp.minimum(start, num_slots - width)
+    slots = begin + jnp.arange(width, dtype=jnp.int32)
+    return Window(slots, slots >= start, number)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WindowedStep:
+    """All that a step reads but parameters.
+
+    Attributes:
+      noise: [B, V], what enters the first layer at the window's slots, after dropout.
+      corrupted: the batch as it enters the first layer: scaled, after dropout.
+      batch: the batch itself, the target.
+      inputs: [V + P] int32, rows of W_x: the window's slots, then the tokens'.
+      outputs: [W + P] int32, rows of W_o, likewise.
+      share: [W], 1/p inside the error's window, 0 in what fills it up.
+      t: [B] int32.
+      probability: [B], T p_t.
+    """
+
+    noise: Array
+    corrupted: SparseBatch
+    batch: SparseBatch
+    inputs: Array
+    outputs: Array
+    share: Array
+    t: Array
+    probability: Array
+
+
+def draw_step(
+    model: DiffusionModel, history: LossHistory, batch: SparseBatch, size: int, key: Array
+) -> WindowedStep:
+    """Draws timesteps, windows, noise and dropout.
+
+    Args:
+      model: static.
+      history: losses so far.
+      batch: interaction vectors.
+      size: B.
+      key: of this step.
+    """
+    c = model.coefficients()
+    key_t, key_noise, key_bits, key_tokens, key_error = jax.random.split(key, 5)
+    t, probability = sample_timesteps(key_t, history, size)
+    entry = draw_window(key_noise, model.num_slots, model.noise_fraction)
+    bits = hashed_bits(key_bits, (size, entry.slots.shape[0]))
+    scale = c.noise_scale[t][:, None] * entry.number**0.5
+    noise = normal_from_bits(bits) * keep_factors(bits, model.dropout) * scale
+    kept = keep_factors(hashed_bits(key_tokens, batch.slots.shape), model.dropout)
+    signal = jnp.concatenate([c.signal_scale[t], jnp.zeros(1)])[batch.rows]
+    error = draw_window(key_error, model.num_slots, model.error_fraction)
+    return WindowedStep(
+        jnp.where(entry.inside[None, :], noise, 0),
+        SparseBatch(batch.slots, batch.rows, batch.weights * kept * signal),
+        batch,
+        jnp.concatenate([entry.slots, batch.slots]),
+        jnp.concatenate([error.slots, batch.slots]),
+        error.inside.astype(jnp.float32) * error.number,
+        t,
+        probability,
+    )
+
+
+def losses_of_rows(
+    model: DiffusionModel, params: Params, step: WindowedStep, entry: Array, exit: Array
+) -> Array:
+    """Weighted squared error of each row of the batch, [B], before division by T p_t.
+
+    Args:
+      model: static.
+      params: of the denoiser; of its two tables nothing is read.
+      step: from ``draw_step``.
+      entry: [V + P, H], rows ``step.inputs`` of W_x.
+      exit: [W + P, H'], rows ``step.outputs`` of W_o.
+    """
+    denoiser = model.denoiser(params)
+    size, window = step.noise.shape
+    tokens = step.corrupted
+    z = jnp.dot(step.noise, entry[:window]) + jax.ops.segment_sum(
+        entry[window:] * tokens.weights[:, None],
+        tokens.rows,
+        num_segments=size,
+        indices_are_sorted=True,
+    )
+    h = denoiser.trunk(z, step.t)
+
+    bias = denoiser.output.bias[...][step.outputs]
+    window = step.share.shape[0]
+    output = jnp.dot(h, exit[:window].T) + bias[None, :window]
+    error = jnp.dot(jnp.square(output), step.share)
+    x, rows = step.batch.weights, step.batch.rows
+    of_items = jnp.sum(h[jnp.minimum(rows, size - 1)] * exit[window:], axis=1) + bias[window:]
+    error = error + jax.ops.segment_sum(
+        x * (x - 2 * of_items), rows, num_segments=size, indices_are_sorted=True
+    )
+    return model.coefficients().loss_weight[step.t] * error / model.num_slots
