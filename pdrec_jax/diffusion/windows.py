@@ -129,6 +129,23 @@ def draw_step(
     )
 
 
+def project_rows(step: WindowedStep, entry: Array) -> Array:
+    """Takes the noisy batch to z = x_t W_x, [B, H].
+
+    Args:
+      step: from ``draw_step``.
+      entry: [V + P, H], rows ``step.inputs`` of W_x.
+    """
+    size, window = step.noise.shape
+    tokens = step.corrupted
+    return jnp.dot(step.noise, entry[:window]) + jax.ops.segment_sum(
+        entry[window:] * tokens.weights[:, None],
+        tokens.rows,
+        num_segments=size,
+        indices_are_sorted=True,
+    )
+
+
 def losses_of_rows(
     model: DiffusionModel, params: Params, step: WindowedStep, entry: Array, exit: Array
 ) -> Array:
@@ -138,19 +155,12 @@ def losses_of_rows(
       model: static.
       params: of the denoiser; of its two tables nothing is read.
       step: from ``draw_step``.
-      entry: [V + P, H], rows ``step.inputs`` of W_x.
+      entry: see ``project_rows``.
       exit: [W + P, H'], rows ``step.outputs`` of W_o.
     """
     denoiser = model.denoiser(params)
-    size, window = step.noise.shape
-    tokens = step.corrupted
-    z = jnp.dot(step.noise, entry[:window]) + jax.ops.segment_sum(
-        entry[window:] * tokens.weights[:, None],
-        tokens.rows,
-        num_segments=size,
-        indices_are_sorted=True,
-    )
-    h = denoiser.trunk(z, step.t)
+    size = step.noise.shape[0]
+    h = denoiser.trunk(project_rows(step, entry), step.t)
 
     bias = denoiser.output.bias[...][step.outputs]
     window = step.share.shape[0]
