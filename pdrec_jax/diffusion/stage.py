@@ -73,8 +73,18 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
         sampling_noise=config.sampling_noise,
         noise_fraction=config.noise_fraction,
         error_fraction=config.error_fraction,
+        head=_head(split, slots, config.error_fraction),
     )
     return model, jax.jit(lambda: make()[1])
+
+
+def _head(split: Split, slots: int, fraction: float) -> tuple[int, ...]:
+    """The most popular slots in training, as many as a window of the error has."""
+    width = -(-slots // round(1 / fraction))
+    if width == slots:
+        return ()
+    counts = np.bincount(split.train.items, minlength=slots)
+    return tuple(np.sort(np.argsort(-counts, kind="stable")[:width]).tolist())
 
 
 def vectors_of(

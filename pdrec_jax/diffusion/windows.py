@@ -5,15 +5,16 @@ serve the output's error. With a share q of the slots in the noise's window and 
 
 - the noise has variance 1/q on its window and is 0 elsewhere, so that ``z = x_t W_x`` and the
   gradient keep their mean and covariance over the draw of the window;
-- of the squared error ``sum_i (x_i - f_i)^2 = sum_i f_i^2 + sum_{x_i > 0} (x_i^2 - 2 x_i f_i)`` the
-  second sum is taken over a user's own items, exactly, and the first over the window, times 1/p:
-  its expectation, and that of the gradient, is the whole sum.
+- of the squared error ``sum_i (x_i - f_i)^2`` the terms of a user's own items and of the head, the
+  most popular slots, are taken as they are, and of the others those in the window, times 1/p: the
+  expectation, and that of the gradient, is the whole sum. What is large is thus never left to
+  chance, which would feed Adam's second moment and so slow it down.
 
 What enters is a gather of a dozen rows a user and two windows of rows, so that a step reads and
 moves those rows of the two tables alone (``row_adam``). Only x0 prediction without input
 normalisation has this form.
 
-Letters: V slots of the noise's window, W of the error's, P tokens of the batch.
+Letters: V slots of the noise's window, W of head and window of the error, P tokens of the batch.
 """
 
 import dataclasses
@@ -80,7 +81,8 @@ class WindowedStep:
       batch: the batch itself, the target.
       inputs: [V + P] int32, rows of W_x: the window's slots, then the tokens'.
       outputs: [W + P] int32, rows of W_o, likewise.
-      share: [W], 1/p inside the error's window, 0 in what fills it up.
+      share: [W], how often the squared output of each of these slots counts.
+      own_share: [P], the same for the tokens' slots, whose error is added once in full.
       t: [B] int32.
       probability: [B], T p_t.
     """
@@ -91,6 +93,7 @@ class WindowedStep:
     inputs: Array
     outputs: Array
     share: Array
+    own_share: Array
     t: Array
     probability: Array
 
@@ -116,16 +119,41 @@ def draw_step(
     noise = normal_from_bits(bits) * keep_factors(bits, model.dropout) * scale
     kept = keep_factors(hashed_bits(key_tokens, batch.slots.shape), model.dropout)
     signal = jnp.concatenate([c.signal_scale[t], jnp.zeros(1)])[batch.rows]
-    error = draw_window(key_error, model.num_slots, model.error_fraction)
+    window = draw_window(key_error, model.num_slots, model.error_fraction)
+    outputs, share, own_share = error_slots(model, window, batch)
     return WindowedStep(
         jnp.where(entry.inside[None, :], noise, 0),
         SparseBatch(batch.slots, batch.rows, batch.weights * kept * signal),
         batch,
         jnp.concatenate([entry.slots, batch.slots]),
-        jnp.concatenate([error.slots, batch.slots]),
-        error.inside.astype(jnp.float32) * error.number,
+        outputs,
+        share,
+        own_share,
         t,
         probability,
+    )
+
+
+def error_slots(
+    model: DiffusionModel, window: Window, batch: SparseBatch
+) -> tuple[Array, Array, Array]:
+    """Lists the slots whose error a step looks at: ``outputs``, ``share``, ``own_share``.
+
+    Args:
+      model: static.
+      window: of the error.
+      batch: interaction vectors.
+    """
+    head = jnp.asarray(model.head, jnp.int32)
+    in_head = jnp.zeros(model.num_slots, bool).at[head].set(True)
+    counted = jnp.where(window.inside, float(window.number), 0.0)
+    share = jnp.where(in_head, 1.0, jnp.zeros(model.num_slots).at[window.slots].set(counted))
+    # A slot of the head that falls into the window too counts where it stands in the head.
+    of_window = jnp.where(in_head[window.slots], 0, share[window.slots])
+    return (
+        jnp.concatenate([head, window.slots, batch.slots]),
+        jnp.concatenate([jnp.ones(head.shape[0]), of_window]),
+        share[batch.slots],
     )
 
 
@@ -168,7 +196,7 @@ def losses_of_rows(
     error = jnp.dot(jnp.square(output), step.share)
     x, rows = step.batch.weights, step.batch.rows
     of_items = jnp.sum(h[jnp.minimum(rows, size - 1)] * exit[window:], axis=1) + bias[window:]
-    error = error + jax.ops.segment_sum(
-        x * (x - 2 * of_items), rows, num_segments=size, indices_are_sorted=True
-    )
+    # An unused token has row B, which no segment takes.
+    own = jnp.square(x - of_items) - step.own_share * jnp.square(of_items)
+    error = error + jax.ops.segment_sum(own, rows, num_segments=size, indices_are_sorted=True)
     return model.coefficients().loss_weight[step.t] * error / model.num_slots

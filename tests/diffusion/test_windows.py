@@ -12,7 +12,14 @@ from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.process import denoising_loss, q_sample
 from pdrec_jax.diffusion.schedule import make_schedule
 from pdrec_jax.diffusion.timesteps import empty_history
-from pdrec_jax.diffusion.windows import draw_step, draw_window, losses_of_rows, project_rows
+from pdrec_jax.diffusion.windows import (
+    Window,
+    draw_step,
+    draw_window,
+    error_slots,
+    losses_of_rows,
+    project_rows,
+)
 
 SLOTS, DRAWS = 10, 60_000
 
@@ -94,16 +101,18 @@ class TestError:
             start = index * width
             begin = min(start, model.num_slots - width)
             slots = begin + jnp.arange(width, dtype=jnp.int32)
-            outputs = jnp.concatenate([slots, drawn.batch.slots])
-            share = jnp.where(slots >= start, float(number), 0.0)
-            changed = jax.tree.map(lambda leaf: leaf, drawn)
-            changed = type(drawn)(**{**vars(changed), "outputs": outputs, "share": share})
+            window = Window(slots, slots >= start, number)
+            outputs, share, own = error_slots(model, window, drawn.batch)
+            changed = type(drawn)(
+                **{**vars(drawn), "outputs": outputs, "share": share, "own_share": own}
+            )
             yield losses_of_rows(model, params, changed, entry, params["output"]["kernel"][outputs])
 
     @pytest.mark.parametrize("hidden", [(8,), (5, 7)])
     @pytest.mark.parametrize("fraction", [0.5, 0.25, 1 / 7])
+    @pytest.mark.parametrize("head", [(), (2, 3, 9, 36)])
     def test_mean_over_windows_is_the_dense_error(
-        self, random_model, random_vectors, sparse, hidden, fraction
+        self, random_model, random_vectors, sparse, hidden, fraction, head
     ):
         model, params = random_model(
             0,
@@ -112,6 +121,7 @@ class TestError:
             dropout=0.0,
             noise_fraction=1.0,
             error_fraction=fraction,
+            head=head,
         )
         x_0 = jnp.asarray(random_vectors(1, 6, 37))
         drawn = draw_step(model, empty_history(10), sparse(np.asarray(x_0)), 6, jax.random.key(2))
