@@ -16,7 +16,8 @@ _GROUP = 64
 _LANES = 8  # numbers of a group that a CPU takes at a time
 _WORD = 32
 _SAMPLE = 1024
-_SAMPLE_STEPS = 14
+_FAN_BITS, _FAN_STEPS = 4, 5  # of the search in the sample: 5 times into 16 parts
+_FAN = 1 << _FAN_BITS
 
 
 MASKED = jnp.iinfo(jnp.int32).min  # the key of an item that takes no part
@@ -48,12 +49,20 @@ def by_rows(function: Callable[..., Any], *arrays: Array) -> Any:
     """
     if jax.default_backend() != "cpu":
         return jax.vmap(function)(*arrays)
-    half = arrays[0].shape[0] // 2
+    rows = jnp.arange(arrays[0].shape[0], dtype=jnp.int32)
+    half = len(rows) // 2
+    # The arrays stay where they are: a loop over slices of them would copy them first.
     parts = [
-        jax.lax.map(lambda row: function(*row), tuple(array[rows] for array in arrays))
-        for rows in (slice(half), slice(half, None))
+        jax.lax.map(lambda row: function(*(array[row] for array in arrays)), some)
+        for some in (rows[:half], rows[half:])
     ]
     return jax.tree.map(lambda *both: jnp.concatenate(both), *parts)
+
+
+def _score(keys: Array) -> Array:
+    """The inverse of ``sortable``."""
+    bits = keys ^ ((keys >> 31) & jnp.int32(0x7FFFFFFF))
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 class Threshold(NamedTuple):
@@ -77,8 +86,8 @@ class Threshold(NamedTuple):
         return (keys > self.key) | ((keys == self.key) & (index < self.index))
 
 
-def _count(marks: Array) -> Array:
-    """How many of [N] are true, [] int32, in a form that a CPU adds up many at a time."""
+def count_true(marks: Array) -> Array:
+    """Counts the true entries of [N], [] int32, in a form that a CPU adds up many at a time."""
     width = marks.shape[0]
     lanes = 128
     head = marks[: width // lanes * lanes].reshape(-1, lanes)
@@ -91,7 +100,8 @@ def rank_threshold(keys: Array, rank: Array) -> Threshold:
 
     Narrows an interval of keys down until just the wanted number lie above it: any value between
     two neighbours will do, so the last bits matter to equal scores alone. A sample of the row gives
-    the first interval; then a guess by the line between its ends and its middle take turns.
+    the first interval; then two guesses to either side of where the scores would cut, were they
+    even, narrow it, and from time to time its thirds, whatever the scores are.
 
     Args:
       keys: [N] int32 from ``sortable``.
@@ -99,39 +109,31 @@ def rank_threshold(keys: Array, rank: Array) -> Threshold:
     """
     least = jnp.min(jnp.where(keys == MASKED, jnp.iinfo(jnp.int32).max, keys))
     low, high = least, jnp.max(keys) + 1
-    total = _count(keys >= least)
+    total = count_true(keys >= least)
     if keys.shape[0] > 4 * _SAMPLE:
         low, high, ahead, through = _sampled_interval(keys, rank, low, high, total)
     else:
         ahead, through = jnp.zeros_like(rank), total
 
-    def unsettled(state: tuple[Array, ...]) -> Array:
-        low, high, ahead, *_ = state
-        return (ahead != rank) & (high - 1 > low)
+    def unsettled(state: _Interval) -> Array:
+        return (state.ahead != rank) & (state.high - 1 > state.low)
 
-    def narrow(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        # `through` > rank keys are >= low, and `ahead` <= rank are >= high.
+    def narrow(state: _Interval) -> _Interval:
         low, high, ahead, through, turn = state
-        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
-        share = (rank - ahead).astype(jnp.float32) / (through - ahead).astype(jnp.float32)
-        span = high.astype(jnp.float32) - low.astype(jnp.float32)
-        straight = high - jnp.maximum((span * share).astype(jnp.int32), 1)
-        inside = (straight > low) & (straight < high) & (turn % 3 < 2) & (span < 2.0**30)
-        guess = jnp.where(inside, straight, middle)
-        count = _count(keys >= guess)
-        up = count > rank
-        return (
-            jnp.where(up, guess, low),
-            jnp.where(up, high, guess),
-            jnp.where(up, ahead, count),
-            jnp.where(up, count, through),
+        guesses = jnp.where(turn % 4 == 3, _middles(low, high), _straight(state, rank))
+        guesses = jnp.clip(guesses, low + 1, high - 1)
+        counts = jnp.stack([count_true(keys >= guesses[0]), count_true(keys >= guesses[1])])
+        above, below = counts <= rank, counts > rank
+        return _Interval(
+            jnp.max(jnp.where(below, guesses, low)),
+            jnp.min(jnp.where(above, guesses, high)),
+            jnp.max(jnp.where(above, counts, ahead)),
+            jnp.min(jnp.where(below, counts, through)),
             turn + 1,
         )
 
-    turn = jnp.zeros((), jnp.int32)
-    low, high, ahead, _, _ = jax.lax.while_loop(
-        unsettled, narrow, (low, high, ahead, through, turn)
-    )
+    start = _Interval(low, high, ahead, through, jnp.zeros((), jnp.int32))
+    low, high, ahead, _, _ = jax.lax.while_loop(unsettled, narrow, start)
     settled = ahead == rank
     key = jnp.where(settled, high - 1, low)
     index = jax.lax.cond(
@@ -140,28 +142,67 @@ def rank_threshold(keys: Array, rank: Array) -> Threshold:
     return Threshold(key, index)
 
 
+class _Interval(NamedTuple):
+    """Keys between which the cut lies, [] int32 each.
+
+    Attributes:
+      low: with more than ``rank`` keys that are not below it.
+      high: with at most ``rank``.
+      ahead: how many these are.
+      through: how many are not below ``low``.
+      turn: guesses made.
+    """
+
+    low: Array
+    high: Array
+    ahead: Array
+    through: Array
+    turn: Array
+
+
+def _middles(low: Array, high: Array) -> Array:
+    """The middle of an interval of keys and that of its upper half, [2], without overflow."""
+    middle = (low & high) + ((low ^ high) >> 1)
+    return jnp.stack([middle, (middle & high) + ((middle ^ high) >> 1)])
+
+
+def _straight(state: _Interval, rank: Array) -> Array:
+    """Two keys, [2], a little before and after a rank, if the scores in between are even."""
+    left = (state.through - state.ahead).astype(jnp.float32)
+    margin = 0.5 * jnp.sqrt(left)  # a standard deviation, at the middle
+    wanted = (rank - state.ahead).astype(jnp.float32)
+    share = jnp.stack([wanted + 0.5 - margin, wanted + 0.5 + margin]) / left
+    top, bottom = _score(state.high), _score(state.low)
+    return sortable(top - (top - bottom) * jnp.clip(share, 0.0, 1.0))
+
+
 def _sampled_interval(
     keys: Array, rank: Array, low: Array, high: Array, total: Array
 ) -> tuple[Array, Array, Array, Array]:
     """An interval that holds the cut, from a sample of the row: (low, high, ahead, through)."""
     sample = keys[:: keys.shape[0] // _SAMPLE]
-    size = _count(sample >= low).astype(jnp.float32)
+    size = count_true(sample >= low).astype(jnp.float32)
     wanted = rank.astype(jnp.float32) / total.astype(jnp.float32) * size
     margin = 1.5 * jnp.sqrt(size)  # three standard deviations at the median
 
-    def bound(target: Array) -> Array:
-        """A key with about ``target`` of the sample above it."""
+    targets = jnp.stack([wanted - margin, wanted + margin])
+    steps = jnp.arange(1, _FAN, dtype=jnp.int32)
 
-        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            below, above = ends
-            middle = (below & above) + ((below ^ above) >> 1)
-            up = _count(sample >= middle).astype(jnp.float32) > target
-            return jnp.where(up, middle, below), jnp.where(up, above, middle)
+    def narrow(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Cuts both intervals into ``_FAN`` and keeps the part that the target falls into."""
+        below, above = ends
+        width = (above >> _FAN_BITS) - (below >> _FAN_BITS)
+        guesses = below[:, None] + width[:, None] * steps[None, :]
+        ahead = jnp.sum(
+            (sample[:, None] >= guesses.reshape(1, -1)).astype(jnp.float32), axis=0
+        ).reshape(guesses.shape)
+        part = jnp.sum(ahead > targets[:, None], axis=1, dtype=jnp.int32)
+        below = below + width * part
+        return below, jnp.where(part == _FAN - 1, above, below + width)
 
-        return jax.lax.fori_loop(0, _SAMPLE_STEPS, halve, (low, high))[0]
-
-    upper, lower = bound(wanted - margin), bound(wanted + margin)
-    above_upper, above_lower = _count(keys >= upper), _count(keys >= lower)
+    ends = jnp.stack([low, low]), jnp.stack([high, high])
+    (upper, lower), _ = jax.lax.fori_loop(0, _FAN_STEPS, narrow, ends)
+    above_upper, above_lower = count_true(keys >= upper), count_true(keys >= lower)
     # A sample can mislead: an end that does not hold the cut is left where it was.
     fits_above, fits_below = above_upper <= rank, above_lower > rank
     return (
@@ -179,7 +220,7 @@ def _nth_equal(equal: Array, skip: Array) -> Array:
 
     def narrow(step: Array, found: Array) -> Array:
         guess = found + (1 << (bits - 1 - step))
-        fewer = _count(equal & (columns < guess)) <= skip
+        fewer = count_true(equal & (columns < guess)) <= skip
         return jnp.where(fewer, guess, found)
 
     return jax.lax.fori_loop(0, bits, narrow, jnp.zeros_like(skip))
@@ -237,15 +278,16 @@ def nth_true(words: Array, ordinals: Array) -> Array:
         lower = (bits >> place.astype(jnp.uint32)) & jnp.uint32((1 << half) - 1)
         below = jax.lax.population_count(lower).astype(jnp.int32)
         beyond = left >= below
-        place, left = place + half * beyond, left - jnp.where(beyond, below, 0)
+        place = jnp.where(beyond, place + half, place)
+        left = jnp.where(beyond, left - below, left)
     return (word * _WORD + place).astype(jnp.int32)
 
 
-def draw_subset(key: Array, sizes: Array, count: int) -> Array:
+def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
     """Draws a uniform subset of ``count`` of the numbers 0 .. size - 1 (Floyd; Bentley, 1987).
 
     Args:
-      key: a jax key.
+      keys: [B] jax keys.
       sizes: [B] int32, each at least 1.
       count: R. Where a size is smaller, all its numbers are taken, over and over.
 
@@ -257,7 +299,11 @@ def draw_subset(key: Array, sizes: Array, count: int) -> Array:
     last = jnp.where(enough, sizes - count, 0)
     # Integers, because a float32 has too few bits to be even over a large catalogue.
     steps = jnp.arange(count, dtype=jnp.int32)
-    draws = jax.random.randint(key, (count, rows), 0, (last[None, :] + steps[:, None]) + 1)
+
+    def draw(key: Array, last: Array) -> Array:
+        return jax.random.randint(key, (count,), 0, last + steps + 1)
+
+    draws = jax.vmap(draw, out_axes=1)(keys, last)
 
     def take(chosen: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
         step, value = inputs
