@@ -165,9 +165,22 @@ def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -
 
 
 def write_rows(
-    adam: AdamW, table: Table, read: Read, gradient: Array, step: Array, rate: Array
+    adam: AdamW,
+    table: Table,
+    read: Read,
+    gradient: Array,
+    step: Array,
+    rate: Array,
+    share: Array | None = None,
+    most: int = 1,
 ) -> Table:
     """Takes a step with the gradient of the rows read.
+
+    Where part of a row's gradient is seen in one of n steps only and counts n times then, its
+    square would be n times too large on average, and Adam slow. With S the row's gradient in which
+    everything counts once and G the one in which it counts as it should, the second moment gets
+    ``S^2 + (G - S)^2 / (n - 1)``: its mean is that of a gradient seen whole in every step, but for
+    the product of the two parts.
 
     Args:
       adam: its constants.
@@ -176,6 +189,8 @@ def write_rows(
       gradient: [n, D]; those of one row add up.
       step: [] int32, from 1.
       rate: [] learning rate.
+      share: [n], 1 or ``most``: how often an entry's gradient counts; None for once.
+      most: n of the formula.
     """
     count, rows = len(read.ids), table.values.shape[0]
     order = jnp.arange(count, dtype=jnp.int32)
@@ -183,9 +198,13 @@ def write_rows(
     # rows' places hold is left over from earlier steps and never looked at.
     place = table.place.at[read.ids].set(order)
     chosen = place[read.ids]
-    gradient = jnp.zeros_like(gradient).at[chosen].add(gradient)
-    first = adam.b1 * read.first + (1 - adam.b1) * gradient
-    second = adam.b2 * read.second + (1 - adam.b2) * jnp.square(gradient)
+    total = jnp.zeros_like(gradient).at[chosen].add(gradient)
+    square = jnp.square(total)
+    if share is not None and most > 1:
+        once = jnp.zeros_like(gradient).at[chosen].add(gradient / share[:, None])
+        square = jnp.square(once) + jnp.square(total - once) / (most - 1)
+    first = adam.b1 * read.first + (1 - adam.b1) * total
+    second = adam.b2 * read.second + (1 - adam.b2) * square
     unbiased = [-jnp.expm1(step.astype(jnp.float32) * np.log(b)) for b in (adam.b1, adam.b2)]
     scaled = jnp.sqrt(second / unbiased[1]) + adam.epsilon
     update = first / unbiased[0] / scaled + adam.decay * read.values

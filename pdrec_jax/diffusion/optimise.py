@@ -14,7 +14,7 @@ from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.step import training_loss, windowed_loss
 from pdrec_jax.diffusion.vectors import SparseBatch
-from pdrec_jax.diffusion.windows import draw_step
+from pdrec_jax.diffusion.windows import draw_step, number_of_windows
 from pdrec_jax.row_adam import (
     AdamW,
     Tails,
@@ -75,7 +75,7 @@ def train_steps_by_rows(
 ) -> tuple[dict[str, Any], Array]:
     """``train_steps`` where a step moves the rows that it reads, see ``row_adam``."""
     optimiser, adam = make_optimiser(weight_decay), AdamW(decay=weight_decay)
-    key = jax.random.key(seed)
+    key, windows = jax.random.key(seed), number_of_windows(model.error_fraction)
 
     def split(tree: Params) -> tuple[Params, tuple[Array, Array]]:
         """The parameters but the tables, which leave an empty one behind, and the tables."""
@@ -110,9 +110,15 @@ def train_steps_by_rows(
         )
         updates, optimiser_state = optimiser.update(gradients[0], optimiser_state, params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        # Of the noise every window has its share of the variance, so that squares need no care.
+        shares = None, jnp.maximum(jnp.pad(drawn.share, (0, len(batch.slots))), 1.0)
         tables = tuple(
-            write_rows(adam, table, read, gradient, number + 1, jnp.float32(rate))
-            for table, read, gradient in zip(tables, reads, gradients[1:], strict=True)
+            write_rows(
+                adam, table, read, gradient, number + 1, jnp.float32(rate), share, most=windows
+            )
+            for table, read, gradient, share in zip(
+                tables, reads, gradients[1:], shares, strict=True
+            )
         )
         return (params, optimiser_state, history, tables), loss
 

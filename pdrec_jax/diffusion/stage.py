@@ -28,6 +28,7 @@ from pdrec_jax.diffusion.vectors import (
     gather_batch,
     token_budget,
 )
+from pdrec_jax.diffusion.windows import number_of_windows
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.metric_log import MetricLog
@@ -80,7 +81,7 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
 
 def _head(split: Split, slots: int, fraction: float) -> tuple[int, ...]:
     """The most popular slots in training, as many as a window of the error has."""
-    width = -(-slots // round(1 / fraction))
+    width = -(-slots // number_of_windows(fraction))
     if width == slots:
         return ()
     counts = np.bincount(split.train.items, minlength=slots)

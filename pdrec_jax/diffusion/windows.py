@@ -54,6 +54,11 @@ class Window(NamedTuple):
     number: int
 
 
+def number_of_windows(fraction: float) -> int:
+    """Returns into how many windows the slots are split."""
+    return round(1 / fraction)
+
+
 def draw_window(key: Array, num_slots: int, fraction: float) -> Window:
     """Draws a window.
 
@@ -62,7 +67,7 @@ def draw_window(key: Array, num_slots: int, fraction: float) -> Window:
       num_slots: I.
       fraction: share of the slots in a window, rounded so that a whole number of windows fits.
     """
-    number = round(1 / fraction)
+    number = number_of_windows(fraction)
     width = -(-num_slots // number)
     start = jax.random.randint(key, (), 0, number) * width
     begin = jnp.minimum(start, num_slots - width)
@@ -82,7 +87,7 @@ class WindowedStep:
       inputs: [V + P] int32, rows of W_x: the window's slots, then the tokens'.
       outputs: [W + P] int32, rows of W_o, likewise.
       share: [W], how often the squared output of each of these slots counts.
-      own_share: [P], the same for the tokens' slots, whose error is added once in full.
+      place: [P] int32, where a token's slot stands among these; W where it does not.
       t: [B] int32.
       probability: [B], T p_t.
     """
@@ -93,7 +98,7 @@ class WindowedStep:
     inputs: Array
     outputs: Array
     share: Array
-    own_share: Array
+    place: Array
     t: Array
     probability: Array
 
@@ -120,7 +125,7 @@ def draw_step(
     kept = keep_factors(hashed_bits(key_tokens, batch.slots.shape), model.dropout)
     signal = jnp.concatenate([c.signal_scale[t], jnp.zeros(1)])[batch.rows]
     window = draw_window(key_error, model.num_slots, model.error_fraction)
-    outputs, share, own_share = error_slots(model, window, batch)
+    outputs, share, place = error_slots(model, window, batch)
     return WindowedStep(
         jnp.where(entry.inside[None, :], noise, 0),
         SparseBatch(batch.slots, batch.rows, batch.weights * kept * signal),
@@ -128,7 +133,7 @@ def draw_step(
         jnp.concatenate([entry.slots, batch.slots]),
         outputs,
         share,
-        own_share,
+        place,
         t,
         probability,
     )
@@ -137,7 +142,7 @@ def draw_step(
 def error_slots(
     model: DiffusionModel, window: Window, batch: SparseBatch
 ) -> tuple[Array, Array, Array]:
-    """Lists the slots whose error a step looks at: ``outputs``, ``share``, ``own_share``.
+    """Lists the slots whose error a step looks at: ``outputs``, ``share``, ``place``.
 
     Args:
       model: static.
@@ -146,14 +151,18 @@ def error_slots(
     """
     head = jnp.asarray(model.head, jnp.int32)
     in_head = jnp.zeros(model.num_slots, bool).at[head].set(True)
-    counted = jnp.where(window.inside, float(window.number), 0.0)
-    share = jnp.where(in_head, 1.0, jnp.zeros(model.num_slots).at[window.slots].set(counted))
     # A slot of the head that falls into the window too counts where it stands in the head.
-    of_window = jnp.where(in_head[window.slots], 0, share[window.slots])
+    counted = window.inside & ~in_head[window.slots]
+    width = head.shape[0] + window.slots.shape[0]
+    place = jnp.full(model.num_slots, width, jnp.int32)
+    place = place.at[jnp.where(counted, window.slots, model.num_slots)].set(
+        head.shape[0] + jnp.arange(window.slots.shape[0], dtype=jnp.int32), mode="drop"
+    )
+    place = place.at[head].set(jnp.arange(head.shape[0], dtype=jnp.int32))
     return (
         jnp.concatenate([head, window.slots, batch.slots]),
-        jnp.concatenate([jnp.ones(head.shape[0]), of_window]),
-        share[batch.slots],
+        jnp.concatenate([jnp.ones(head.shape[0]), jnp.where(counted, float(window.number), 0.0)]),
+        place[batch.slots],
     )
 
 
@@ -193,10 +202,13 @@ def losses_of_rows(
     bias = denoiser.output.bias[...][step.outputs]
     window = step.share.shape[0]
     output = jnp.dot(h, exit[:window].T) + bias[None, :window]
-    error = jnp.dot(jnp.square(output), step.share)
     x, rows = step.batch.weights, step.batch.rows
+    # A user's own items are taken apart below; an unused token has row B, which is dropped here
+    # and which no segment takes.
+    output = output.at[rows, step.place].set(0, mode="drop")
+    error = jnp.dot(jnp.square(output), step.share)
     of_items = jnp.sum(h[jnp.minimum(rows, size - 1)] * exit[window:], axis=1) + bias[window:]
-    # An unused token has row B, which no segment takes.
-    own = jnp.square(x - of_items) - step.own_share * jnp.square(of_items)
-    error = error + jax.ops.segment_sum(own, rows, num_segments=size, indices_are_sorted=True)
+    error = error + jax.ops.segment_sum(
+        jnp.square(x - of_items), rows, num_segments=size, indices_are_sorted=True
+    )
     return model.coefficients().loss_weight[step.t] * error / model.num_slots

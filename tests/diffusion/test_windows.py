@@ -102,9 +102,9 @@ class TestError:
             begin = min(start, model.num_slots - width)
             slots = begin + jnp.arange(width, dtype=jnp.int32)
             window = Window(slots, slots >= start, number)
-            outputs, share, own = error_slots(model, window, drawn.batch)
+            outputs, share, place = error_slots(model, window, drawn.batch)
             changed = type(drawn)(
-                **{**vars(drawn), "outputs": outputs, "share": share, "own_share": own}
+                **{**vars(drawn), "outputs": outputs, "share": share, "place": place}
             )
             yield losses_of_rows(model, params, changed, entry, params["output"]["kernel"][outputs])
 
