@@ -25,10 +25,12 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+_BLOCK = 4096  # rows
 _TAIL = 400  # r^400 is below 1e-16 for the usual betas
 
 
@@ -225,5 +227,19 @@ def write_rows(
 
 def close_table(adam: AdamW, table: Table, step: Array, tail: Tails) -> tuple[Array, Array, Array]:
     """Brings all rows up to date with a step; returns values and both moments, [I, D] each."""
-    everything = Read(table.place, table.values, table.first, table.second)
-    return _catch_up(adam, everything, table.age, step, tail)[1:]
+    rows = table.age.shape[0]
+    block = min(rows, _BLOCK)
+
+    def close(number: Array, table: Table) -> Table:
+        # In blocks, in place. The last one begins early enough to be whole: what it sees twice is
+        # up to date by then.
+        begin = jnp.minimum(number * block, rows - block)
+        part = Table(*(jax.lax.dynamic_slice_in_dim(leaf, begin, block) for leaf in table))
+        read = _catch_up(adam, Read(part.place, *part[:3]), part.age, step, tail)
+        done = (*read[1:], jnp.full(block, step, jnp.int32))
+        new = Table(*done, part.place)
+        return jax.tree.map(
+            lambda leaf, rows: jax.lax.dynamic_update_slice_in_dim(leaf, rows, begin, 0), table, new
+        )
+
+    return jax.lax.fori_loop(0, -(-rows // block), close, table)[:3]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pdrec_jax import row_adam
 from pdrec_jax.row_adam import AdamW, close_table, open_table, read_rows, tails, write_rows
 
 ROWS, WIDTH, READS, STEPS = 12, 3, 5, 40
@@ -18,6 +19,12 @@ ADAMS = (AdamW(b2=0.98), AdamW(decay=3.0))
 
 def rates_of(epochs: int, steps: int) -> np.ndarray:
     return np.repeat(0.01 * 0.9 ** np.arange(epochs), steps)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch) -> None:
+    """Closing takes the 12 rows in three blocks, the last of which overlaps the one before."""
+    monkeypatch.setattr(row_adam, "_BLOCK", 5)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -52,7 +59,9 @@ def dense_twin(adam, values, ids, gradients, rates):
 
 @pytest.mark.parametrize("adam", ADAMS)
 @given(seed=st.integers(0, 2**31))
-@settings(deadline=None, max_examples=10)
+@settings(
+    deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_equal_to_adam_on_the_whole_table(adam: AdamW, seed: int) -> None:
     """Rows are read anew at once, after long gaps, twice in a step, or never."""
     rng = np.random.default_rng(seed)
@@ -107,3 +116,34 @@ def test_tails_are_the_sums_that_they_stand_for(adam: AdamW) -> None:
         np.testing.assert_allclose(
             np.exp(found.shrinkage[done]), np.prod(factors[:done]), rtol=1e-6
         )
+
+
+def test_second_moment_of_what_is_seen_one_time_in_four() -> None:
+    """Row 2 has one part that counts four times and two that count once."""
+    adam, step = AdamW(), jnp.int32(3)
+    rng = np.random.default_rng(0)
+    start = [jnp.asarray(rng.random((4, WIDTH)), jnp.float32) for _ in range(3)]
+    ids = jnp.asarray([2, 0, 2, 1, 2], jnp.int32)
+    gradient = rng.normal(size=(5, WIDTH)).astype(np.float32)
+    share = jnp.asarray([4.0, 4.0, 1.0, 1.0, 1.0])
+    tail = tails(adam, np.full(10, 0.1))
+    table = open_table(*start, step - 1)
+    read = read_rows(adam, table, ids, step - 1, tail)
+    found = write_rows(
+        adam, table, read, jnp.asarray(gradient), step, jnp.float32(0.1), share, most=4
+    )
+    whole = gradient[0] + gradient[2] + gradient[4]
+    once = gradient[0] / 4 + gradient[2] + gradient[4]
+    expected = {
+        2: once**2 + 3 * (gradient[0] / 4) ** 2,
+        0: 4 * (gradient[1] / 4) ** 2,
+        1: gradient[3] ** 2,
+        3: None,
+    }
+    for row, square in expected.items():
+        if square is None:
+            np.testing.assert_array_equal(found.second[row], start[2][row])
+        else:
+            second = 0.999 * start[2][row] + 0.001 * square
+            np.testing.assert_allclose(found.second[row], second, rtol=1e-6)
+    np.testing.assert_allclose(found.first[2], 0.9 * start[1][2] + 0.1 * whole, rtol=1e-5)

@@ -17,6 +17,7 @@ from pdrec_jax.diffusion.vectors import SparseBatch
 from pdrec_jax.diffusion.windows import draw_step, number_of_windows
 from pdrec_jax.row_adam import (
     AdamW,
+    Table,
     Tails,
     close_table,
     open_table,
@@ -112,14 +113,13 @@ def train_steps_by_rows(
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         # Of the noise every window has its share of the variance, so that squares need no care.
         shares = None, jnp.maximum(jnp.pad(drawn.share, (0, len(batch.slots))), 1.0)
-        tables = tuple(
-            write_rows(
-                adam, table, read, gradient, number + 1, jnp.float32(rate), share, most=windows
-            )
-            for table, read, gradient, share in zip(
-                tables, reads, gradients[1:], shares, strict=True
-            )
-        )
+        moved: list[Table] = []
+        for given in zip(tables, reads, gradients[1:], shares, strict=True):
+            # One table after the other, so that what each needs in between shares its memory.
+            (table, read, gradient, share), moved = jax.lax.optimization_barrier((given, moved))
+            rows = adam, table, read, gradient, number + 1, jnp.float32(rate), share
+            moved.append(write_rows(*rows, most=windows))
+        tables = tuple(moved)
         return (params, optimiser_state, history, tables), loss
 
     carried = params, optimiser_state, state["history"], opened
