@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -127,6 +127,9 @@ FIELDS: dict[str, Field] = {
         "auto", ("auto", "real", "simulated"), "auto simulates where there is no real log"
     ),
     "data.dir": _text("", "directory of the logs; then $PDREC_DATA, then data/"),
+    "data.path": _text(
+        "", "directory made by pdrec_jax.prepare: its log, and settings where none is set by hand"
+    ),
     "data.target": _text("", "log of the domain to recommend, a name without its ending or a path"),
     "data.auxiliary": _text("", "log of the paper's source domain, or empty; decides on users"),
     "data.user": _text("user_id", "column of the users"),
@@ -226,6 +229,7 @@ FREE_FIELDS = (
     "tensorboard",
     "data.source",  # the workdir records which it was
     "data.dir",
+    "data.path",  # its log is known by its checksum
     "data.origin",
 )
 
@@ -367,11 +371,22 @@ def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
       config: as resolved, command line included.
       by_hand: the fields that the command line sets; they stay as they are.
     """
-    short = config.copy_and_resolve_references()
-    for path, value in config.simulation.overrides:
+    return fill(config, dict(config.simulation.overrides), by_hand)
+
+
+def fill(config: ConfigDict, values: Mapping[str, Any], by_hand: Collection[str]) -> ConfigDict:
+    """Returns a copy of a config with other values.
+
+    Args:
+      config: as resolved.
+      values: by dotted path.
+      by_hand: the fields that stay as they are.
+    """
+    filled = config.copy_and_resolve_references()
+    for path, value in values.items():
         if path not in by_hand:
-            put(short, path, value)
-    return short
+            put(filled, path, value)
+    return filled
 
 
 def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[str]:

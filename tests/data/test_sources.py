@@ -116,11 +116,15 @@ class TestFindFiles:
 
     def test_no_target(self, config) -> None:
         config.data.target = ""
-        assert complaint(config) == "config.data.target: the name or path of a log is expected"
+        expected = (
+            "config.data.target: the name or path of a log is expected, or a prepared directory as "
+            "config.data.path"
+        )
+        assert complaint(config) == expected
         config.data.auxiliary = ""
         assert find_files(config) is None
         config.data.source = "real"
-        assert complaint(config) == "config.data.target: the name or path of a log is expected"
+        assert complaint(config) == expected
 
 
 class TestLoad:
