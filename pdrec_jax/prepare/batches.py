@@ -149,11 +149,9 @@ class _Layout:
             )
             for batch in reader:
                 yield {name: batch.column(str(place)) for name, place in self.positions.items()}
-        except StopIteration:
-            return
         except (pa.ArrowException, OSError) as error:
-            if "Empty CSV" in str(error):
-                return
+            if any(words in str(error) for words in ("Empty CSV", "Could not skip initial")):
+                return  # a header alone
             raise UserError(f"{self.path}: {one_line(error)}") from error
 
 
@@ -180,6 +178,8 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
 def _json_lines(path: Path, wanted: Columns, skipped: Skipped, stream: Unpacked) -> Iterator[Batch]:
     schema = None
     for block in _whole_lines(path, stream):
+        if not block.strip():
+            continue
         if schema is None:
             schema = _schema(path, wanted, block)
         yield _fast_json(wanted, block, schema) or _slow_json(wanted, skipped, block)

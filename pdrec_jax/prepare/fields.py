@@ -72,21 +72,19 @@ def to_ids(column: Any, where: str) -> Ids:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_dictionary(column.type):
-        encoded = column
-    else:
-        if pa.types.is_null(column.type):
-            column = column.cast(pa.string())
-        encoded = column.dictionary_encode()
-    kind = encoded.dictionary.type
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    encoded = pa.types.is_dictionary(column.type)
+    kind = column.type.value_type if encoded else column.type
+    if not (pa.types.is_integer(kind) or _is_text(kind)):
+        raise UserError(f"{where}: integers or text are expected, found {kind}")
+    encoded = column if encoded else column.dictionary_encode()
     rows = np.asarray(pc.fill_null(encoded.indices.cast(pa.int64()), -1))
     if pa.types.is_integer(kind):
         text = encoded.dictionary.cast(pa.string())
         wrong = np.zeros(len(text), np.int8)
-    elif _is_text(kind):
-        text, wrong = _checked_text(encoded.dictionary)
     else:
-        raise UserError(f"{where}: integers or text are expected, found {kind}")
+        text, wrong = _checked_text(encoded.dictionary)
     # The last entry is for rows without a value.
     wrong = np.append(wrong, np.int8(_EMPTY))
     indices = pa.array(np.maximum(rows, 0).astype(np.int32))
@@ -184,7 +182,7 @@ def _from_text(text: Any, missing: NDArray[np.bool_], dates: bool | None) -> Tim
 
     if dates is None:
         # Whatever most of the first rows are.
-        head = text.slice(0, 1000)
+        head = text.filter(pa.array(~missing)).slice(0, 1000)
         as_dates = np.asarray(pc.match_substring_regex(head, r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"))
         dates = bool(2 * as_dates.sum() > as_dates.size)
     if missing.any():
@@ -199,7 +197,7 @@ def _from_text(text: Any, missing: NDArray[np.bool_], dates: bool | None) -> Tim
             fits = np.isfinite(values)
         except pa.ArrowException:
             fits = np.asarray(pc.match_substring_regex(text, _NUMBER))
-            plain = pc.if_else(pa.array(fits), pc.ltrim(text, characters="+"), "0")
+            plain = pc.if_else(pa.array(fits), pc.utf8_ltrim(text, characters="+"), "0")
             values = np.asarray(plain.cast(pa.float64()))
             fits = fits & np.isfinite(values)
     faults = np.where(fits, _GOOD, bad).astype(np.int8)
