@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the result goes")
+    parser.add_argument("--out", metavar="DIR", help="where the result goes")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     flags = vars(given)
-    if not str(flags.get("out", "")).strip() or "out" not in flags:
+    if not flags.get("out", "").strip():
         raise UserError("--out: the directory of the result is expected")
     if ("input" in flags) == ("dataset" in flags):
         raise UserError("one of --input (a log of your own) and --dataset (the paper's) expected")
@@ -141,11 +141,10 @@ def _run(given: argparse.Namespace) -> None:
     if strange:
         group = "--dataset" if "input" in flags else "--input"
         raise UserError(f"--{strange[0]}: goes with {group}")
-    overwrite = flags.get("overwrite", False)
+    out, overwrite = Path(flags["out"]), flags.get("overwrite", False)
     if "dataset" in flags:
         from pdrec_jax.prepare.public import prepare_pair
 
-        out = flags["out"]
         text = prepare_pair(
             flags["dataset"],
             out,
@@ -174,7 +173,7 @@ def _run(given: argparse.Namespace) -> None:
             flags.get("user_core", 3),
             flags.get("item_core", 1),
         )
-        text = prepare(paths, wanted, flags["out"], rules, overwrite=overwrite)
+        text = prepare(paths, wanted, out, rules, overwrite=overwrite)
     print(text, end="")
 
 

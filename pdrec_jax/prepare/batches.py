@@ -16,7 +16,7 @@ from typing import Any
 
 from pdrec_jax.data.columns import Columns, one_line, shown
 from pdrec_jax.errors import UserError
-from pdrec_jax.prepare.streams import Unpacked, split_suffix
+from pdrec_jax.prepare.streams import Unpacked, UnpackedText, split_suffix
 
 _BLOCK = 16 << 20  # a row must be shorter
 _HEADER = 1 << 20
@@ -56,8 +56,8 @@ def read_batches(
     elif suffix in (".inter", ".csv", ".tsv"):
         with Unpacked(path, packing, lambda _: None) as stream:
             layout = _Layout(path, suffix, wanted, stream, positions)
-        with Unpacked(path, packing, progress) as stream:
-            yield from layout.batches(stream, skipped)
+        with UnpackedText(path, packing, progress) as text:
+            yield from layout.batches(text, skipped)
     else:
         with Unpacked(path, packing, progress) as stream:
             yield from _json_lines(path, wanted, skipped, stream)

@@ -19,8 +19,8 @@ from pdrec_jax.errors import UserError
 MAX_ID = 255  # characters
 
 # Why an id or a time is no use; the places are the codes below.
-ID_FAULTS = ("", "empty", "not UTF-8 text", "a NUL character in it", f"longer than {MAX_ID}")
-_GOOD, _EMPTY, _NO_TEXT, _NUL, _LONG = range(len(ID_FAULTS))
+ID_FAULTS = ("", "empty", "not UTF-8 text or a NUL in it", f"longer than {MAX_ID}")
+_GOOD, _EMPTY, _NO_TEXT, _LONG = range(len(ID_FAULTS))
 TIME_FAULTS = ("", "empty", "not a finite number", "not a date")
 _NO_NUMBER, _NO_DATE = 2, 3
 
@@ -163,7 +163,7 @@ def _checked_text(values: Any) -> tuple[Any, NDArray[np.int8]]:
         wrong[[text is None for text in found]] = _NO_TEXT
         text = pa.array([text or "" for text in found], pa.string())
     text = pc.fill_null(pc.utf8_trim_whitespace(text), "")
-    wrong[np.asarray(pc.match_substring(text, "\0"))] = _NUL
+    wrong[np.asarray(pc.match_substring(text, "\0"))] = _NO_TEXT
     wrong[np.asarray(pc.utf8_length(text)) > MAX_ID] = _LONG
     wrong[np.asarray(pc.equal(text, "")) & (wrong == _GOOD)] = _EMPTY
     return text, wrong

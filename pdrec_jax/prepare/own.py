@@ -71,6 +71,11 @@ def prepare(
     item_codes, items = filters.compact(records.items)
     records = Records(user_codes, item_codes, records.times)
     figures = measure(records)
+    if figures.users - figures.short_users < 2:
+        raise UserError(
+            f"{figures.users - figures.short_users} of {figures.users:,} users have 3 or more "
+            "records, at least 2 such users are expected"
+        )
     usable_times = records.times is not None and (figures.last_time != figures.first_time)
     settings = suggest(figures, usable_times)
     text = report(

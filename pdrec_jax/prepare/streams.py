@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ _PACKED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 # No log of ids and times packs better than this; a file that does was made to fill the memory.
 _LARGEST_RATIO = 200
 _HARMLESS = 64 << 20
+
+# What the decoder makes of bytes that are no UTF-8 text.
+_NO_TEXT = re.compile("[\udc80-\udcff]")
 
 
 def split_suffix(path: Path) -> tuple[str, str | None]:
@@ -105,3 +110,27 @@ class Unpacked(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+class UnpackedText(Unpacked):
+    """The same with a NUL for each byte that is no UTF-8 text, so that nobody stumbles over it.
+
+    pyarrow hands the text of a row that it refuses to Python, which fails on such bytes.
+    """
+
+    def __init__(self, path: Path, packing: str | None, progress: Callable[[int], None]):
+        super().__init__(path, packing, progress)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes: at most `size` of them, none at the end of the file."""
+        while True:
+            # The decoder may hold back three bytes of a character, and give them the next time.
+            chunk = super().read(max(size - 3, 1) if size >= 0 else -1)
+            text = self._decoder.decode(chunk, final=not chunk)
+            if text or not chunk:
+                break
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            return _NO_TEXT.sub("\0", text).encode()

@@ -230,3 +230,13 @@ def test_suffixes() -> None:
     for name in ("log", "log.txt", "log.gz", "log.parquet.gz", "csv"):
         with pytest.raises(UserError, match=r": unknown suffix, one of \.inter, \.csv, "):
             split_suffix(Path(name))
+
+
+def test_bytes_that_are_no_text_stay_in_their_row(write, monkeypatch) -> None:
+    monkeypatch.setattr(batches, "_BLOCK", 50)
+    text = "user,item,time\n" + "ä,ö€,1\n" * 40
+    rows = [("ä", "ö€", "1")] * 40
+    content = text.encode() + b"\xff\xe2\x82,x,2\n\xe4,x\n" + "ü,x,3\n".encode() + b"\xc3"
+    found, skipped = read(write("log.csv", content))
+    assert found == [*rows, ("\0\0\0", "x", "2"), ("ü", "x", "3")]
+    assert skipped == {"another number of fields": 2}

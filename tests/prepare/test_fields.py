@@ -46,8 +46,8 @@ class TestIds:
             ("empty",),
             ("empty",),
             ("empty",),
-            ("not UTF-8 text",),
-            ("a NUL character in it",),
+            ("not UTF-8 text or a NUL in it",),
+            ("not UTF-8 text or a NUL in it",),
             ("longer than 255",),
         ]
         assert found[7] == "é" * 255

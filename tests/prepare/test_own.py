@@ -80,22 +80,22 @@ class TestRules:
             assert f"{count:>12,}  {reason}\n" in found["text"]
 
     def test_a_core(self, make) -> None:
-        rows = users("a", "b", "c") + [("c", "rare", 1)]
+        rows = [*users("a", "b", "c"), ("c", "rare", 1)]
         assert len(make(rows, least_of_item=2)["rows"]) == 9
 
     def test_duplicates(self, make) -> None:
-        rows = [*users("a"), ("a", "x", 9 * DAY), ("a", "y", 0)]
-        assert len(make(rows, duplicates="keep")["rows"]) == 5
+        rows = [*users("a", "b"), ("a", "x", 9 * DAY), ("a", "y", 0)]
+        assert len(make(rows, duplicates="keep")["rows"]) == 8
         first = make(rows, duplicates="first", overwrite=True)
-        assert [row[1] for row in first["rows"]] == ["x", "y", "z"]
+        assert [row[1] for row in first["rows"]] == list("xyzxyz")
         last = make(rows, duplicates="last", overwrite=True)
-        assert [row[1] for row in last["rows"]] == ["y", "z", "x"]
+        assert [row[1] for row in last["rows"]] == list("yzxxyz")
 
     @pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 10**3), ("us", 10**6)])
     def test_units(self, make, unit, factor) -> None:
-        rows = [(u, i, (t + 1_600_000_000) * factor) for u, i, t in users("a")]
+        rows = [(u, i, (t + 1_600_000_000) * factor) for u, i, t in users("a", "b")]
         found = make(rows)
-        assert [row[2] for row in found["rows"]] == [1_600_000_000 + n * DAY for n in range(3)]
+        assert [row[2] for row in found["rows"]] == [1_600_000_000 + n * DAY for n in range(3)] * 2
         assert (
             f"Times: {'milli' * (unit == 'ms')}{'micro' * (unit == 'us')}seconds" in found["text"]
         )
@@ -103,8 +103,10 @@ class TestRules:
         assert given["rows"] == found["rows"]
 
     def test_dates(self, make) -> None:
-        found = make([("a", i, f"2020-01-0{n}T00:00:00Z") for n, i in enumerate("zyx", start=1)])
-        assert [row[2] for row in found["rows"]] == [1_577_836_800 + n * DAY for n in range(3)]
+        found = make(
+            [(u, i, f"2020-01-0{n}T00:00:00Z") for u in "ab" for n, i in enumerate("zyx", start=1)]
+        )
+        assert [row[2] for row in found["rows"]] == [1_577_836_800 + n * DAY for n in range(3)] * 2
         assert "Times: dates" in found["text"]
 
     def test_without_times(self, make) -> None:
@@ -128,6 +130,8 @@ class TestRules:
             "no record is left of 2 (2: a user with fewer than 3 records or an item with fewer "
             "than 1)"
         )
+        with pytest.raises(UserError, match=r"^1 of 2 users have 3 or more records, at least 2"):
+            make([*users("a"), ("b", "x", 1)], least_of_user=1)
         assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
@@ -153,7 +157,7 @@ class TestWarnings:
         assert "they may be ranks or another unit" in text
 
     def test_short_users(self, make) -> None:
-        rows = users("a", "b") + [("c", "x", 5)]
+        rows = [*users("a", "b"), ("c", "x", 5)]
         text = make(rows, least_of_user=1)["text"]
         assert "1 users have fewer than 3 records" in text
 
