@@ -150,7 +150,8 @@ def diffusion_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
     )
     settings = diffusion_stage.loop_settings(config.diffusion, config.save_seconds)
     fitted = fit(task, settings, Store(workdir / "diffusion"), log)
-    name = {"time": "TI-DiffRec", "position": "T-DiffRec"}[config.diffusion.weighting]
+    by_time = config.diffusion.weighting == "time" and given.split.train.times is not None
+    name = "TI-DiffRec" if by_time else "T-DiffRec"
     return _evaluated(given, "diffusion", name, fitted, scorers, given.users.diffusion, log)
 
 

@@ -135,6 +135,8 @@ FIELDS: dict[str, Field] = {
     "data.user": _text("user_id", "column of the users"),
     "data.item": _text("item_id", "column of the items"),
     "data.time": _text("timestamp", "column of the times, or empty for log order"),
+    "data.auxiliary_time": _text("", "the same of the auxiliary log, where it has another name"),
+    "data.auxiliary_first": _flag(False, "the auxiliary's events come first where times tie"),
     "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
     "data.origin": _text("", "where the logs can be had, for the message that they are missing"),
     # Simulated log.

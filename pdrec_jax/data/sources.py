@@ -163,10 +163,16 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
             )
         return made.log, found
     data = config.data
+    columns = (data.time, data.auxiliary_time or data.time)
     logs = [
-        read_log(path, user=data.user, item=data.item, time=data.time or None, ids=data.ids)
-        for path in files
+        read_log(path, user=data.user, item=data.item, time=time or None, ids=data.ids)
+        for path, time in zip(files, columns, strict=False)
     ]
-    log = logs[0] if len(logs) == 1 else merge_domains(logs[0], logs[1])
+    log = logs[0]
+    if len(logs) > 1:
+        log = merge_domains(log, logs[1], source_first=data.auxiliary_first)
     listed = [{"name": path.name, "sha256": sha256(path)} for path in files]
-    return log, {"source": "real", "files": listed}
+    found = {"source": "real", "files": listed}
+    if log.times is None and config.diffusion.weighting == "time":
+        found["note"] = "the log has no times: behaviours are weighed by position, as in T-DiffRec"
+    return log, found
