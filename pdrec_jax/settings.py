@@ -132,6 +132,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.target": _text("", "log of the domain to recommend, a name without its ending or a path"),
     "data.auxiliary": _text("", "log of the paper's source domain, or empty; decides on users"),
+    "data.mixed": _flag(False, "train on both domains' events, the paper's cross-domain task"),
     "data.user": _text("user_id", "column of the users"),
     "data.item": _text("item_id", "column of the items"),
     "data.time": _text("timestamp", "column of the times, or empty for log order"),

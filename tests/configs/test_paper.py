@@ -18,7 +18,10 @@ def config_of(name: str, variant: str = ""):
     return load_config(f"{CONFIGS / name}.py{variant}")
 
 
-@pytest.mark.parametrize("name", ["toy", "game", "book", "music", "custom"])
+PAIRS = ["toy_game", "game_toy", "book_music", "music_book"]
+
+
+@pytest.mark.parametrize("name", ["toy", "game", "book", "music", "custom", *PAIRS])
 def test_are_valid(name) -> None:
     config = config_of(name)
     validate(config)
@@ -60,3 +63,16 @@ def test_users_of_the_public_code(real_data, name, drawn, evaluated, diffusion) 
     users = user_sets(get_protocol("reference"), leave_one_out(log))
     found = [int(some.sum()) for some in (users.preferences, users.encoder, users.diffusion)]
     assert found == [drawn, evaluated, diffusion]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_their_target_with_both_logs(name) -> None:
+    target = name.partition("_")[0]
+    for variant in ("readme", "paper"):
+        pair, single = config_of(name, f":{variant}"), config_of(target, f":{variant}")
+        assert pair.data.mixed
+        pair.name, pair.data.mixed = single.name, False
+        if name == "book_music":
+            assert pair.diffusion.weighting == "position"
+            pair.diffusion.weighting = "time"
+        assert pair.to_dict() == single.to_dict()
