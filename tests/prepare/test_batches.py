@@ -13,7 +13,6 @@ from pdrec_jax.data.columns import Columns
 from pdrec_jax.errors import UserError
 from pdrec_jax.prepare import batches, streams
 from pdrec_jax.prepare.batches import Skipped, read_batches
-from pdrec_jax.prepare.streams import split_suffix
 
 WANTED = Columns("user", "item", "time")
 ROWS = [("a", "x", 1), ("b", "y", 2), ("a", "z", 3)]
@@ -221,15 +220,6 @@ def test_files_that_cannot_be_opened(tmp_path) -> None:
         assert complaint(tmp_path / f"none.{suffix}") == "no such file"
         (tmp_path / f"folder.{suffix}").mkdir()
         assert complaint(tmp_path / f"folder.{suffix}") == "is a directory, a file is expected"
-
-
-def test_suffixes() -> None:
-    assert split_suffix(Path("a/b.CSV.GZ")) == (".csv", "gzip")
-    assert split_suffix(Path("b.jsonl.zst")) == (".jsonl", "zstd")
-    assert split_suffix(Path("b.parquet")) == (".parquet", None)
-    for name in ("log", "log.txt", "log.gz", "log.parquet.gz", "csv"):
-        with pytest.raises(UserError, match=r": unknown suffix, one of \.inter, \.csv, "):
-            split_suffix(Path(name))
 
 
 def test_bytes_that_are_no_text_stay_in_their_row(write, monkeypatch) -> None:
