@@ -114,9 +114,11 @@ def require_free(out: Path, overwrite: bool) -> None:
     Raises:
         UserError: something is in the way.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir() or not (out / PREPARED).is_file():
+    with write_errors(out):
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        ours = (out / PREPARED).is_file()
+    if not ours:
         raise UserError(f"{out}: is there and was not made by this command; name another --out")
     if not overwrite:
         raise UserError(f"{out}: holds a prepared log; name another --out, or add --overwrite")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -187,6 +188,12 @@ class TestDirectory:
         with pytest.raises(UserError, match=r"out: is there and was not made by this command"):
             make(users("a", "b"), overwrite=True)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
+
+    def test_a_directory_that_may_not_be_read(self, make, tmp_path, monkeypatch) -> None:
+        (tmp_path / "out").mkdir()
+        monkeypatch.setattr(Path, "iterdir", Mock(side_effect=PermissionError(13, "Denied")))
+        with pytest.raises(UserError, match=r"out: cannot write \(Denied\)$"):
+            make(users("a", "b"))
 
     def test_an_empty_directory_is_free(self, make, tmp_path) -> None:
         (tmp_path / "out").mkdir()
