@@ -47,6 +47,7 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
       UserError: anything the user can mend.
     """
     begun = time.monotonic()
+    config = sources.adopt(config, by_hand)
     validate(config)
     files = sources.find_files(config)
     if files is None:

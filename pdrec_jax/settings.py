@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -127,11 +127,17 @@ FIELDS: dict[str, Field] = {
         "auto", ("auto", "real", "simulated"), "auto simulates where there is no real log"
     ),
     "data.dir": _text("", "directory of the logs; then $PDREC_DATA, then data/"),
+    "data.path": _text(
+        "", "directory made by pdrec_jax.prepare: its log, and settings where none is set by hand"
+    ),
     "data.target": _text("", "log of the domain to recommend, a name without its ending or a path"),
     "data.auxiliary": _text("", "log of the paper's source domain, or empty; decides on users"),
+    "data.mixed": _flag(False, "train on both domains' events, the paper's cross-domain task"),
     "data.user": _text("user_id", "column of the users"),
     "data.item": _text("item_id", "column of the items"),
     "data.time": _text("timestamp", "column of the times, or empty for log order"),
+    "data.auxiliary_time": _text("", "the same of the auxiliary log, where it has another name"),
+    "data.auxiliary_first": _flag(False, "the auxiliary's events come first where times tie"),
     "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
     "data.origin": _text("", "where the logs can be had, for the message that they are missing"),
     # Simulated log.
@@ -229,6 +235,7 @@ FREE_FIELDS = (
     "tensorboard",
     "data.source",  # the workdir records which it was
     "data.dir",
+    "data.path",  # its log is known by its checksum
     "data.origin",
 )
 
@@ -371,11 +378,22 @@ def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
       config: as resolved, command line included.
       by_hand: the fields that the command line sets; they stay as they are.
     """
-    short = config.copy_and_resolve_references()
-    for path, value in config.simulation.overrides:
+    return fill(config, dict(config.simulation.overrides), by_hand)
+
+
+def fill(config: ConfigDict, values: Mapping[str, Any], by_hand: Collection[str]) -> ConfigDict:
+    """Returns a copy of a config with other values.
+
+    Args:
+      config: as resolved.
+      values: by dotted path.
+      by_hand: the fields that stay as they are.
+    """
+    filled = config.copy_and_resolve_references()
+    for path, value in values.items():
         if path not in by_hand:
-            put(short, path, value)
-    return short
+            put(filled, path, value)
+    return filled
 
 
 def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[str]:

@@ -228,7 +228,7 @@ def build(
             half_ties=protocol.half_ties,
             seed=config.seed,
             block=config.block,
-            num_items=split.train.num_items,
+            num_items=split.train.num_target_items,
         )
 
     test = scorer(vectors_of(config, split, model.num_slots, heldin=True), candidates, extended[:2])

@@ -427,7 +427,7 @@ def build(
             candidates=table,
             half_ties=protocol.half_ties,
             block=section.block,
-            num_items=split.train.num_items,
+            num_items=split.train.num_target_items,
         )
 
     test = scorer(*extend_train(split)[:2], candidates)
