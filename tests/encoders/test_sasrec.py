@@ -162,7 +162,7 @@ def data(golden, given_negatives) -> TrainingData:
 
 @functools.partial(jax.jit, static_argnums=1)
 def encode_jit(params, model, vectors, rows, key):
-    return model.states(params, vectors, rows, key)
+    return model.encoder(params)(vectors, rows, key)
 
 
 final_jit = jax.jit(final_states, static_argnums=1)
@@ -301,7 +301,7 @@ def encode(attend_padding, sasrec, histories) -> Callable[..., SimpleNamespace]:
             event=np.where(segment < len(order), event, -1),
             vectors=vectors,
             states=np.asarray(states),
-            function=lambda vectors: model.states(params, vectors, whole, key),
+            function=lambda vectors: model.encoder(params)(vectors, whole, key),
         )
 
     encode.items, encode.offsets = drawn, offsets
