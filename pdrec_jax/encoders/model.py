@@ -283,7 +283,7 @@ def split_lookup(vectors: Array, ids: dict[str, Array]) -> dict[str, Array]:
     """Cuts the vectors [n, D] of ``flat_ids`` into those of each array of ids, [..., D]."""
     out, begin = {}, 0
     for name, some in ids.items():
-        out[name] = vectors[begin : begin + some.size].reshape(*some.shape, -1)
+        out[name] = vectors[begin : begin + some.size].reshape(*some.shape, vectors.shape[-1])
         begin += some.size
     return out
 

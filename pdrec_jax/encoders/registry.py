@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+from pdrec_jax.encoders.cl4srec import CL4SRec
 from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.gru4rec import GRU4Rec
 from pdrec_jax.encoders.sasrec import SASRec
 from pdrec_jax.errors import UserError
 
 _ENCODERS: dict[str, tuple[str, Callable[..., Encoder]]] = {
+    "cl4srec": ("CL4SRec", CL4SRec),
     "gru4rec": ("GRU4Rec", GRU4Rec),
     "sasrec": ("SASRec", SASRec),
 }
