@@ -135,9 +135,7 @@ def make_model(
 
     def make() -> tuple[Any, Params]:
         made = make_encoder(config.encoder, num_items, rngs=nnx.Rngs(params=config.seed))
-        if not isinstance(made, Encoder):
-            raise UserError(f"encoder {title}: a pdrec_jax.encoders.encoder.Encoder is expected")
-        found["layout"] = made.layout
+        found["kind"], found["layout"] = type(made), getattr(made, "layout", None)
         graph, state = nnx.split(made)
         return graph, nnx.to_pure_dict(state)
 
@@ -146,6 +144,11 @@ def make_model(
         return params
 
     jax.eval_shape(trace)
+    if not issubclass(found["kind"], Encoder):
+        raise UserError(
+            f"encoder {title}: a pdrec_jax.encoders.encoder.Encoder is expected, "
+            f"got {found['kind'].__name__}"
+        )
     model = EncoderModel(
         found["graph"],
         config.encoder.max_length,
