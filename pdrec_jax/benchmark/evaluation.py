@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 from pdrec_jax.benchmark.contest import Comparison, Contestant
 from pdrec_jax.benchmark.sizes import Sizes
@@ -29,7 +30,7 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
         protocol=workload.protocol,
         **tables,
     )
-    models = [("TI-DiffRec", ranks["test"], diffusion.initialise())]
+    models: list[tuple[str, Any, Any]] = [("TI-DiffRec", ranks["test"], diffusion.initialise())]
     for name in sizes.encoders:
         config = workload.copy()
         config.encoder.name = name

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import LANES, Layout
 from pdrec_jax.encoders.encoder import Encoder
-from pdrec_jax.encoders.layers import Rows, xavier_normal
+from pdrec_jax.encoders.layers import Rows, project, xavier_normal
 from pdrec_jax.encoders.recurrence import PADDING_LANES, Stairs, run, step
 
 _GATES = 3  # reset, update, new
@@ -84,7 +84,7 @@ class GRU4Rec(Encoder):
         bias = self.input_bias[...] + hidden_bias.at[2].set(0)
         kernels, hidden = tuple(self.input[...]), tuple(self.hidden[...])
         inputs = tuple(
-            jnp.dot(cells, k) + b[None, :] for k, b in zip(kernels, tuple(bias), strict=True)
+            project(cells, k) + b[None, :] for k, b in zip(kernels, tuple(bias), strict=True)
         )
         start = self.start[...][None, :]
         ahead = step(start, tuple(gate[:1] for gate in inputs), hidden, hidden_bias[2])

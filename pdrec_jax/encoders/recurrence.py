@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from pdrec_jax.encoders.layers import outer
+
 PADDING_LANES = 2
 
 Gates = tuple[Array, Array, Array]  # r, z, n
@@ -142,7 +144,7 @@ def _forward(
     lanes, after, before = start, [], []
     for phase in stairs.phases():
         lanes = _join(lanes, late[phase.joined])
-        given = tuple(_cut(phase, gate) for gate in inputs)
+        given: Gates = jax.tree.map(functools.partial(_cut, phase), inputs)
         states = lax.scan(advance, lanes, given)[1]
         before += [lanes, states[:-1].reshape(-1, lanes.shape[-1])]
         after.append(states.reshape(-1, lanes.shape[-1]))
@@ -185,7 +187,7 @@ def _run_backward(stairs: Stairs, kept: tuple, gradient: Array) -> tuple:
         d = d[:keep].at[:PADDING_LANES].add(of_padding)
     all_d = jnp.concatenate(found)
     of_r, of_z, of_q = (all_d * factor for factor in factors)
-    of_kernels = tuple(jnp.dot(before.T, g) for g in (of_r, of_z, of_q))
+    of_kernels = tuple(outer(before, g) for g in (of_r, of_z, of_q))
     none = jnp.zeros(late.shape, jax.dtypes.float0)
     return d, none, (of_r, of_z, all_d * of_n), of_kernels, jnp.sum(of_q, axis=0)
 
