@@ -62,7 +62,9 @@ def outer(x: Array, y: Array) -> Array:
 
 @jax.custom_vjp
 def project(x: Array, kernel: Array) -> Array:
-    """Multiplies vectors by a matrix, with a gradient by ``outer``; it has no forward-mode derivative.
+    """Multiplies vectors by a matrix, with a gradient by ``outer``.
+
+    It has no forward-mode derivative.
 
     Args:
       x: [..., D].
