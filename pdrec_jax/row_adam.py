@@ -23,6 +23,7 @@ Letters: I rows, D width, n rows read by a step, some of them more than once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -86,26 +87,6 @@ class Table(NamedTuple):
     place: Array
 
 
-class Read(NamedTuple):
-    """Rows of a table, up to date; one entry for each time that a row is asked for.
-
-    Attributes:
-      ids: [n] int32.
-      values: [n, D].
-      first: [n, D].
-      second: [n, D].
-    """
-
-    ids: Array
-    values: Array
-    first: Array
-    second: Array
-
-    def take(self, index: Array) -> Read:
-        """Returns some of the entries."""
-        return Read(*(part[index] for part in self))
-
-
 def tails(adam: AdamW, rates: np.ndarray) -> Tails:
     """Computes the tails of a run, in float64 on the host.
 
@@ -142,18 +123,31 @@ def open_table(values: Array, first: Array, second: Array, step: Array) -> Table
     return Table(values, first, second, age, jnp.zeros(rows, jnp.int32))
 
 
-def _catch_up(adam: AdamW, read: Read, age: Array, step: Array, tail: Tails) -> Read:
+class _Rows(NamedTuple):
+    """Rows of a table: value and both moments, [n, D] each."""
+
+    values: Array
+    first: Array
+    second: Array
+
+
+def _caught_up(adam: AdamW, rows: _Rows, age: Array, step: Array, tail: Tails) -> _Rows:
+    """Rows of an age [n] as they are after a step."""
     missed = (step - age)[:, None].astype(jnp.float32)
     shrunk = jnp.exp(tail.shrinkage[step] - tail.shrinkage[age])[:, None]
     way = shrunk * tail.sums[age][:, None] - adam.ratio**missed * tail.sums[step]
     # A row that never had a gradient has moments of 0 and only decays.
-    root = jnp.sqrt(read.second) + adam.epsilon
-    values = shrunk * read.values - way * read.first / root
-    return Read(read.ids, values, read.first * adam.b1**missed, read.second * adam.b2**missed)
+    values = shrunk * rows.values - way * rows.first / (jnp.sqrt(rows.second) + adam.epsilon)
+    return _Rows(values, rows.first * adam.b1**missed, rows.second * adam.b2**missed)
 
 
-def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> Read:
-    """Reads rows as they are after a step.
+def _read(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> _Rows:
+    rows = _Rows(table.values[ids], table.first[ids], table.second[ids])
+    return _caught_up(adam, rows, table.age[ids], step, tail)
+
+
+def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> Array:
+    """Reads rows as they are after a step, [n, D].
 
     Args:
       adam: its constants.
@@ -162,56 +156,65 @@ def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -
       step: [] int32, steps done.
       tail: of ``tails``.
     """
-    read = Read(ids, table.values[ids], table.first[ids], table.second[ids])
-    return _catch_up(adam, read, table.age[ids], step, tail)
+    return _read(adam, table, ids, step, tail).values
 
 
 def write_rows(
     adam: AdamW,
     table: Table,
-    read: Read,
-    gradient: Array,
+    ids: Sequence[Array],
+    gradients: Sequence[Array],
     step: Array,
     rate: Array,
-    share: Array | None = None,
-    most: int = 1,
+    tail: Tails,
+    *,
+    rare: Array | None = None,
+    times: int = 1,
 ) -> Table:
-    """Takes a step with the gradient of the rows read.
+    """Takes a step with the gradient of some rows.
 
     Where part of a row's gradient is seen in one of n steps only and counts n times then, its
-    square would be n times too large on average, and Adam slow. With S the row's gradient in which
-    everything counts once and G the one in which it counts as it should, the second moment gets
-    ``S^2 + (G - S)^2 / (n - 1)``: its mean is that of a gradient seen whole in every step, but for
-    the product of the two parts.
+    square would be n times too large on average, and Adam slow. With G the gradient and P that
+    part of it, the second moment gets ``(G - P + P/n)^2 + (n - 1) (P/n)^2``: its mean is that of a
+    gradient seen whole in every step, but for the product of the two parts.
 
     Args:
       adam: its constants.
-      table: that they were read from.
-      read: [n] rows after step ``step - 1``; each row with a gradient must be among them.
-      gradient: [n, D]; those of one row add up.
+      table: as it was after ``step - 1`` steps.
+      ids: parts [n_k] int32; each row with a gradient must be among them.
+      gradients: parts [n_k, D]; those of one row add up.
       step: [] int32, from 1.
       rate: [] learning rate.
-      share: [n], 1 or ``most``: how often an entry's gradient counts; None for once.
-      most: n of the formula.
+      tail: of ``tails``.
+      rare: [n_0] bool, which entries of the first part, different rows, are such a P.
+      times: n of the formula.
     """
-    count, rows = len(read.ids), table.values.shape[0]
+    every = jnp.concatenate(ids)
+    count, rows = len(every), table.age.shape[0]
     order = jnp.arange(count, dtype=jnp.int32)
     # Of the entries of a row one stands for all: the one whose number its place holds. What other
     # rows' places hold is left over from earlier steps and never looked at.
-    place = table.place.at[read.ids].set(order)
-    chosen = place[read.ids]
-    total = jnp.zeros_like(gradient).at[chosen].add(gradient)
+    place = table.place.at[every].set(order)
+    if rare is not None:
+        # It stands for its row itself, so that P is where the row's sum is.
+        place = place.at[jnp.where(rare, ids[0], rows)].set(order[: len(rare)], mode="drop")
+    chosen = place[every]
+    total, begin = jnp.zeros((count, table.values.shape[1])), 0
+    for gradient in gradients:
+        total = total.at[chosen[begin : begin + len(gradient)]].add(gradient)
+        begin += len(gradient)
     square = jnp.square(total)
-    if share is not None and most > 1:
-        once = jnp.zeros_like(gradient).at[chosen].add(gradient / share[:, None])
-        square = jnp.square(once) + jnp.square(total - once) / (most - 1)
-    first = adam.b1 * read.first + (1 - adam.b1) * total
-    second = adam.b2 * read.second + (1 - adam.b2) * square
+    if rare is not None:
+        part = jnp.where(rare[:, None], gradients[0] / times, 0)
+        head = jnp.square(total[: len(rare)] - (times - 1) * part) + (times - 1) * part**2
+        square = jnp.concatenate([head, square[len(rare) :]])
+    old = _read(adam, table, every, step - 1, tail)
+    first = adam.b1 * old.first + (1 - adam.b1) * total
+    second = adam.b2 * old.second + (1 - adam.b2) * square
     unbiased = [-jnp.expm1(step.astype(jnp.float32) * np.log(b)) for b in (adam.b1, adam.b2)]
     scaled = jnp.sqrt(second / unbiased[1]) + adam.epsilon
-    update = first / unbiased[0] / scaled + adam.decay * read.values
-    values = read.values - rate * update
-    target = jnp.where(chosen == order, read.ids, rows)
+    values = old.values - rate * (first / unbiased[0] / scaled + adam.decay * old.values)
+    target = jnp.where(chosen == order, every, rows)
 
     def put(part: Array, new: Array) -> Array:
         return part.at[target].set(new, mode="drop")
@@ -235,9 +238,8 @@ def close_table(adam: AdamW, table: Table, step: Array, tail: Tails) -> tuple[Ar
         # up to date by then.
         begin = jnp.minimum(number * block, rows - block)
         part = Table(*(jax.lax.dynamic_slice_in_dim(leaf, begin, block) for leaf in table))
-        read = _catch_up(adam, Read(part.place, *part[:3]), part.age, step, tail)
-        done = (*read[1:], jnp.full(block, step, jnp.int32))
-        new = Table(*done, part.place)
+        done = _caught_up(adam, _Rows(*part[:3]), part.age, step, tail)
+        new = Table(*done, jnp.full(block, step, jnp.int32), part.place)
         return jax.tree.map(
             lambda leaf, rows: jax.lax.dynamic_update_slice_in_dim(leaf, rows, begin, 0), table, new
         )

@@ -34,8 +34,9 @@ def run(adam, start, ids, gradients, rates, begin, tail):
 
     def step(table, inputs):
         number, row_ids, gradient, rate = inputs
-        read = read_rows(adam, table, row_ids, number - 1, tail)
-        return write_rows(adam, table, read, gradient, number, rate), read.values
+        seen = read_rows(adam, table, row_ids, number - 1, tail)
+        halves = (row_ids[:2], row_ids[2:]), (gradient[:2], gradient[2:])
+        return write_rows(adam, table, *halves, number, rate, tail), seen
 
     numbers = jnp.arange(begin + 1, begin + 1 + len(ids), dtype=jnp.int32)
     table, seen = jax.lax.scan(step, table, (numbers, ids, gradients, rates))
@@ -123,27 +124,30 @@ def test_second_moment_of_what_is_seen_one_time_in_four() -> None:
     adam, step = AdamW(), jnp.int32(3)
     rng = np.random.default_rng(0)
     start = [jnp.asarray(rng.random((4, WIDTH)), jnp.float32) for _ in range(3)]
-    ids = jnp.asarray([2, 0, 2, 1, 2], jnp.int32)
-    gradient = rng.normal(size=(5, WIDTH)).astype(np.float32)
-    share = jnp.asarray([4.0, 4.0, 1.0, 1.0, 1.0])
-    tail = tails(adam, np.full(10, 0.1))
+    ids = jnp.asarray([2, 0, 3], jnp.int32), jnp.asarray([2, 1, 2], jnp.int32)
+    gradient = rng.normal(size=(6, WIDTH)).astype(np.float32)
+    gradient[2] = 0
     table = open_table(*start, step - 1)
-    read = read_rows(adam, table, ids, step - 1, tail)
     found = write_rows(
-        adam, table, read, jnp.asarray(gradient), step, jnp.float32(0.1), share, most=4
+        adam,
+        table,
+        ids,
+        (gradient[:3], gradient[3:]),
+        step,
+        jnp.float32(0.1),
+        tails(adam, np.full(10, 0.1)),
+        rare=jnp.asarray([True, True, False]),
+        times=4,
     )
-    whole = gradient[0] + gradient[2] + gradient[4]
-    once = gradient[0] / 4 + gradient[2] + gradient[4]
-    expected = {
+    whole = gradient[0] + gradient[3] + gradient[5]
+    once = gradient[0] / 4 + gradient[3] + gradient[5]
+    squares = {
         2: once**2 + 3 * (gradient[0] / 4) ** 2,
         0: 4 * (gradient[1] / 4) ** 2,
-        1: gradient[3] ** 2,
-        3: None,
+        1: gradient[4] ** 2,
+        3: 0,
     }
-    for row, square in expected.items():
-        if square is None:
-            np.testing.assert_array_equal(found.second[row], start[2][row])
-        else:
-            second = 0.999 * start[2][row] + 0.001 * square
-            np.testing.assert_allclose(found.second[row], second, rtol=1e-6)
+    for row, square in squares.items():
+        expected = 0.999 * start[2][row] + 0.001 * square
+        np.testing.assert_allclose(found.second[row], expected, rtol=1e-5)
     np.testing.assert_allclose(found.first[2], 0.9 * start[1][2] + 0.1 * whole, rtol=1e-5)

@@ -14,10 +14,9 @@ from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.step import training_loss, windowed_loss
 from pdrec_jax.diffusion.vectors import SparseBatch
-from pdrec_jax.diffusion.windows import draw_step, number_of_windows
+from pdrec_jax.diffusion.windows import TableRows, draw_step, number_of_windows
 from pdrec_jax.row_adam import (
     AdamW,
-    Table,
     Tails,
     close_table,
     open_table,
@@ -102,24 +101,34 @@ def train_steps_by_rows(
     def step(carried: Any, inputs: tuple[SparseBatch, Array]) -> tuple[Any, Array]:
         (params, optimiser_state, history, tables), (batch, number) = carried, inputs
         drawn = draw_step(model, history, batch, size, jax.random.fold_in(key, number))
-        reads = [
-            read_rows(adam, table, ids, number, tail)
-            for table, ids in zip(tables, (drawn.inputs, drawn.outputs), strict=True)
-        ]
-        gradients, (history, loss) = jax.grad(windowed_loss, argnums=(0, 4, 5), has_aux=True)(
-            params, model, history, drawn, *(read.values for read in reads)
+        own = jnp.asarray(batch.slots)
+        ids = (drawn.entries, own), (drawn.exits, own)
+        rows = TableRows(
+            *(
+                read_rows(adam, table, some, number, tail)
+                for table, parts in zip(tables, ids, strict=True)
+                for some in parts
+            )
         )
-        updates, optimiser_state = optimiser.update(gradients[0], optimiser_state, params)
+        (gradient, slopes), (history, loss) = jax.grad(windowed_loss, argnums=(0, 4), has_aux=True)(
+            params, model, history, drawn, rows
+        )
+        updates, optimiser_state = optimiser.update(gradient, optimiser_state, params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         # Of the noise every window has its share of the variance, so that squares need no care.
-        shares = None, jnp.maximum(jnp.pad(drawn.share, (0, len(batch.slots))), 1.0)
-        moved: list[Table] = []
-        for given in zip(tables, reads, gradients[1:], shares, strict=True):
-            # One table after the other, so that what each needs in between shares its memory.
-            (table, read, gradient, share), moved = jax.lax.optimization_barrier((given, moved))
-            rows = adam, table, read, gradient, number + 1, jnp.float32(rate), share
-            moved.append(write_rows(*rows, most=windows))
-        tables = tuple(moved)
+        taken = number + 1, jnp.float32(rate), tail
+        tables = (
+            write_rows(adam, tables[0], ids[0], (slopes.entry, slopes.own_entry), *taken),
+            write_rows(
+                adam,
+                tables[1],
+                ids[1],
+                (slopes.exit, slopes.own_exit),
+                *taken,
+                rare=drawn.share > 1,
+                times=windows,
+            ),
+        )
         return (params, optimiser_state, history, tables), loss
 
     carried = params, optimiser_state, state["history"], opened

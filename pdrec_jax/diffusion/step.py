@@ -9,7 +9,13 @@ from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.process import Coefficients, denoising_loss, normal_from_bits, q_sample
 from pdrec_jax.diffusion.timesteps import LossHistory, record, sample_timesteps
 from pdrec_jax.diffusion.vectors import SparseBatch, densify
-from pdrec_jax.diffusion.windows import WindowedStep, draw_step, keep_factors, losses_of_rows
+from pdrec_jax.diffusion.windows import (
+    TableRows,
+    WindowedStep,
+    draw_step,
+    keep_factors,
+    losses_of_rows,
+)
 from pdrec_jax.random_bits import hashed_bits
 
 
@@ -53,8 +59,11 @@ def training_loss(
     """
     if model.windowed:
         step = draw_step(model, history, batch, size, key)
-        entry, exit = params["item_kernel"][step.inputs], params["output"]["kernel"][step.outputs]
-        return windowed_loss(params, model, history, step, entry, exit)
+        entry, exit = params["item_kernel"], params["output"]["kernel"]
+        rows = TableRows(
+            entry[step.entries], entry[batch.slots], exit[step.exits], exit[batch.slots]
+        )
+        return windowed_loss(params, model, history, step, rows)
     c = model.coefficients()
     key_t, key_noise = jax.random.split(key)
     t, probability = sample_timesteps(key_t, history, size)
@@ -69,8 +78,7 @@ def windowed_loss(
     model: DiffusionModel,
     history: LossHistory,
     step: WindowedStep,
-    entry: Array,
-    exit: Array,
+    rows: TableRows,
 ) -> tuple[Array, tuple[LossHistory, Array]]:
     """``training_loss`` from the rows of the two tables that a step on windows reads.
 
@@ -79,10 +87,9 @@ def windowed_loss(
       model: static.
       history: losses so far.
       step: from ``windows.draw_step``.
-      entry: see ``windows.losses_of_rows``.
-      exit: see there.
+      rows: of the tables.
     """
-    losses = losses_of_rows(model, params, step, entry, exit)
+    losses = losses_of_rows(model, params, step, rows)
     return _weighted(history, step.t, step.probability, losses)
 
 

@@ -84,8 +84,8 @@ class WindowedStep:
       noise: [B, V], what enters the first layer at the window's slots, after dropout.
       corrupted: the batch as it enters the first layer: scaled, after dropout.
       batch: the batch itself, the target.
-      inputs: [V + P] int32, rows of W_x: the window's slots, then the tokens'.
-      outputs: [W + P] int32, rows of W_o, likewise.
+      entries: [V] int32, slots of the noise's window, rows of W_x.
+      exits: [W] int32, slots of the error's head and window, rows of W_o.
       share: [W], how often the squared output of each of these slots counts.
       place: [P] int32, where a token's slot stands among these; W where it does not.
       t: [B] int32.
@@ -95,8 +95,8 @@ class WindowedStep:
     noise: Array
     corrupted: SparseBatch
     batch: SparseBatch
-    inputs: Array
-    outputs: Array
+    entries: Array
+    exits: Array
     share: Array
     place: Array
     t: Array
@@ -125,13 +125,13 @@ def draw_step(
     kept = keep_factors(hashed_bits(key_tokens, batch.slots.shape), model.dropout)
     signal = jnp.concatenate([c.signal_scale[t], jnp.zeros(1)])[batch.rows]
     window = draw_window(key_error, model.num_slots, model.error_fraction)
-    outputs, share, place = error_slots(model, window, batch)
+    exits, share, place = error_slots(model, window, batch)
     return WindowedStep(
         jnp.where(entry.inside[None, :], noise, 0),
         SparseBatch(batch.slots, batch.rows, batch.weights * kept * signal),
         batch,
-        jnp.concatenate([entry.slots, batch.slots]),
-        outputs,
+        entry.slots,
+        exits,
         share,
         place,
         t,
@@ -142,7 +142,7 @@ def draw_step(
 def error_slots(
     model: DiffusionModel, window: Window, batch: SparseBatch
 ) -> tuple[Array, Array, Array]:
-    """Lists the slots whose error a step looks at: ``outputs``, ``share``, ``place``.
+    """Lists the slots whose error a step looks at: ``exits``, ``share``, ``place``.
 
     Args:
       model: static.
@@ -160,31 +160,41 @@ def error_slots(
     )
     place = place.at[head].set(jnp.arange(head.shape[0], dtype=jnp.int32))
     return (
-        jnp.concatenate([head, window.slots, batch.slots]),
+        jnp.concatenate([head, window.slots]),
         jnp.concatenate([jnp.ones(head.shape[0]), jnp.where(counted, float(window.number), 0.0)]),
         place[batch.slots],
     )
 
 
-def project_rows(step: WindowedStep, entry: Array) -> Array:
-    """Takes the noisy batch to z = x_t W_x, [B, H].
+class TableRows(NamedTuple):
+    """What a step reads of the two tables.
 
-    Args:
-      step: from ``draw_step``.
-      entry: [V + P, H], rows ``step.inputs`` of W_x.
+    Attributes:
+      entry: [V, H], rows ``WindowedStep.entries`` of W_x.
+      own_entry: [P, H], rows of W_x of the tokens' slots.
+      exit: [W, H'], rows ``WindowedStep.exits`` of W_o.
+      own_exit: [P, H'], rows of W_o of the tokens' slots.
     """
-    size, window = step.noise.shape
+
+    entry: Array
+    own_entry: Array
+    exit: Array
+    own_exit: Array
+
+
+def project_rows(step: WindowedStep, rows: TableRows) -> Array:
+    """Takes the noisy batch to z = x_t W_x, [B, H]."""
     tokens = step.corrupted
-    return jnp.dot(step.noise, entry[:window]) + jax.ops.segment_sum(
-        entry[window:] * tokens.weights[:, None],
+    return jnp.dot(step.noise, rows.entry) + jax.ops.segment_sum(
+        rows.own_entry * tokens.weights[:, None],
         tokens.rows,
-        num_segments=size,
+        num_segments=step.noise.shape[0],
         indices_are_sorted=True,
     )
 
 
 def losses_of_rows(
-    model: DiffusionModel, params: Params, step: WindowedStep, entry: Array, exit: Array
+    model: DiffusionModel, params: Params, step: WindowedStep, rows: TableRows
 ) -> Array:
     """Weighted squared error of each row of the batch, [B], before division by T p_t.
 
@@ -192,23 +202,20 @@ def losses_of_rows(
       model: static.
       params: of the denoiser; of its two tables nothing is read.
       step: from ``draw_step``.
-      entry: see ``project_rows``.
-      exit: [W + P, H'], rows ``step.outputs`` of W_o.
+      rows: of the tables.
     """
     denoiser = model.denoiser(params)
     size = step.noise.shape[0]
-    h = denoiser.trunk(project_rows(step, entry), step.t)
-
-    bias = denoiser.output.bias[...][step.outputs]
-    window = step.share.shape[0]
-    output = jnp.dot(h, exit[:window].T) + bias[None, :window]
-    x, rows = step.batch.weights, step.batch.rows
+    h = denoiser.trunk(project_rows(step, rows), step.t)
+    bias = denoiser.output.bias[...]
+    x, users = step.batch.weights, step.batch.rows
     # A user's own items are taken apart below; an unused token has row B, which is dropped here
     # and which no segment takes.
-    output = output.at[rows, step.place].set(0, mode="drop")
+    output = jnp.dot(h, rows.exit.T) + bias[step.exits][None, :]
+    output = output.at[users, step.place].set(0, mode="drop")
     error = jnp.dot(jnp.square(output), step.share)
-    of_items = jnp.sum(h[jnp.minimum(rows, size - 1)] * exit[window:], axis=1) + bias[window:]
+    own = jnp.sum(h[jnp.minimum(users, size - 1)] * rows.own_exit, axis=1) + bias[step.batch.slots]
     error = error + jax.ops.segment_sum(
-        jnp.square(x - of_items), rows, num_segments=size, indices_are_sorted=True
+        jnp.square(x - own), users, num_segments=size, indices_are_sorted=True
     )
     return model.coefficients().loss_weight[step.t] * error / model.num_slots

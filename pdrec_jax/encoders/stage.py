@@ -350,7 +350,7 @@ def _train_epoch_by_rows(
         (params, optimiser, table), (batch, number) = carried, given
         whole = {**params, _TABLE: table.values}
         inputs = step_inputs(whole, model, data, batch, jax.random.fold_in(base, number))
-        read = read_rows(_ADAM, table, flat_ids(inputs.ids), number, tail)
+        ids = flat_ids(inputs.ids)
 
         def loss_of(params: Params, values: Array) -> tuple[Array, Array | None]:
             whole = {**params, _TABLE: jax.lax.stop_gradient(table.values)}
@@ -358,13 +358,14 @@ def _train_epoch_by_rows(
 
         (loss, soft), (gradient, row_gradient) = jax.value_and_grad(
             loss_of, argnums=(0, 1), has_aux=True
-        )(params, read.values)
+        )(params, read_rows(_ADAM, table, ids, number, tail))
         if soft is not None:
             kept = _with_gradient(inputs.ids, soft, model.dpa_fine)
-            read, row_gradient = read.take(kept), row_gradient[kept]
+            ids, row_gradient = ids[kept], row_gradient[kept]
         updates, optimiser = _OPTIMISER.update(gradient, optimiser)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        table = write_rows(_ADAM, table, read, row_gradient, number + 1, jnp.float32(rate))
+        taken = number + 1, jnp.float32(rate), tail
+        table = write_rows(_ADAM, table, (ids,), (row_gradient,), *taken)
         return (params, optimiser, table), loss
 
     (params, optimiser, table), losses = jax.lax.scan(step, carried, (batches, numbers))

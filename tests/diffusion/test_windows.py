@@ -13,6 +13,7 @@ from pdrec_jax.diffusion.process import denoising_loss, q_sample
 from pdrec_jax.diffusion.schedule import make_schedule
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.windows import (
+    TableRows,
     Window,
     draw_step,
     draw_window,
@@ -43,7 +44,9 @@ def projected(model, keys, batch):
 
     def one(key):
         drawn = draw_step(model, empty_history(4), batch, 2, key)
-        return project_rows(drawn, jnp.eye(SLOTS)[drawn.inputs]), drawn.t
+        eye = jnp.eye(SLOTS)
+        rows = TableRows(eye[drawn.entries], eye[batch.slots], eye, eye)
+        return project_rows(drawn, rows), drawn.t
 
     return jax.vmap(one)(keys)
 
@@ -93,24 +96,25 @@ def test_windows_are_equally_likely_and_share_no_slot(fraction, width):
 class TestError:
     """The error over all windows, averaged, is the whole error, and so is its gradient."""
 
-    def every_window(self, model, params, drawn, entry):
+    def every_window(self, model, params, drawn):
         """Losses of each window in turn, the step being otherwise the same."""
         number = round(1 / model.error_fraction)
         width = -(-model.num_slots // number)
+        entry, exit, own = params["item_kernel"], params["output"]["kernel"], drawn.batch.slots
         for index in range(number):
             start = index * width
             begin = min(start, model.num_slots - width)
             slots = begin + jnp.arange(width, dtype=jnp.int32)
             window = Window(slots, slots >= start, number)
-            outputs, share, place = error_slots(model, window, drawn.batch)
-            changed = type(drawn)(
-                **{**vars(drawn), "outputs": outputs, "share": share, "place": place}
-            )
-            yield losses_of_rows(model, params, changed, entry, params["output"]["kernel"][outputs])
+            exits, share, place = error_slots(model, window, drawn.batch)
+            changed = type(drawn)(**{**vars(drawn), "exits": exits, "share": share, "place": place})
+            rows = TableRows(entry[drawn.entries], entry[own], exit[exits], exit[own])
+            yield losses_of_rows(model, params, changed, rows)
 
-    @pytest.mark.parametrize("hidden", [(8,), (5, 7)])
-    @pytest.mark.parametrize("fraction", [0.5, 0.25, 1 / 7])
-    @pytest.mark.parametrize("head", [(), (2, 3, 9, 36)])
+    @pytest.mark.parametrize(
+        ("hidden", "fraction", "head"),
+        [((8,), 0.5, ()), ((8,), 1 / 7, (2, 3, 9, 36)), ((5, 7), 0.25, (2, 3, 9, 36))],
+    )
     def test_mean_over_windows_is_the_dense_error(
         self, random_model, random_vectors, sparse, hidden, fraction, head
     ):
@@ -127,8 +131,7 @@ class TestError:
         drawn = draw_step(model, empty_history(10), sparse(np.asarray(x_0)), 6, jax.random.key(2))
 
         def windowed(params):
-            entry = params["item_kernel"][drawn.inputs]
-            losses = list(self.every_window(model, params, drawn, entry))
+            losses = list(self.every_window(model, params, drawn))
             return sum(losses) / len(losses)
 
         def dense(params):
