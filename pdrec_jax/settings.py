@@ -112,12 +112,21 @@ def _overrides(meaning: str) -> Field:
 FIELDS: dict[str, Field] = {
     "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
     "seed": _count(0, "of initial values, draws and candidates", least=0, most=_MAX_SEED),
+    "seeds": _count(1, "how many runs, of seed, seed + 1 and so on, each in a folder of its own"),
+    "seeds_at_once": _count(
+        0, "seeds of an encoder that train side by side; 0 for as many as is sensible", least=0
+    ),
     "protocol": _among(
         "strict", ("strict", "reference"), "free of leakage, or the public code's choices"
     ),
     "stage": _among("all", ("all", "diffusion", "encoder"), "which stages to run"),
     "preferences_from": _text(
         "", "workdir whose preferences the encoder stage reads; empty for this run's own"
+    ),
+    "preferences_by": _among(
+        "diffusion",
+        ("diffusion", "sasrec"),
+        "what fills the preferences; sasrec is the paper's ablation without TI-DiffRec",
     ),
     "save_seconds": _number(300.0, 0, INFINITY, "wall time between saves of a stage's state"),
     "progress": _flag(True, "show progress bars"),
@@ -135,6 +144,7 @@ FIELDS: dict[str, Field] = {
     "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
     "data.origin": _text("", "where the logs can be had, for the message that they are missing"),
     # Simulated log.
+    "simulation.seed": _count(-1, "of the log; -1 for the run's own", least=-1, most=_MAX_SEED),
     "simulation.num_users": _count(2000, "users", least=2),
     "simulation.num_items": _count(3000, "target items", least=200),
     "simulation.num_source_items": _count(0, "source items", least=0),
@@ -164,6 +174,7 @@ FIELDS: dict[str, Field] = {
     "diffusion.weighting": _among(
         "time", ("time", "position"), "TI-DiffRec weighs behaviours by time, T-DiffRec by position"
     ),
+    "diffusion.both": _flag(False, "train and rank the other of T- and TI-DiffRec too"),
     "diffusion.w_min": _number(0.5, 0, INFINITY, "weight of the earliest behaviour"),
     "diffusion.w_max": _number(1.0, 0, INFINITY, "weight of the latest behaviour", open_low=True),
     "diffusion.ties": _among(
@@ -221,6 +232,7 @@ FIELDS: dict[str, Field] = {
 # What may differ between a run and its resumption.
 FREE_FIELDS = (
     "stage",
+    "seeds_at_once",
     "save_seconds",
     "progress",
     "tensorboard",
@@ -343,6 +355,11 @@ def _validate_together(config: ConfigDict) -> None:
             f"config.encoder.heads: a divisor of the width ({encoder.width}) is expected, "
             f"got {encoder.heads}"
         )
+    if config.seed + config.seeds - 1 > _MAX_SEED:
+        raise UserError(
+            f"config.seeds: seeds of at most {_MAX_SEED} are expected, and {config.seeds} of them "
+            f"from {config.seed} are more"
+        )
     if config.preferences_from and config.stage != "encoder":
         raise UserError(
             "config.preferences_from: only the encoder stage reads preferences of another run; "
@@ -375,12 +392,21 @@ def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
 
 
 def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[str]:
-    """Lists the fields in which two configs differ, those that may change between runs left out."""
+    """Lists the fields in which two configs differ, those that may change between runs left out.
+
+    A field that an older run's config lacks has had its default. A run of several seeds may get
+    more of them, so only one and several differ.
+    """
     left, right = dict(flatten(config)), dict(flatten(ConfigDict(other)))
+
+    def value(found: dict[str, Any], path: str) -> Any:
+        one: Any = found.get(path, FIELDS[path].default if path in FIELDS else None)
+        return one > 1 if path == "seeds" else _plain(one)
+
     return [
         path
         for path in sorted(left.keys() | right.keys())
-        if path not in FREE_FIELDS and _plain(left.get(path)) != _plain(right.get(path))
+        if path not in FREE_FIELDS and value(left, path) != value(right, path)
     ]
 
 

@@ -28,6 +28,9 @@ OUT_OF_RANGE: dict[str, Any] = {
     **BELOW_0,
     "name": "a/b",
     "seed": -1,
+    "seeds_at_once": -1,
+    "preferences_by": "caser",
+    "simulation.seed": -2,
     "protocol": "Strict",
     "stage": "encoders",
     "data.source": "csv",
@@ -290,3 +293,24 @@ def test_reading_and_writing_by_path() -> None:
     section.width = 4
     assert config.encoder.width == 8
     assert "seed" not in config.encoder
+
+
+def test_a_field_that_an_older_run_lacks_had_its_default() -> None:
+    config = default_config()
+    older = config.to_dict()
+    del older["seeds"], older["preferences_by"], older["diffusion"]["both"]
+    assert differences(config, older) == []
+    config.preferences_by = "sasrec"
+    assert differences(config, older) == ["preferences_by"]
+
+
+def test_a_run_of_several_seeds_may_get_more_of_them() -> None:
+    one, two, five = (default_config() for _ in range(3))
+    two.seeds, five.seeds = 2, 5
+    assert differences(two, five) == []
+    assert differences(one, two) == ["seeds"]
+
+
+def test_seeds_beyond_the_largest() -> None:
+    message = complaint(seed=2**31 - 1, seeds=2)
+    assert message.startswith("config.seeds: seeds of at most 2147483647 are expected")

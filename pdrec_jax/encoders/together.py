@@ -92,6 +92,23 @@ def run_epochs(
     return [trained[index] for index in range(len(tasks))]
 
 
+def seeds_that_fit(state: dict[str, Any]) -> int:
+    """How many seeds the accelerator's free memory holds at once, at least 1.
+
+    Args:
+      state: of one seed. A seed needs it about six times: as it is, before and after the epoch,
+        stacked before and after, and once for gradients, the best parameters and the step's own
+        arrays.
+    """
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return 1
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return max(1, int(free // (6 * size)))
+
+
 def _own(data: TrainingData) -> tuple[Array, Array, Array]:
     """What a seed's preferences decide; the rest of the data is the log's, the same for all."""
     return data.weights, data.pools, data.candidates
