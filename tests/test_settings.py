@@ -273,10 +273,14 @@ class TestOverrides:
 def test_differences() -> None:
     config = default_config()
     assert differences(config, default_config()) == []
-    assert differences(config, {**config.to_dict(), "encoder": {"variants": ["base"]}})[:2] == [
+    config.encoder.batch_repeat, config.encoder.attend_padding = 3, False
+    other = {**default_config().to_dict(), "encoder": {"variants": ["base"]}}
+    assert differences(config, other) == [
         "encoder.attend_padding",
         "encoder.batch_repeat",
+        "encoder.variants",
     ]
+    config = default_config()
     other = config_with(seed=1, encoder__variants=["base", "hbr+nns+dpa"], old=2)
     assert differences(config, other) == ["old", "seed"]
     for path in FREE_FIELDS:
