@@ -29,17 +29,11 @@ from pdrec_jax.encoders import together as encoders_together
 from pdrec_jax.encoders.inference import infer_preferences
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation import protocol as protocols
+from pdrec_jax.evaluation.paper import published
 from pdrec_jax.evaluation.ranking import Ranks
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
 from pdrec_jax.training import Fitted, LoopSettings, Run, fit, fit_together
-
-# Test NDCG@10 on sampled candidates in the paper's Table 1, for the column beside ours.
-_PAPER = {
-    ("toy", "diffusion"): 0.1823,
-    ("toy", "sasrec"): 0.2020,
-    ("toy", "sasrec+hbr+nns+dpa"): 0.2286,
-}
 
 
 class Scorer(Protocol):
@@ -431,7 +425,6 @@ def _evaluated(
     sampled, full = test.sampled(fitted.params), test.full(fitted.params)
     figures = {"sampled": sampled.metrics(), "full": full.metrics()}
     course = fitted.course
-    paper = _PAPER.get((given.config.name, key))
     model = {
         "name": name,
         "key": key,
@@ -441,7 +434,7 @@ def _evaluated(
         "users": int(users.sum()),
         **figures,
         "validation": validation.sampled(fitted.params).metrics() if validation else None,
-        "paper": {"NDCG@10": paper} if paper else {},
+        "paper": published(given.config.name, key),
     }
     arrays = {}
     for kind, ranks in (("sampled_rank", sampled), ("full_rank", full)):

@@ -42,6 +42,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
     | {"experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
+    # Runs experiments as the command line does; nobody may know it.
+    "reproduce": SHARED
+    | {"data", "encoders", "evaluation", "report", "experiment", "main"}
+    | {"reproduce"},
     # Times whatever there is; nobody may know it.
     "benchmark": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"}
@@ -241,6 +245,7 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("workdir", "from pdrec_jax.data import splits"),
         ("main", "from pdrec_jax.diffusion.stage import run"),
         ("main", "from pdrec_jax import benchmark"),
+        ("experiment", "from pdrec_jax.reproduce import plan"),
         ("phases", "from pdrec_jax.benchmark.contest import measure"),
         ("training", "from . import benchmark"),
         ("benchmark.reverse", "from pdrec_jax import main"),
