@@ -88,13 +88,15 @@ def comparisons(
             ]
             if len(pair) < 2:
                 continue
-            for metric in names:
-                if metric == "AUC" and block == "full":
-                    continue  # how many negatives a user had is not kept
-                ours, theirs = (user_values(metric, each, negatives) for each in pair)
-                made = compare(ours, theirs, seed=seed, draws=draws)
+            # How many negatives a user had in the full ranking is not kept, so no AUC there.
+            kept = [name for name in names if name != "AUC" or block == "sampled"]
+            ours, theirs = (
+                np.stack([user_values(metric, each, negatives) for metric in kept]) for each in pair
+            )
+            made = compare(ours, theirs, seed=seed, draws=draws)
+            for metric, one in zip(kept, made, strict=True):
                 where = {"key": key, "base": base, "block": block, "metric": metric}
-                family.append({**where, **vars(made)})
+                family.append({**where, **vars(one)})
         for name in ("p_users", "p_seeds"):
             corrected = holm(np.array([each[name] for each in family]))
             for each, value in zip(family, corrected, strict=True):

@@ -58,7 +58,7 @@ def paired_t(differences: np.ndarray) -> tuple[float, float]:
 
 def bootstrap_interval(
     differences: np.ndarray, *, seed: int = 0, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of the mean, seeds and users drawn anew with replacement.
 
     Rows and columns are drawn independently of each other, so the interval covers both sources of
@@ -66,28 +66,30 @@ def bootstrap_interval(
     over users alone.
 
     Args:
-      differences: [S, U].
+      differences: [..., S, U]; all that stand before share their draws.
       seed: of the draws.
       draws: how many.
       level: of confidence.
 
     Returns:
-      its lower and upper end; NaN without users.
+      its lower and upper end, [...] each; NaN without users.
     """
-    seeds, users = differences.shape
+    *many, seeds, users = differences.shape
     if users == 0 or seeds == 0:
-        return float("nan"), float("nan")
+        return np.full(many, np.nan), np.full(many, np.nan)
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
+    columns = differences.reshape(-1, users).T / users
+    means = np.empty((draws, *many))
     for begin in range(0, draws, _BLOCK):
         size = min(_BLOCK, draws - begin)
         picked = rng.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
         counts = np.bincount(picked.ravel(), minlength=size * users).reshape(size, users)
         rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
-        means[begin : begin + size] = np.sum((counts @ differences.T / users) * rows, axis=1)
+        by_seed = (counts.astype(np.float64) @ columns).reshape(size, *many, seeds)
+        means[begin : begin + size] = np.einsum("d...s,ds->d...", by_seed, rows)
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return low, high
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -112,27 +114,32 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def compare(model: np.ndarray, base: np.ndarray, *, seed: int = 0, draws: int = 2000) -> Comparison:
-    """Compares a model with a base on one metric.
+def compare(
+    model: np.ndarray, base: np.ndarray, *, seed: int = 0, draws: int = 2000
+) -> list[Comparison]:
+    """Compares a model with a base on several metrics.
 
     Args:
-      model: [S, U] the metric of each seed and user; NaN where a user was not evaluated.
-      base: [S, U], likewise.
+      model: [K, S, U] each metric of each seed and user; NaN where a user was not evaluated.
+      base: [K, S, U], likewise.
       seed: of the bootstrap.
       draws: of the bootstrap.
 
     Returns:
-      the comparison over the users whom both have under every seed.
+      K comparisons, over the users whom both have under every seed.
     """
     differences = np.asarray(model, np.float64) - np.asarray(base, np.float64)
-    differences = differences[:, ~np.isnan(differences).any(axis=0)]
-    if differences.shape[1] == 0:
-        return Comparison(*[float("nan")] * 5)
-    low, high = bootstrap_interval(differences, seed=seed, draws=draws)
-    return Comparison(
-        float(differences.mean()),
-        low,
-        high,
-        paired_t(differences.mean(axis=0))[1],
-        paired_t(differences.mean(axis=1))[1],
-    )
+    differences = differences[:, :, ~np.isnan(differences).any(axis=(0, 1))]
+    if differences.shape[2] == 0:
+        return [Comparison(*[float("nan")] * 5) for _ in differences]
+    lows, highs = bootstrap_interval(differences, seed=seed, draws=draws)
+    return [
+        Comparison(
+            float(each.mean()),
+            float(low),
+            float(high),
+            paired_t(each.mean(axis=0))[1],
+            paired_t(each.mean(axis=1))[1],
+        )
+        for each, low, high in zip(differences, lows, highs, strict=True)
+    ]

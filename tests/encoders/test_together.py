@@ -17,11 +17,8 @@ from pdrec_jax.training import Run, fit, fit_together
 EVERYTHING = "hbr+nns+dpa"
 
 
-@pytest.fixture(autouse=True)
-def loose_dtypes() -> None:
-    """Optax's Adam mixes a float and an integer count."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+# Optax's Adam mixes a float and an integer count.
+pytestmark = pytest.mark.loose_jax("dtypes")
 
 
 def shuffled(preferences, seed: int):
@@ -166,7 +163,6 @@ class TestToTheEnd:
             again = fit(task, settings, stores[index], logs[index])
             assert again.course == course
             epochs.append(course.epoch)
-        print(epochs)
         assert len(set(epochs)) > 1  # a seed stopped while another went on
 
     def test_killed_between_two_saves(self, tasks, settings, tmp_path):

@@ -48,8 +48,8 @@ class TestPairedT:
 
 class TestBootstrap:
     def test_one_user_or_all_alike(self) -> None:
-        assert bootstrap_interval(np.full((3, 1), 0.5)) == (0.5, 0.5)
-        assert bootstrap_interval(np.full((1, 9), 0.25)) == (0.25, 0.25)
+        assert bootstrap_interval(np.full((3, 1), 0.5)) == pytest.approx((0.5, 0.5), rel=1e-12)
+        assert bootstrap_interval(np.full((1, 9), 0.25)) == pytest.approx((0.25, 0.25), rel=1e-12)
 
     def test_nobody(self) -> None:
         assert np.isnan(bootstrap_interval(np.zeros((2, 0)))).all()
@@ -58,6 +58,12 @@ class TestBootstrap:
         values = np.random.default_rng(0).normal(size=(2, 50))
         assert bootstrap_interval(values) == bootstrap_interval(values)
         assert bootstrap_interval(values, seed=1) != bootstrap_interval(values)
+
+    def test_several_share_their_draws(self) -> None:
+        values = np.random.default_rng(0).normal(size=(3, 2, 50))
+        low, high = bootstrap_interval(values, draws=200)
+        for each, ends in zip(values, zip(low, high, strict=True), strict=True):
+            assert bootstrap_interval(each, draws=200) == pytest.approx(ends, rel=1e-9)
 
     def test_width_over_users(self) -> None:
         values = np.random.default_rng(1).normal(0, 1, (1, 2000))
@@ -116,27 +122,27 @@ class TestHolm:
 class TestCompare:
     def test_the_two_tests(self) -> None:
         rng = np.random.default_rng(4)
-        base = rng.uniform(size=(3, 80))
-        model = base + rng.normal(0.1, 0.3, (3, 80))
-        found = compare(model, base)
-        gain = model - base
-        assert found.difference == pytest.approx(gain.mean())
-        # Sums of another order differ in the last digits.
-        assert found.p_users == pytest.approx(paired_t(gain.mean(axis=0))[1], rel=1e-9)
-        assert found.p_seeds == pytest.approx(paired_t(gain.mean(axis=1))[1], rel=1e-9)
-        assert found.low < found.difference < found.high
+        base = rng.uniform(size=(2, 3, 80))
+        model = base + rng.normal(0.1, 0.3, (2, 3, 80))
+        for found, gain in zip(compare(model, base), model - base, strict=True):
+            assert found.difference == pytest.approx(gain.mean())
+            # Sums of another order differ in the last digits.
+            assert found.p_users == pytest.approx(paired_t(gain.mean(axis=0))[1], rel=1e-9)
+            assert found.p_seeds == pytest.approx(paired_t(gain.mean(axis=1))[1], rel=1e-9)
+            assert found.low < found.difference < found.high
 
     def test_users_that_one_lacks_are_left_out(self) -> None:
         rng = np.random.default_rng(5)
-        model, base = rng.uniform(size=(2, 2, 30))
-        kept = compare(model[:, 3:], base[:, 3:])
-        model[0, 0], base[1, 1], base[0, 2] = np.nan, np.nan, np.nan
+        model, base = rng.uniform(size=(2, 1, 2, 30))
+        kept = compare(model[:, :, 3:], base[:, :, 3:])
+        model[0, 0, 0], base[0, 1, 1], base[0, 0, 2] = np.nan, np.nan, np.nan
         assert compare(model, base) == kept
 
     def test_one_seed_has_no_test_over_seeds(self) -> None:
-        found = compare(np.array([[1.0, 0.0, 1.0]]), np.zeros((1, 3)))
+        (found,) = compare(np.array([[[1.0, 0.0, 1.0]]]), np.zeros((1, 1, 3)))
         assert math.isnan(found.p_seeds)
         assert not math.isnan(found.p_users)
 
     def test_nobody_in_common(self) -> None:
-        assert math.isnan(compare(np.full((2, 3), np.nan), np.zeros((2, 3))).difference)
+        (found,) = compare(np.full((1, 2, 3), np.nan), np.zeros((1, 2, 3)))
+        assert math.isnan(found.difference)
