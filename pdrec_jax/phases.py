@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,25 +24,14 @@ from pdrec_jax.diffusion.preferences import (
     save_preferences,
 )
 from pdrec_jax.encoders import stage as encoder_stage
-from pdrec_jax.encoders import together as encoders_together
 from pdrec_jax.encoders.inference import infer_preferences
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation import protocol as protocols
 from pdrec_jax.evaluation.paper import published
-from pdrec_jax.evaluation.ranking import Ranks
+from pdrec_jax.evaluation.ranking import Scorer
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
-from pdrec_jax.training import Fitted, LoopSettings, Run, fit, fit_together
-
-
-class Scorer(Protocol):
-    """What ranks the users of one held-out item with a model's parameters."""
-
-    def sampled(self, params: Any) -> Ranks:
-        """Ranks among the sampled candidates."""
-
-    def full(self, params: Any) -> Ranks:
-        """Ranks in the whole catalogue."""
+from pdrec_jax.training import Fitted, LoopSettings, fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,7 +151,7 @@ def diffusion_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
 
 
 def other_weighting(config: ConfigDict) -> str:
-    """The weighting of the model that ``diffusion.both`` asks for beside the run's own."""
+    """The weighting that ``diffusion.both`` asks for beside the run's own."""
     return "position" if config.diffusion.weighting == "time" else "time"
 
 
@@ -369,45 +357,6 @@ def encoder_phase(
     fitted = fit(made.task, made.settings, made.store, log)
     name = encoder_stage.title_of(given.config.encoder, variant)
     return _evaluated(given, made.key, name, fitted, made.scorers, given.users.encoder, log)
-
-
-def train_together(
-    trainings: Sequence[EncoderTraining], logs: Sequence[MetricLog], at_once: int, label: str
-) -> None:
-    """Trains one variant of several seeds, and leaves each as ``encoder_phase`` would find it.
-
-    On an accelerator the seeds of a group share one program; on a processor, which such a program
-    keeps no busier, a thread each.
-
-    Args:
-      trainings: a seed each.
-      logs: of the seeds' runs.
-      at_once: seeds in a group, 0 to choose: what fits an accelerator's memory, or a processor's
-        cores.
-      label: for the progress bar.
-    """
-    shared = jax.default_backend() != "cpu"
-    runs = [
-        Run(made.task, made.settings, made.store, log)
-        for made, log in zip(trainings, logs, strict=True)
-    ]
-    runs = [run for run in runs if not run.finished]
-    if not runs:
-        return
-    if not at_once:
-        at_once = encoders_together.seeds_that_fit(runs[0].state) if shared else _cores()
-    if shared:
-        groups = [runs[i : i + at_once] for i in range(0, len(runs), at_once)]
-        for group in groups:
-            fit_together(group, label, encoders_together.run_epochs)
-    else:
-        fit_together(runs, label, workers=min(at_once, len(runs)))
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _evaluated(

@@ -9,20 +9,24 @@ matter of speed alone.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax import phases
+from pdrec_jax.encoders import together
 from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.phases import Prepared
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
+from pdrec_jax.training import Run, fit_together
 from pdrec_jax.workdir import Workdir
 
 RunOne = Callable[[ConfigDict, list[Path] | None, Path, Prepared | None], dict[str, Any]]
@@ -164,9 +168,48 @@ def _train_together(
             logs.append(stack.enter_context(open_log(given.config, place)))
         if len(trainings) > 1:
             began = time.monotonic()
-            phases.train_together(trainings, logs, config.seeds_at_once, key)
+            train_together(trainings, logs, config.seeds_at_once, key)
             spent = time.monotonic() - began
             logs[0].phase(f"{key}: {len(trainings)} seeds side by side in {spent:.0f} s")
+
+
+def train_together(
+    trainings: Sequence[phases.EncoderTraining], logs: Sequence[MetricLog], at_once: int, label: str
+) -> None:
+    """Trains one variant of several seeds, and leaves each as ``phases.encoder_phase`` leaves it.
+
+    On an accelerator the seeds of a group share one program; on a processor, which such a program
+    keeps no busier, a thread each.
+
+    Args:
+      trainings: a seed each.
+      logs: of the seeds' runs.
+      at_once: seeds in a group, 0 to choose: what fits an accelerator's memory, or a processor's
+        cores.
+      label: for the progress bar.
+    """
+    shared = jax.default_backend() != "cpu"
+    runs = [
+        Run(made.task, made.settings, made.store, log)
+        for made, log in zip(trainings, logs, strict=True)
+    ]
+    runs = [run for run in runs if not run.finished]
+    if not runs:
+        return
+    if not at_once:
+        at_once = together.seeds_that_fit(runs[0].state) if shared else _cores()
+    if shared:
+        groups = [runs[i : i + at_once] for i in range(0, len(runs), at_once)]
+        for group in groups:
+            fit_together(group, label, together.run_epochs)
+    else:
+        fit_together(runs, label, workers=min(at_once, len(runs)))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _stacked(arrays: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "pdrec_jax"
 SHARED = frozenset(
     {
         "errors",
+        "fields",
         "files",
         "settings",
         "workdir",
@@ -37,7 +38,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "encoders": SHARED | {"data", "evaluation", "plugins", "encoders", "diffusion"},
     "report": SHARED | {"data", "evaluation", "report"},
     "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders"},
-    "seeds": SHARED | {"data", "evaluation", "report", "phases", "seeds"},
+    "seeds": SHARED | {"data", "evaluation", "encoders", "report", "phases", "seeds"},
     "experiment": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
     | {"experiment"},

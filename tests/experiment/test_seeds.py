@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pdrec_jax import phases
+from pdrec_jax import phases, seeds
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
 
@@ -107,7 +107,7 @@ def test_one_and_several_do_not_mix(two, call, strict):
 @pytest.mark.parametrize("vmapped", [False, True])
 def test_killed_while_two_train(two, call, tmp_path, monkeypatch, vmapped):
     if vmapped:
-        monkeypatch.setattr(phases.jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(seeds.jax, "default_backend", lambda: "gpu")
     write, lines = MetricLog.write, 0
 
     def write_and_die(log: MetricLog, name: str, epoch: int, **values) -> None:
