@@ -19,12 +19,11 @@ from ml_collections import ConfigDict
 from pdrec_jax import phases, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
-from pdrec_jax.errors import UserError
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.phases import Given, Outcome, Prepared
 from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.tables import results_table, title
-from pdrec_jax.seeds import open_log, run_head
+from pdrec_jax.seeds import open_log, preferences_at_hand, run_head
 from pdrec_jax.settings import apply_overrides, validate
 from pdrec_jax.workdir import Workdir
 
@@ -111,7 +110,7 @@ def run_one(
 
     given, data = prepared or phases.prepare(config, files)
     given = dataclasses.replace(given, config=config)
-    preferences = _preferences_at_hand(given, place)
+    preferences = preferences_at_hand(given, place)
     place.begin(data)
     with open_log(config, place) as log:
         dropped = f", {data['dropped_users']:,} users with fewer than 3 events dropped"
@@ -169,25 +168,6 @@ def _makers(config: ConfigDict) -> dict[str, Callable[..., Outcome]]:
             other = f"diffusion-{phases.other_weighting(config)}"
             makers[other] = phases.other_diffusion_phase
     return makers
-
-
-def _preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
-    """Reads another run's preferences, or makes sure that those of this run are there or will be.
-
-    Raises:
-      UserError: the encoder stage is to run alone, with plugins, and there are none.
-    """
-    config = given.config
-    if config.stage != "encoder" or not phases.needs_preferences(config):
-        return None
-    if config.preferences_from:
-        return phases.read_preferences(given, seeds.of_seed(config))
-    if place.phase("preferences") is None:
-        raise UserError(
-            "config.stage: the encoder stage alone needs preferences: name the workdir of a run "
-            "that has them with --config.preferences_from=DIR"
-        )
-    return None
 
 
 def _run_phases(

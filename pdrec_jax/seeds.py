@@ -20,10 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax import phases
+from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
+from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.phases import Prepared
+from pdrec_jax.phases import Given, Prepared
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
 from pdrec_jax.training import Run, fit_together
@@ -57,6 +59,25 @@ def of_seed(config: ConfigDict) -> Path:
     path = Path(config.preferences_from)
     own = path / folder(config.seed)
     return own if own.is_dir() else path
+
+
+def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
+    """Reads another run's preferences, or makes sure that those of this run are there or will be.
+
+    Raises:
+      UserError: the encoder stage is to run alone, with plugins, and there are none.
+    """
+    config = given.config
+    if config.stage != "encoder" or not phases.needs_preferences(config):
+        return None
+    if config.preferences_from:
+        return phases.read_preferences(given, of_seed(config))
+    if place.phase("preferences") is None:
+        raise UserError(
+            "config.stage: the encoder stage alone needs preferences: name the workdir of a run "
+            "that has them with --config.preferences_from=DIR"
+        )
+    return None
 
 
 def folder(seed: int) -> str:
@@ -110,8 +131,10 @@ def run(
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = phases.prepare(configs[0], files)
     prepared = [(phases.of_seed(given, own), data) for own in configs]
-    place.begin(data)
     paths = [path / folder(seed) for seed in numbers]
+    for own, (each, _), where in zip(configs, prepared, paths, strict=True):
+        preferences_at_hand(each, Workdir(where, own, data["source"]))
+    place.begin(data)
     if config.stage != "encoder":
         for own, one, where in zip(configs, prepared, paths, strict=True):
             first = own.copy_and_resolve_references()

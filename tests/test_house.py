@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "encoders": SHARED | {"data", "evaluation", "plugins", "encoders", "diffusion"},
     "report": SHARED | {"data", "evaluation", "report"},
     "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders"},
-    "seeds": SHARED | {"data", "evaluation", "encoders", "report", "phases", "seeds"},
+    "seeds": SHARED | {"data", "evaluation", "diffusion", "encoders", "report", "phases", "seeds"},
     "experiment": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
     | {"experiment"},

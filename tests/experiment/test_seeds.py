@@ -137,3 +137,25 @@ def test_too_many(call, tmp_path):
     assert done.status == 2
     assert done.err.startswith("error: config.seeds: seeds of at most 2147483647 are expected")
     assert not (tmp_path / "config.json").exists()
+
+
+def test_an_encoder_stage_without_preferences_writes_nothing(two, call, tmp_path):
+    flags = [SEEDS, SAME_LOG, "--config.stage=encoder"]
+    done = call(tmp_path / "run", *flags)
+    assert done.status == 2
+    assert "the encoder stage alone needs preferences" in done.err
+    assert not (tmp_path / "run").exists()
+    done = call(tmp_path / "run", *flags, f"--config.preferences_from={tmp_path}")
+    assert done.status == 2
+    assert "no checkpoint here" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_seed_reads_the_preferences_of_its_number(two, call, tmp_path):
+    flags = [SEEDS, SAME_LOG, "--config.stage=encoder"]
+    done = call(tmp_path, *flags, f"--config.preferences_from={two.path}")
+    assert done.status == 0
+    for ours, expected in zip(done.results["models"], two.results["models"][1:], strict=True):
+        assert ours["by_seed"]["sampled"]["NDCG@10"] == pytest.approx(
+            expected["by_seed"]["sampled"]["NDCG@10"], abs=1e-5
+        )

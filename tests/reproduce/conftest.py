@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from pdrec_jax.reproduce.__main__ import main
@@ -51,3 +52,12 @@ def reproduce(tmp_path: Path, monkeypatch):
 @pytest.fixture
 def simulated() -> str:
     return SIMULATED
+
+
+@pytest.fixture
+def quick_compilation():
+    """Halves the time spent in the compiler, which is nearly all of it."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -200,7 +200,7 @@ def test_an_error_in_a_run_ends_all(reproduce, runs, real_log, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.loose_jax("dtypes")
-def test_the_real_thing(reproduce, simulated):
+def test_the_real_thing(reproduce, simulated, quick_compilation):
     done = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", simulated)
     assert (done.status, done.err.count("error")) == (0, 0)
     text = (OUT / "strict" / "table1.csv").read_text()
