@@ -24,8 +24,8 @@ def get_config(variant: str = "readme") -> ConfigDict:
     config.data.auxiliary = "amazon_game.inter"
     config.data.ids = "integer"
     config.data.origin = (
-        "the paper's authors publish both logs as Python pickles on GitHub, hulkima/PDRec; write "
-        "them as columns user_id:token, item_id:token, timestamp:float, in log order"
+        "python -m pdrec_jax.prepare --dataset=amazon --out=data makes them of the files that the "
+        "paper's authors publish on GitHub (hulkima/PDRec)"
     )
 
     diffusion = config.diffusion

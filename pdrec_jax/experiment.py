@@ -63,6 +63,7 @@ def resolve(config: ConfigDict, by_hand: Collection[str]) -> tuple[ConfigDict, l
     Raises:
       UserError: anything the user can mend.
     """
+    config = sources.adopt(config, by_hand)
     validate(config)
     files = sources.find_files(config)
     if files is None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
-from pdrec_jax.data.splits import Split, leave_one_out
+from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.preferences import (
     PoolRules,
@@ -83,11 +83,19 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
       UserError: a bad file, or data that the config asks too much of.
     """
     log, source = sources.load(config, files)
+    protocol = protocols.get_protocol(config.protocol)
+    if config.data.mixed and log.domains is None:
+        raise UserError(
+            "config.data.mixed: a log of two domains is expected; name the other one with "
+            "config.data.auxiliary"
+        )
     try:
-        split = leave_one_out(log)
+        if config.data.mixed:
+            split = with_source_events(log, between=protocol.trains_between)
+        else:
+            split = leave_one_out(log)
     except UserError as error:
         raise UserError(f"{files[0] if files else 'simulated log'}: {error}") from error
-    protocol = protocols.get_protocol(config.protocol)
     users = protocols.user_sets(protocol, split)
     for name in ("diffusion", "preferences", "encoder"):
         if not getattr(users, name).any():
@@ -175,7 +183,8 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
     task = dataclasses.replace(task, name=key)
     settings = diffusion_stage.loop_settings(section, given.config.save_seconds)
     fitted = fit(task, settings, Store(workdir / key), log)
-    name = {"time": "TI-DiffRec", "position": "T-DiffRec"}[weighting]
+    by_time = weighting == "time" and given.split.train.times is not None
+    name = "TI-DiffRec" if by_time else "T-DiffRec"
     return _evaluated(given, key, name, fitted, scorers, given.users.diffusion, log)
 
 

@@ -6,7 +6,7 @@ A file in ``configs/`` starts from ``default_config()`` and sets what its experi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -52,11 +52,17 @@ FIELDS: dict[str, Field] = {
         "auto", ("auto", "real", "simulated"), "auto simulates where there is no real log"
     ),
     "data.dir": _text("", "directory of the logs; then $PDREC_DATA, then data/"),
+    "data.path": _text(
+        "", "directory made by pdrec_jax.prepare: its log, and settings where none is set by hand"
+    ),
     "data.target": _text("", "log of the domain to recommend, a name without its ending or a path"),
     "data.auxiliary": _text("", "log of the paper's source domain, or empty; decides on users"),
+    "data.mixed": _flag(False, "train on both domains' events, the paper's cross-domain task"),
     "data.user": _text("user_id", "column of the users"),
     "data.item": _text("item_id", "column of the items"),
     "data.time": _text("timestamp", "column of the times, or empty for log order"),
+    "data.auxiliary_time": _text("", "the same of the auxiliary log, where it has another name"),
+    "data.auxiliary_first": _flag(False, "the auxiliary's events come first where times tie"),
     "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
     "data.origin": _text("", "where the logs can be had, for the message that they are missing"),
     # Simulated log.
@@ -86,6 +92,9 @@ FIELDS: dict[str, Field] = {
     "diffusion.sampling_noise": _flag(False, "add noise in the reverse steps"),
     "diffusion.noise_fraction": _number(
         1.0, 0, 1, "share of the slots that carry noise in a training step", open_low=True
+    ),
+    "diffusion.error_fraction": _number(
+        1.0, 0, 1, "share of the slots whose error a training step looks at", open_low=True
     ),
     "diffusion.weighting": _among(
         "time", ("time", "position"), "TI-DiffRec weighs behaviours by time, T-DiffRec by position"
@@ -154,6 +163,7 @@ FREE_FIELDS = (
     "tensorboard",
     "data.source",  # the workdir records which it was
     "data.dir",
+    "data.path",  # its log is known by its checksum
     "data.origin",
 )
 
@@ -256,11 +266,12 @@ def _validate_together(config: ConfigDict) -> None:
             f"config.diffusion.sampling_steps: at most steps ({diffusion.steps}) is expected, "
             f"got {diffusion.sampling_steps}"
         )
-    if diffusion.noise_fraction < 1 and (diffusion.target != "x0" or diffusion.normalise):
-        raise UserError(
-            "config.diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, "
-            f"got {diffusion.noise_fraction:g}"
-        )
+    for name in ("noise_fraction", "error_fraction"):
+        if diffusion[name] < 1 and (diffusion.target != "x0" or diffusion.normalise):
+            raise UserError(
+                f"config.diffusion.{name}: 1 is expected with target 'epsilon' or normalise, "
+                f"got {diffusion[name]:g}"
+            )
     if config.dpa.fine > config.dpa.coarse:
         raise UserError(
             f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "
@@ -300,11 +311,22 @@ def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
       config: as resolved, command line included.
       by_hand: the fields that the command line sets; they stay as they are.
     """
-    short = config.copy_and_resolve_references()
-    for path, value in config.simulation.overrides:
+    return fill(config, dict(config.simulation.overrides), by_hand)
+
+
+def fill(config: ConfigDict, values: Mapping[str, Any], by_hand: Collection[str]) -> ConfigDict:
+    """Returns a copy of a config with other values.
+
+    Args:
+      config: as resolved.
+      values: by dotted path.
+      by_hand: the fields that stay as they are.
+    """
+    filled = config.copy_and_resolve_references()
+    for path, value in values.items():
         if path not in by_hand:
-            put(short, path, value)
-    return short
+            put(filled, path, value)
+    return filled
 
 
 def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[str]:

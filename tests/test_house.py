@@ -21,6 +21,7 @@ SHARED = frozenset(
         "workdir",
         "metric_log",
         "random_bits",
+        "row_adam",
         "sharding",
         "checkpoints",
         "training",
@@ -47,6 +48,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "reproduce": SHARED
     | {"data", "encoders", "evaluation", "report", "experiment", "main"}
     | {"reproduce"},
+    # Makes the logs that the main job reads, before it runs.
+    "prepare": SHARED | {"data", "prepare"},
     # Times whatever there is; nobody may know it.
     "benchmark": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"}
@@ -251,6 +254,9 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("training", "from . import benchmark"),
         ("benchmark.reverse", "from pdrec_jax import main"),
         ("benchmark.reverse", "import torch"),
+        ("prepare.download", "from pdrec_jax.phases import Given"),
+        ("prepare.reference", "import pickle"),
+        ("data.sources", "from pdrec_jax.prepare import own"),
         ("utils", "import numpy"),
     ],
 )

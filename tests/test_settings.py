@@ -49,6 +49,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "diffusion.dropout": 1.0,
     "diffusion.sampling_steps": -1,
     "diffusion.noise_fraction": 0.0,
+    "diffusion.error_fraction": 1.1,
     "diffusion.weighting": "times",
     "diffusion.w_min": -0.1,
     "diffusion.w_max": 0.0,

@@ -41,9 +41,13 @@ def draw_users(
 def extend_train(split: Split) -> tuple[NDArray, NDArray, NDArray | None]:
     """Appends each user's validation event to its training events, as the test's input.
 
+    A split that says itself what came before the test event gives just that.
+
     Returns:
       offsets [U+1], items [E+U] and times [E+U] (None where the log has none).
     """
+    if split.history is not None:
+        return split.history.offsets, split.history.items, split.history.times
     train = split.train
     ends = train.offsets[1:]
     offsets = train.offsets + np.arange(train.num_users + 1)

@@ -131,6 +131,14 @@ class Interactions:
         return np.diff(self.offsets)
 
     @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        """`[U]` int64, target events of each user."""
+        if self.domains is None:
+            return self.lengths
+        before = np.concatenate([[0], np.cumsum(self.domains == TARGET)])
+        return np.diff(before[self.offsets])
+
+    @property
     def event_users(self) -> NDArray[np.int64]:
         """`[E]` int64, the user (its index, not its external id) of each event."""
         return np.repeat(np.arange(self.num_users), self.lengths)
@@ -374,7 +382,6 @@ def _one_kind(left: NDArray, right: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _order(users: NDArray, times: NDArray | None) -> NDArray[np.intp] | slice:
-    """Stable order by user, then time."""
     in_order = users[1:] > users[:-1]
     same_user = users[1:] == users[:-1]
     in_order |= same_user if times is None else same_user & (times[1:] >= times[:-1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ from pdrec_jax.data.interactions import Interactions, merge_domains
 from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
+from pdrec_jax.settings import FIELDS, fill, misfit
+
+# What `python -m pdrec_jax.prepare` leaves in the directory of a log of one's own.
+PREPARED, PREPARED_LOG = "prepared.json", "log.parquet"
 
 _VARIABLE = "PDREC_DATA"
 
@@ -32,6 +38,45 @@ def directories(config: ConfigDict) -> list[Path]:
     return [*found, Path("data")]
 
 
+def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
+    """Takes over the settings that were chosen for a prepared log.
+
+    Args:
+      config: resolved; without ``data.path`` it comes back as it is.
+      by_hand: the fields that the command line sets; they stay as they are.
+
+    Returns:
+      the config with the settings of the directory ``data.path``.
+
+    Raises:
+      UserError: the directory is missing or was not made by ``pdrec_jax.prepare``.
+    """
+    if not config.data.path:
+        return config
+    path = Path(config.data.path) / PREPARED
+    where = f"config.data.path: {path}"
+    try:
+        chosen = json.loads(path.read_text(encoding="utf-8"))["config"]
+        values = {
+            field: tuple(value) if isinstance(value, list) else value
+            for field, value in chosen.items()
+        }
+    except OSError as error:
+        raise UserError(
+            f"{where}: cannot be read ({error.strerror}); the directory that "
+            "`python -m pdrec_jax.prepare` made is expected"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: not written by `python -m pdrec_jax.prepare`") from error
+    for field, value in values.items():
+        if field not in FIELDS:
+            raise UserError(f"{where}: there is no field {field!r}")
+        if not FIELDS[field].fits(value):
+            raise misfit(field, value, f"{where}: ")
+    columns = {"data.user": "user_id", "data.item": "item_id", "data.auxiliary": ""}
+    return fill(config, {**values, **columns}, by_hand)
+
+
 def find_files(config: ConfigDict) -> list[Path] | None:
     """Finds the target log and, where one is named, the auxiliary log.
 
@@ -45,10 +90,15 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     data = config.data
     if data.source == "simulated":
         return None
+    if data.path:
+        return [Path(data.path) / PREPARED_LOG]
     if not data.target:
         if data.source == "auto" and not data.auxiliary:
             return None
-        raise UserError("config.data.target: the name or path of a log is expected")
+        raise UserError(
+            "config.data.target: the name or path of a log is expected, or a prepared directory as "
+            "config.data.path"
+        )
     places = directories(config)
     fields = {"target": data.target, "auxiliary": data.auxiliary}
     found = {field: _find(name, places) for field, name in fields.items() if name}
@@ -113,10 +163,16 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
             )
         return made.log, found
     data = config.data
+    columns = (data.time, data.auxiliary_time or data.time)
     logs = [
-        read_log(path, user=data.user, item=data.item, time=data.time or None, ids=data.ids)
-        for path in files
+        read_log(path, user=data.user, item=data.item, time=time or None, ids=data.ids)
+        for path, time in zip(files, columns, strict=False)
     ]
-    log = logs[0] if len(logs) == 1 else merge_domains(logs[0], logs[1])
+    log = logs[0]
+    if len(logs) > 1:
+        log = merge_domains(log, logs[1], source_first=data.auxiliary_first)
     listed = [{"name": path.name, "sha256": sha256(path)} for path in files]
-    return log, {"source": "real", "files": listed}
+    found = {"source": "real", "files": listed}
+    if log.times is None and config.diffusion.weighting == "time":
+        found["note"] = "the log has no times: behaviours are weighed by position, as in T-DiffRec"
+    return log, found

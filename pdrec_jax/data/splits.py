@@ -29,6 +29,8 @@ class Split:
         test_items: `[U]` int32, last target item.
         test_times: `[U]` float64, its time; None when the log has none.
         dropped_users: users with fewer than 3 target events, who are in none of the above.
+        history: what a user did before the test event, where that is more than `train` and the
+            validation event after it; None where it is just that.
     """
 
     train: Interactions
@@ -38,6 +40,7 @@ class Split:
     test_items: NDArray[np.int32]
     test_times: NDArray[np.float64] | None
     dropped_users: int
+    history: Interactions | None = None
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -84,7 +87,7 @@ def leave_one_out(log: Interactions) -> Split:
     References:
         Ma et al., "Plug-in Diffusion Model for Sequential Recommendation", AAAI 2024, Sec. 5.1.
     """
-    counts = _target_counts(log)
+    counts = log.target_lengths
     long_enough = counts >= _MIN_EVENTS
     kept = int(long_enough.sum())
     if kept < 2:
@@ -113,11 +116,38 @@ def leave_one_out(log: Interactions) -> Split:
     )
 
 
-def _target_counts(log: Interactions) -> NDArray[np.int64]:
+def with_source_events(log: Interactions, *, between: bool) -> Split:
+    """Splits a mixed log for the paper's cross-domain task: source events are trained on as well.
+
+    The held-out items are those of `leave_one_out`, and so of the target domain. The input of the
+    test is all that the user did before it, in order, in both domains.
+
+    Args:
+        log: of two domains, from `merge_domains`.
+        between: whether source events between the last two target events are trained on, as the
+            reference does; else training ends before the validation event, so that nothing of its
+            future is known when it is predicted.
+
+    Returns:
+        The split; `train` and `history` hold both domains, with `domains`.
+
+    Raises:
+        UserError: a log of one domain, or fewer than 2 users with 3 target events.
+    """
     if log.domains is None:
-        return log.lengths
-    before = np.concatenate([[0], np.cumsum(log.domains == TARGET)])
-    return np.diff(before[log.offsets])
+        raise UserError("a log of two domains is expected for the cross-domain task")
+    split = leave_one_out(log)
+    log = log.select(log.target_lengths >= _MIN_EVENTS)
+    assert log.domains is not None
+    events = np.flatnonzero(log.domains == TARGET)
+    ends = np.cumsum(log.target_lengths)
+    test, valid = events[ends - 1], events[ends - 2]
+    place = np.arange(log.num_events)
+    before_test = place < np.repeat(test, log.lengths)
+    trained = before_test & (place != np.repeat(valid, log.lengths))
+    if not between:
+        trained &= place < np.repeat(valid, log.lengths)
+    return dataclasses.replace(split, train=log.take(trained), history=log.take(before_test))
 
 
 def _target_only(log: Interactions) -> Interactions:

@@ -28,7 +28,9 @@ class DiffusionModel:
       normalise: whether the denoiser normalises its input.
       sampling_steps: forward steps before inference, 0 for none.
       sampling_noise: add noise in the reverse steps.
-      noise_fraction: share of the slots that carry noise in a training step (docs/design.md).
+      noise_fraction: share of the slots that carry noise in a training step (``windows``).
+      error_fraction: share of the slots whose error a training step looks at, beside the head.
+      head: slots whose error every step looks at; used with ``error_fraction`` < 1.
     """
 
     graph: Any
@@ -41,6 +43,8 @@ class DiffusionModel:
     sampling_steps: int = 0
     sampling_noise: bool = False
     noise_fraction: float = 1.0
+    error_fraction: float = 1.0
+    head: tuple[int, ...] = ()
 
     def coefficients(self) -> Coefficients:
         """The schedule, cast for the device."""
@@ -49,6 +53,11 @@ class DiffusionModel:
     def denoiser(self, params: Params) -> Denoiser:
         """Binds parameters to the denoiser."""
         return bind(self.graph, params)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether a training step looks at a part of the slots."""
+        return min(self.noise_fraction, self.error_fraction) < 1
 
     @property
     def affine(self) -> bool:

@@ -20,8 +20,11 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.selection import (
     MASKED,
+    by_rows,
+    count_true,
     draw_subset,
     nth_true,
+    pack_bits,
     rank_threshold,
     sortable,
     top,
@@ -75,7 +78,7 @@ class PoolRules:
 
 
 def cut_pools(
-    scores: Array, seen: Array, excluded: Array, key: Array, rules: PoolRules
+    scores: Array, seen: Array, excluded: Array, keys: Array, rules: PoolRules
 ) -> tuple[Array, Array, Array]:
     """Cuts the pools of a block of users.
 
@@ -83,48 +86,49 @@ def cut_pools(
       scores: [B, I] of items 1..I.
       seen: [B, K] int32, distinct observed items, 0 where there are fewer.
       excluded: [B, K'] int32, distinct items that cannot be negatives, likewise.
-      key: of the draw.
+      keys: [B] jax keys, of each user's draw.
       rules: static.
 
     Returns:
       candidates [B, M] and negatives [B, R], item ids, int32; sizes [B] int32 of the pools that the
       negatives were drawn from. Those of an empty pool mean nothing.
     """
-    pool, sizes = negative_pool(scores, excluded, rules)
-    ordinals = draw_subset(key, jnp.maximum(sizes, 1), rules.negatives)
-    negatives = nth_true(pool, ordinals) + 1
-    if rules.candidates_unobserved:
-        rows = jnp.arange(scores.shape[0])[:, None]
-        scores = scores.at[rows, jnp.where(seen > 0, seen - 1, scores.shape[1])].set(
-            -jnp.inf, mode="drop"
-        )
-    return top(scores, rules.candidates) + 1, negatives, sizes
+
+    def cut(scores: Array, seen: Array, excluded: Array) -> tuple[Array, Array, Array]:
+        pool, size = negative_pool(scores, excluded, rules)
+        if rules.candidates_unobserved:
+            place = jnp.where(seen > 0, seen - 1, scores.shape[0])
+            scores = scores.at[place].set(-jnp.inf, mode="drop")
+        return pack_bits(pool), size, top(scores, rules.candidates) + 1
+
+    pools, sizes, candidates = by_rows(cut, scores, seen, excluded)
+    ordinals = draw_subset(keys, jnp.maximum(sizes, 1), rules.negatives)
+    return candidates, nth_true(pools, ordinals) + 1, sizes
 
 
 def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Array, Array]:
-    """Marks the items that are safely negative (PDRec, 2024, Eq. 3).
+    """Marks a user's items that are safely negative (PDRec, 2024, Eq. 3).
 
     Args:
-      scores: [B, I] of items 1..I.
-      excluded: see ``cut_pools``.
+      scores: [I] of items 1..I.
+      excluded: [K'], see ``cut_pools``.
       rules: static.
 
     Returns:
-      a mask [B, I] and its row sums [B] int32.
+      a mask [I] and its sum [] int32.
     """
-    rows, num_items = scores.shape
+    num_items = scores.shape[0]
     keys = sortable(scores)
-    columns = jnp.arange(num_items, dtype=jnp.int32)[None, :]
+    columns = jnp.arange(num_items, dtype=jnp.int32)
     place = jnp.where(excluded > 0, excluded - 1, num_items)
-    at = jnp.arange(rows)[:, None]
-    open_keys = keys.at[at, place].set(MASKED, mode="drop")
-    left = num_items - jnp.sum(excluded > 0, axis=1, dtype=jnp.int32)
+    open_keys = keys.at[place].set(MASKED, mode="drop")
+    left = num_items - jnp.sum(excluded > 0, dtype=jnp.int32)
     if rules.ranks_among_all:
         begin = int(num_items * rules.first_fraction)
         width = -int(-num_items * rules.last_fraction // 1) - begin
-        cut = rank_threshold(keys, jnp.full(rows, begin, jnp.int32))
-        taken = jnp.take_along_axis(keys, jnp.minimum(place, num_items - 1), axis=1)
-        ahead = jnp.sum((excluded > 0) & cut.before(taken, place), axis=1, dtype=jnp.int32)
+        cut = rank_threshold(keys, jnp.int32(begin))
+        taken = keys[jnp.minimum(place, num_items - 1)]
+        ahead = jnp.sum((excluded > 0) & cut.before(taken, place), dtype=jnp.int32)
         end = jnp.minimum(begin - ahead + width, left)
     else:
         share = left.astype(jnp.float32)
@@ -134,8 +138,8 @@ def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Arr
     after = ~cut.before(keys, columns) & (open_keys != MASKED)
     if rules.last_fraction < 1:
         stop = rank_threshold(open_keys, jnp.minimum(end, left - 1))
-        after = after & (stop.before(open_keys, columns) | (end >= left)[:, None])
-    return after, jnp.sum(after, axis=1, dtype=jnp.int32)
+        after = after & (stop.before(open_keys, columns) | (end >= left))
+    return after, count_true(after)
 
 
 @functools.partial(jax.jit, static_argnums=(6, 7))
@@ -151,9 +155,9 @@ def _cut_block(
 ) -> tuple[Array, ...]:
     """Cuts the pools and picks the scores that stay: of the events [B, K] and of slot 0 [B]."""
     observed = jnp.take_along_axis(scores, events, axis=1)
-    key = jax.random.fold_in(key, users[0])
+    keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
     catalogue = scores[:, 1 : num_items + 1]
-    return (*cut_pools(catalogue, seen, excluded, key, rules), observed, scores[:, 0])
+    return (*cut_pools(catalogue, seen, excluded, keys, rules), observed, scores[:, 0])
 
 
 def require_room(split: Split, rules: PoolRules) -> None:

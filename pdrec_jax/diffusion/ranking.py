@@ -89,7 +89,7 @@ class Evaluation:
                 params, coupled, batch, key, users, positive, seen, self.model, num_items
             )
             counts.append([np.asarray(c)[:real] for c in found])
-            others = (seen > 0) & (seen != positive[:, None])
+            others = (seen > 0) & (seen <= num_items) & (seen != positive[:, None])
             negatives.append((num_items - 1 - others.sum(axis=1))[:real])
         return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
 

@@ -1,17 +1,23 @@
 """Exact selection by rank without sorting the catalogue.
 
 Items of a row are ordered by score, the highest first, equal scores by id, as a stable descending
-sort would. Sorting [B, I] is the slowest thing a CPU backend can be asked for here; counting how
-many scores exceed a guess is one of the fastest, and about 20 guesses settle a row.
+sort would. Sorting a row is the slowest thing a CPU backend can be asked for here; counting how
+many scores exceed a guess is one of the fastest, and a few good guesses settle it.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 _GROUP = 64
+_LANES = 8  # numbers of a group that a CPU takes at a time
+_WORD = 32
+_SAMPLE = 1024
+_FAN_BITS, _FAN_STEPS = 4, 5  # of the search in the sample: 5 times into 16 parts
+_FAN = 1 << _FAN_BITS
 
 
 MASKED = jnp.iinfo(jnp.int32).min  # the key of an item that takes no part
@@ -28,12 +34,43 @@ def _one_zero(scores: Array) -> Array:
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)
 
 
+def by_rows(function: Callable[..., Any], *arrays: Array) -> Any:
+    """Applies a function of single rows to every row of some arrays.
+
+    On a CPU row by row, since what is done several times to one row then finds it in the cache,
+    with a loop for each half of the rows, which run side by side; elsewhere all rows at once.
+
+    Args:
+      function: from a row of each array to a tree of arrays.
+      arrays: [B, ...] each.
+
+    Returns:
+      the tree, with a leading axis of B.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function)(*arrays)
+    rows = jnp.arange(arrays[0].shape[0], dtype=jnp.int32)
+    half = len(rows) // 2
+    # The arrays stay where they are: a loop over slices of them would copy them first.
+    parts = [
+        jax.lax.map(lambda row: function(*(array[row] for array in arrays)), some)
+        for some in (rows[:half], rows[half:])
+    ]
+    return jax.tree.map(lambda *both: jnp.concatenate(both), *parts)
+
+
+def _score(keys: Array) -> Array:
+    """The inverse of ``sortable``."""
+    bits = keys ^ ((keys >> 31) & jnp.int32(0x7FFFFFFF))
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
 class Threshold(NamedTuple):
     """Where a rank cuts a row: items before it have a larger key, or the same and a smaller index.
 
     Attributes:
-      key: [B] int32.
-      index: [B] int32.
+      key: [] int32.
+      index: [] int32.
     """
 
     key: Array
@@ -43,117 +80,214 @@ class Threshold(NamedTuple):
         """Whether items rank before the cut.
 
         Args:
-          keys: [B, N] of some items.
-          index: [B, N] or [1, N] their indices.
+          keys: [N] of some items.
+          index: [N] their indices.
         """
-        cut, place = self.key[:, None], self.index[:, None]
-        return (keys > cut) | ((keys == cut) & (index < place))
+        return (keys > self.key) | ((keys == self.key) & (index < self.index))
+
+
+def count_true(marks: Array) -> Array:
+    """Counts the true entries of [N], [] int32, in a form that a CPU adds up many at a time."""
+    width = marks.shape[0]
+    lanes = 128
+    head = marks[: width // lanes * lanes].reshape(-1, lanes)
+    total = jnp.sum(jnp.sum(head, axis=0, dtype=jnp.int32))
+    return total + jnp.sum(marks[width // lanes * lanes :], dtype=jnp.int32)
 
 
 def rank_threshold(keys: Array, rank: Array) -> Threshold:
-    """Finds the cut of each row that has ``rank`` items before it.
+    """Finds the cut of a row that has ``rank`` items before it.
 
-    Bisects between the row's lowest and highest key and stops as soon as every row is settled: any
-    value between the two neighbours will do, so the last bits matter to equal scores alone.
+    Narrows an interval of keys down until just the wanted number lie above it: any value between
+    two neighbours will do, so the last bits matter to equal scores alone. A sample of the row gives
+    the first interval; then two guesses to either side of where the scores would cut, were they
+    even, narrow it, and from time to time its thirds, whatever the scores are.
 
     Args:
-      keys: [B, N] int32 from ``sortable``.
-      rank: [B] int32, each below the row's number of keys that are not ``MASKED``.
+      keys: [N] int32 from ``sortable``.
+      rank: [] int32, below the row's number of keys that are not ``MASKED``.
     """
-    low = jnp.min(jnp.where(keys == MASKED, jnp.iinfo(jnp.int32).max, keys), axis=1)
-    high = jnp.max(keys, axis=1) + 1
+    least = jnp.min(jnp.where(keys == MASKED, jnp.iinfo(jnp.int32).max, keys))
+    low, high = least, jnp.max(keys) + 1
+    total = count_true(keys >= least)
+    if keys.shape[0] > 4 * _SAMPLE:
+        low, high, ahead, through = _sampled_interval(keys, rank, low, high, total)
+    else:
+        ahead, through = jnp.zeros_like(rank), total
 
-    def unsettled(state: tuple[Array, Array, Array]) -> Array:
-        low, high, ahead = state
-        return jnp.any((ahead != rank) & (high - 1 > low))
+    def unsettled(state: _Interval) -> Array:
+        return (state.ahead != rank) & (state.high - 1 > state.low)
 
-    def halve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # More than `rank` keys are >= low, and `ahead` <= rank are >= high.
-        low, high, ahead = state
-        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
-        count = jnp.sum(keys >= middle[:, None], axis=1, dtype=jnp.int32)
-        settled, up = ahead == rank, count > rank
-        return (
-            jnp.where(up & ~settled, middle, low),
-            jnp.where(up | settled, high, middle),
-            jnp.where(up | settled, ahead, count),
+    def narrow(state: _Interval) -> _Interval:
+        low, high, ahead, through, turn = state
+        guesses = jnp.where(turn % 4 == 3, _middles(low, high), _straight(state, rank))
+        guesses = jnp.clip(guesses, low + 1, high - 1)
+        counts = jnp.stack([count_true(keys >= guesses[0]), count_true(keys >= guesses[1])])
+        above, below = counts <= rank, counts > rank
+        return _Interval(
+            jnp.max(jnp.where(below, guesses, low)),
+            jnp.min(jnp.where(above, guesses, high)),
+            jnp.max(jnp.where(above, counts, ahead)),
+            jnp.min(jnp.where(below, counts, through)),
+            turn + 1,
         )
 
-    low, high, ahead = jax.lax.while_loop(unsettled, halve, (low, high, jnp.zeros_like(rank)))
+    start = _Interval(low, high, ahead, through, jnp.zeros((), jnp.int32))
+    low, high, ahead, _, _ = jax.lax.while_loop(unsettled, narrow, start)
     settled = ahead == rank
     key = jnp.where(settled, high - 1, low)
+    index = jax.lax.cond(
+        settled, jnp.zeros_like, lambda skip: _nth_equal(keys == key, skip), rank - ahead
+    )
+    return Threshold(key, index)
 
-    def among_equal(_: None) -> Array:
-        return _nth_equal(keys == key[:, None], rank - ahead)
 
-    index = jax.lax.cond(jnp.all(settled), lambda _: jnp.zeros_like(rank), among_equal, None)
-    return Threshold(key, jnp.where(settled, 0, index))
+class _Interval(NamedTuple):
+    """Keys between which the cut lies, [] int32 each.
+
+    Attributes:
+      low: with more than ``rank`` keys that are not below it.
+      high: with at most ``rank``.
+      ahead: how many these are.
+      through: how many are not below ``low``.
+      turn: guesses made.
+    """
+
+    low: Array
+    high: Array
+    ahead: Array
+    through: Array
+    turn: Array
+
+
+def _middles(low: Array, high: Array) -> Array:
+    """The middle of an interval of keys and that of its upper half, [2], without overflow."""
+    middle = (low & high) + ((low ^ high) >> 1)
+    return jnp.stack([middle, (middle & high) + ((middle ^ high) >> 1)])
+
+
+def _straight(state: _Interval, rank: Array) -> Array:
+    """Two keys, [2], a little before and after a rank, if the scores in between are even."""
+    left = (state.through - state.ahead).astype(jnp.float32)
+    margin = 0.5 * jnp.sqrt(left)  # a standard deviation, at the middle
+    wanted = (rank - state.ahead).astype(jnp.float32)
+    share = jnp.stack([wanted + 0.5 - margin, wanted + 0.5 + margin]) / left
+    top, bottom = _score(state.high), _score(state.low)
+    return sortable(top - (top - bottom) * jnp.clip(share, 0.0, 1.0))
+
+
+def _sampled_interval(
+    keys: Array, rank: Array, low: Array, high: Array, total: Array
+) -> tuple[Array, Array, Array, Array]:
+    """An interval that holds the cut, from a sample of the row: (low, high, ahead, through)."""
+    sample = keys[:: keys.shape[0] // _SAMPLE]
+    size = count_true(sample >= low).astype(jnp.float32)
+    wanted = rank.astype(jnp.float32) / total.astype(jnp.float32) * size
+    margin = 1.5 * jnp.sqrt(size)  # three standard deviations at the median
+
+    targets = jnp.stack([wanted - margin, wanted + margin])
+    steps = jnp.arange(1, _FAN, dtype=jnp.int32)
+
+    def narrow(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Cuts both intervals into ``_FAN`` and keeps the part that the target falls into."""
+        below, above = ends
+        width = (above >> _FAN_BITS) - (below >> _FAN_BITS)
+        guesses = below[:, None] + width[:, None] * steps[None, :]
+        ahead = jnp.sum(
+            (sample[:, None] >= guesses.reshape(1, -1)).astype(jnp.float32), axis=0
+        ).reshape(guesses.shape)
+        part = jnp.sum(ahead > targets[:, None], axis=1, dtype=jnp.int32)
+        below = below + width * part
+        return below, jnp.where(part == _FAN - 1, above, below + width)
+
+    ends = jnp.stack([low, low]), jnp.stack([high, high])
+    (upper, lower), _ = jax.lax.fori_loop(0, _FAN_STEPS, narrow, ends)
+    above_upper, above_lower = count_true(keys >= upper), count_true(keys >= lower)
+    # A sample can mislead: an end that does not hold the cut is left where it was.
+    fits_above, fits_below = above_upper <= rank, above_lower > rank
+    return (
+        jnp.where(fits_below, lower, low),
+        jnp.where(fits_above, upper, high),
+        jnp.where(fits_above, above_upper, 0),
+        jnp.where(fits_below, above_lower, total),
+    )
 
 
 def _nth_equal(equal: Array, skip: Array) -> Array:
-    """The column before which ``skip`` entries of each row of ``equal`` [B, N] are true."""
-    columns = jnp.arange(equal.shape[1], dtype=jnp.int32)[None, :]
-    bits = equal.shape[1].bit_length()
+    """The column before which ``skip`` entries of ``equal`` [N] are true."""
+    columns = jnp.arange(equal.shape[0], dtype=jnp.int32)
+    bits = equal.shape[0].bit_length()
 
     def narrow(step: Array, found: Array) -> Array:
         guess = found + (1 << (bits - 1 - step))
-        fewer = jnp.sum(equal & (columns < guess[:, None]), axis=1, dtype=jnp.int32) <= skip
+        fewer = count_true(equal & (columns < guess)) <= skip
         return jnp.where(fewer, guess, found)
 
     return jax.lax.fori_loop(0, bits, narrow, jnp.zeros_like(skip))
 
 
 def top(scores: Array, count: int) -> Array:
-    """Returns the indices of the ``count`` highest scores of each row, best first, [B, count].
+    """Returns the indices of the ``count`` highest scores of a row, best first, [count].
 
     The ``count`` groups with the highest maxima hold them all, so only those are looked at.
 
     Args:
-      scores: [B, N] float32.
+      scores: [N] float32.
       count: at most N.
     """
     scores = _one_zero(scores)
-    rows, width = scores.shape
+    width = scores.shape[0]
     groups = -(-width // _GROUP)
     if groups <= count:
         return jax.lax.top_k(scores, count)[1]
-    padded = jnp.pad(scores, ((0, 0), (0, groups * _GROUP - width)), constant_values=-jnp.inf)
-    grouped = padded.reshape(rows, groups, _GROUP)
-    _, best = jax.lax.top_k(jnp.max(grouped, axis=2), count)
+    grouped = jnp.pad(scores, (0, groups * _GROUP - width), constant_values=-jnp.inf)
+    grouped = grouped.reshape(groups, _GROUP)
+    lanes = jnp.max(grouped.reshape(groups, -1, _LANES), axis=1)
+    _, best = jax.lax.top_k(jnp.max(lanes, axis=1), count)
     # In the order of ids again, so that equal scores keep the lower id first.
-    best = jnp.sort(best, axis=1)
-    pool = jnp.take_along_axis(grouped, best[:, :, None], axis=1).reshape(rows, count * _GROUP)
-    _, place = jax.lax.top_k(pool, count)
-    group = jnp.take_along_axis(best, place // _GROUP, axis=1)
-    return (group * _GROUP + place % _GROUP).astype(jnp.int32)
+    best = jnp.sort(best)
+    _, place = jax.lax.top_k(grouped[best].reshape(count * _GROUP), count)
+    return (best[place // _GROUP] * _GROUP + place % _GROUP).astype(jnp.int32)
 
 
-def nth_true(mask: Array, ordinals: Array) -> Array:
-    """Returns the index of the n-th true entry of each row, counting from 0, [B, R].
+def pack_bits(mask: Array) -> Array:
+    """Packs a row's marks [N] into words of 32, the first mark in the lowest bit, uint32."""
+    width = mask.shape[0]
+    words = -(-width // _WORD)
+    padded = jnp.pad(mask, (0, words * _WORD - width)).reshape(words, -1, _LANES)
+    bits = padded.astype(jnp.uint32) << jnp.arange(_WORD, dtype=jnp.uint32).reshape(1, -1, _LANES)
+    # No two bits meet, so that a sum is a union; over lanes first, many at a time.
+    return jnp.sum(jnp.sum(bits, axis=1, dtype=jnp.uint32), axis=1, dtype=jnp.uint32)
+
+
+def nth_true(words: Array, ordinals: Array) -> Array:
+    """Returns the index of the n-th mark, counting from 0, [B, R] int32.
 
     Args:
-      mask: [B, N] bool.
-      ordinals: [B, R] int32, each below the row's number of true entries.
+      words: [B, W] uint32, each row from ``pack_bits``.
+      ordinals: [B, R] int32, each below the row's number of marks.
     """
-    rows, width = mask.shape
-    groups = -(-width // _GROUP)
-    padded = jnp.pad(mask, ((0, 0), (0, groups * _GROUP - width))).reshape(rows, groups, _GROUP)
-    ends = jnp.cumsum(jnp.sum(padded, axis=2, dtype=jnp.int32), axis=1)
-    group = jax.vmap(lambda e, o: jnp.searchsorted(e, o, side="right"))(ends, ordinals)
-    group = jnp.minimum(group, groups - 1)
-    begin = jnp.take_along_axis(ends, group, axis=1) - jnp.take_along_axis(
-        jnp.sum(padded, axis=2, dtype=jnp.int32), group, axis=1
-    )
-    members = jnp.take_along_axis(padded, group[:, :, None], axis=1)
-    within = jnp.cumsum(members, axis=2, dtype=jnp.int32) > (ordinals - begin)[:, :, None]
-    return (group * _GROUP + jnp.argmax(within, axis=2)).astype(jnp.int32)
+    ends = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32), axis=1)
+    word = jax.vmap(lambda e, o: jnp.searchsorted(e, o, side="right"))(ends, ordinals)
+    word = jnp.minimum(word, words.shape[1] - 1)
+    bits = jnp.take_along_axis(words, word, axis=1)
+    count = jax.lax.population_count(bits).astype(jnp.int32)
+    left = ordinals - (jnp.take_along_axis(ends, word, axis=1) - count)
+    place = jnp.zeros_like(left)
+    for half in (16, 8, 4, 2, 1):
+        lower = (bits >> place.astype(jnp.uint32)) & jnp.uint32((1 << half) - 1)
+        below = jax.lax.population_count(lower).astype(jnp.int32)
+        beyond = left >= below
+        place = jnp.where(beyond, place + half, place)
+        left = jnp.where(beyond, left - below, left)
+    return (word * _WORD + place).astype(jnp.int32)
 
 
-def draw_subset(key: Array, sizes: Array, count: int) -> Array:
+def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
     """Draws a uniform subset of ``count`` of the numbers 0 .. size - 1 (Floyd; Bentley, 1987).
 
     Args:
-      key: a jax key.
+      keys: [B] jax keys.
       sizes: [B] int32, each at least 1.
       count: R. Where a size is smaller, all its numbers are taken, over and over.
 
@@ -165,7 +299,11 @@ def draw_subset(key: Array, sizes: Array, count: int) -> Array:
     last = jnp.where(enough, sizes - count, 0)
     # Integers, because a float32 has too few bits to be even over a large catalogue.
     steps = jnp.arange(count, dtype=jnp.int32)
-    draws = jax.random.randint(key, (count, rows), 0, (last[None, :] + steps[:, None]) + 1)
+
+    def draw(key: Array, last: Array) -> Array:
+        return jax.random.randint(key, (count,), 0, last + steps + 1)
+
+    draws = jax.vmap(draw, out_axes=1)(keys, last)
 
     def take(chosen: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
         step, value = inputs

@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
-from jax import Array
 from ml_collections import ConfigDict
 
 from pdrec_jax import training
@@ -19,21 +17,22 @@ from pdrec_jax.data.batches import draw_users, extend_train
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.denoiser import Params, make_denoiser, structure
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all
+from pdrec_jax.diffusion.optimise import make_optimiser, train_steps, train_steps_by_rows
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.diffusion.ranking import Evaluation, blocks
 from pdrec_jax.diffusion.schedule import make_schedule
-from pdrec_jax.diffusion.step import training_loss
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
-    SparseBatch,
     build_vectors,
     gather_batch,
     token_budget,
 )
+from pdrec_jax.diffusion.windows import number_of_windows
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.row_adam import AdamW, Tails, tails
 
 _STEPS_A_DISPATCH = 5  # the progress bar moves this often
 
@@ -74,8 +73,19 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
         sampling_steps=config.sampling_steps,
         sampling_noise=config.sampling_noise,
         noise_fraction=config.noise_fraction,
+        error_fraction=config.error_fraction,
+        head=_head(split, slots, config.error_fraction),
     )
     return model, jax.jit(lambda: make()[1])
+
+
+def _head(split: Split, slots: int, fraction: float) -> tuple[int, ...]:
+    """The most popular slots in training, as many as a window of the error has."""
+    width = -(-slots // number_of_windows(fraction))
+    if width == slots:
+        return ()
+    counts = np.bincount(split.train.items, minlength=slots)
+    return tuple(np.sort(np.argsort(-counts, kind="stable")[:width]).tolist())
 
 
 def vectors_of(
@@ -138,7 +148,7 @@ class DiffusionTask:
         params = self.initialise()
         return {
             "params": params,
-            "optimiser": _optimiser(self.config.weight_decay).init(params),
+            "optimiser": make_optimiser(self.config.weight_decay).init(params),
             "history": empty_history(self.config.steps),
         }
 
@@ -153,62 +163,32 @@ class DiffusionTask:
         tokens = token_budget(self.vectors, users)
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         losses = []
-        for begin in range(0, self.steps, _STEPS_A_DISPATCH):
-            chunk = users[begin : begin + _STEPS_A_DISPATCH]
+        # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
+        stride = self.steps if self.model.windowed else _STEPS_A_DISPATCH
+        for begin in range(0, self.steps, stride):
+            chunk = users[begin : begin + stride]
             batches = [gather_batch(self.vectors, row, tokens) for row in chunk]
             batch = jax.tree.map(lambda *rows: np.stack(rows), *batches)
             first = (epoch - 1) * self.steps + begin
-            state, loss = _train_steps(
-                state,
-                batch,
-                np.arange(first, first + len(chunk)),
-                rate,
-                self.model,
-                config.weight_decay,
-                config.seed,
-                size,
-            )
+            given = state, batch, np.arange(first, first + len(chunk)), rate
+            static = self.model, config.weight_decay, config.seed, size
+            if self.model.windowed:
+                state, loss = train_steps_by_rows(*given, self._tails, *static)
+            else:
+                state, loss = train_steps(*given, *static)
             losses.append(np.asarray(loss))
             advance(len(chunk))
         return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
 
+    @functools.cached_property
+    def _tails(self) -> Tails:
+        config = self.config
+        rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
+        return tails(AdamW(decay=config.weight_decay), np.repeat(rates, self.steps))
+
     def evaluate(self, params: Params) -> float:
         """Returns the selection metric."""
         return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
-
-
-def _optimiser(weight_decay: float) -> optax.GradientTransformation:
-    """AdamW without the learning rate, which changes by the epoch."""
-    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7), donate_argnums=0)
-def _train_steps(
-    state: dict[str, Any],
-    batches: SparseBatch,
-    numbers: Array,
-    rate: float,
-    model: DiffusionModel,
-    weight_decay: float,
-    seed: int,
-    size: int,
-) -> tuple[dict[str, Any], Array]:
-    """Scans training steps; returns the state and the mean loss of each, before division by p."""
-    optimiser = _optimiser(weight_decay)
-    key = jax.random.key(seed)
-
-    def step(
-        state: dict[str, Any], inputs: tuple[SparseBatch, Array]
-    ) -> tuple[dict[str, Any], Array]:
-        batch, number = inputs
-        gradient, (history, loss) = jax.grad(training_loss, has_aux=True)(
-            state["params"], model, state["history"], batch, size, jax.random.fold_in(key, number)
-        )
-        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
-        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-        return {"params": params, "optimiser": optimiser_state, "history": history}, loss
-
-    return jax.lax.scan(step, state, (batches, numbers))
 
 
 def build(
@@ -248,7 +228,7 @@ def build(
             half_ties=protocol.half_ties,
             seed=config.seed,
             block=config.block,
-            num_items=split.train.num_items,
+            num_items=split.train.num_target_items,
         )
 
     test = scorer(vectors_of(config, split, model.num_slots, heldin=True), candidates, extended[:2])

@@ -33,7 +33,7 @@ class Evaluation:
       candidates: [U, 1 + N] the relevant item and its negatives, all users.
       half_ties: see ``Ranks``.
       block: users at a time.
-      num_items: I.
+      num_items: target items, ids 1..num_items.
     """
 
     model: EncoderModel
@@ -91,7 +91,7 @@ class Evaluation:
                     params, *self._histories, batch, positive, seen, self.model, self.num_items
                 )
             )
-            others = (seen > 0) & (seen != positive[:, None])
+            others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
             negatives.append((self.num_items - 1 - others.sum(axis=1))[:real])
         return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
 

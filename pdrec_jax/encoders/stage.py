@@ -32,20 +32,22 @@ from pdrec_jax.encoders.model import (
     step_inputs,
 )
 from pdrec_jax.encoders.ranking import Evaluation
-from pdrec_jax.encoders.row_adam import (
-    Table,
-    close_table,
-    open_table,
-    read_rows,
-    tails,
-    write_rows,
-)
+from pdrec_jax.encoders.step import ADAM as _ADAM
 from pdrec_jax.encoders.step import OPTIMISER as _OPTIMISER
 from pdrec_jax.encoders.step import train_step
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.plugins.hbr import behaviour_weights
+from pdrec_jax.row_adam import (
+    Table,
+    Tails,
+    close_table,
+    open_table,
+    read_rows,
+    tails,
+    write_rows,
+)
 from pdrec_jax.settings import seeded
 
 PLUGINS = ("hbr", "nns", "dpa")
@@ -236,10 +238,10 @@ class EncoderTask:
         return most_rows(self._rows(self._draw(epoch, _ROWS_SEED)) for epoch in ahead)
 
     @functools.cached_property
-    def _tail(self) -> np.ndarray:
+    def _tail(self) -> Tails:
         config = self.config
         rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
-        return tails(np.repeat(rates, self.steps))
+        return tails(_ADAM, np.repeat(rates, self.steps))
 
     def layout(self, epoch: int) -> Batch:
         """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
@@ -318,7 +320,7 @@ def _train_epoch_by_rows(
     batches: Batch,
     numbers: Array,
     rate: float,
-    tail: Array,
+    tail: Tails,
     model: EncoderModel,
     seed: int,
 ) -> tuple[dict[str, Any], Array]:
@@ -340,7 +342,7 @@ def _train_epoch_by_rows(
     ) -> tuple[tuple[dict[str, Any], Any, Table], Array]:
         (params, optimiser, table), (batch, number) = carried, given
         inputs = step_inputs(model, data, batch, jax.random.fold_in(base, number))
-        read = read_rows(table, flat_ids(inputs.ids), number, tail)
+        read = read_rows(_ADAM, table, flat_ids(inputs.ids), number, tail)
 
         def loss_of(params: Params, values: Array) -> tuple[Array, Array | None]:
             whole = {**params, _TABLE: jax.lax.stop_gradient(table.values)}
@@ -354,11 +356,11 @@ def _train_epoch_by_rows(
             read, row_gradient = read.take(kept), row_gradient[kept]
         updates, optimiser = _OPTIMISER.update(gradient, optimiser)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        table = write_rows(table, read, row_gradient, number + 1, jnp.float32(rate))
+        table = write_rows(_ADAM, table, read, row_gradient, number + 1, jnp.float32(rate))
         return (params, optimiser, table), loss
 
     (params, optimiser, table), losses = jax.lax.scan(step, carried, (batches, numbers))
-    values, first, second = close_table(table, numbers[-1] + 1, tail)
+    values, first, second = close_table(_ADAM, table, numbers[-1] + 1, tail)
     state = {
         "params": {**params, _TABLE: values},
         "optimiser": optimiser._replace(
@@ -429,7 +431,7 @@ def build(
             candidates=table,
             half_ties=protocol.half_ties,
             block=section.block,
-            num_items=split.train.num_items,
+            num_items=split.train.num_target_items,
         )
 
     test = scorer(*extend_train(split)[:2], candidates)

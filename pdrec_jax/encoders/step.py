@@ -9,10 +9,11 @@ import optax
 from jax import Array
 
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData, training_loss
-from pdrec_jax.encoders.row_adam import B1, B2
+from pdrec_jax.row_adam import AdamW
 
 # Adam without the learning rate, which changes by the epoch; betas of the reference.
-OPTIMISER = optax.scale_by_adam(b1=B1, b2=B2)
+ADAM = AdamW(b1=0.9, b2=0.98)
+OPTIMISER = optax.scale_by_adam(b1=ADAM.b1, b2=ADAM.b2)
 
 
 def train_step(

@@ -28,6 +28,8 @@ class Protocol:
       half_ties: a tied candidate counts half a place.
       source_slots: the interaction vectors span the source domain's items, always empty, too.
       test_among_negatives: the test item can be drawn as one of its own negatives.
+      trains_between: in the cross-domain task, source events between the validation and the test
+        item are trained on.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Protocol:
     hbr_floor: str
     half_ties: bool
     test_among_negatives: bool
+    trains_between: bool
 
 
 STRICT = Protocol(
@@ -49,6 +52,7 @@ STRICT = Protocol(
     hbr_floor="observed",
     half_ties=True,
     test_among_negatives=False,
+    trains_between=False,
 )
 REFERENCE = Protocol(
     name="reference",
@@ -59,6 +63,7 @@ REFERENCE = Protocol(
     hbr_floor="shifted",
     half_ties=False,
     test_among_negatives=True,
+    trains_between=True,
 )
 
 
@@ -93,7 +98,7 @@ def user_sets(protocol: Protocol, split: Split) -> UserSets:
     the highest id from the encoder's evaluation. A log of one domain has no source events to ask
     for, so that part of the filter falls away.
     """
-    train = split.train.lengths
+    train = split.train.target_lengths
     if protocol.name == "strict":
         pair = train >= 2
         return UserSets(pair, pair, pair)
@@ -112,6 +117,8 @@ def draw_candidates(
 ) -> np.ndarray:
     """Draws the sampled candidates of every user once, for all models and epochs.
 
+    They are items of the target domain, also where the input holds others.
+
     A user's draw depends on the seed and the user alone. Never drawn: what the model is given as
     input. Under ``strict``, neither held-out item is drawn; under ``reference`` the test item can
     be (the public code lets it).
@@ -129,7 +136,7 @@ def draw_candidates(
     Raises:
       UserError: a user has fewer than N items to draw from.
     """
-    train, num_items = split.train, split.train.num_items
+    train, num_items = split.train, split.train.num_target_items
     positives = split.valid_items if heldout == "valid" else split.test_items
     table = np.zeros((train.num_users, 1 + negatives), np.int32)
     table[:, 0] = positives
@@ -138,7 +145,7 @@ def draw_candidates(
         excluded = np.append(own, split.valid_items[user])
         if not protocol.test_among_negatives:
             excluded = np.append(excluded, split.test_items[user])
-        excluded = np.unique(excluded)
+        excluded = np.unique(excluded[excluded <= num_items])
         if num_items - len(excluded) < negatives:
             raise UserError(
                 f"evaluation: user {split.train.user_ids[user]} leaves {num_items - len(excluded)} "

@@ -84,7 +84,7 @@ def count_catalogue(
     above = jnp.sum(catalogue > own, axis=1, dtype=jnp.int32)
     ties = jnp.sum(catalogue == own, axis=1, dtype=jnp.int32) - 1
     of_seen = jnp.take_along_axis(scores, seen, axis=1)
-    counts = (seen > 0) & (seen != positive[:, None])
+    counts = (seen >= first_item) & (seen <= last_item) & (seen != positive[:, None])
     above = above - jnp.sum(counts & (of_seen > own), axis=1, dtype=jnp.int32)
     return above, ties - jnp.sum(counts & (of_seen == own), axis=1, dtype=jnp.int32)
 

@@ -1,13 +1,14 @@
 """Where a run's log comes from: files by name and place, or the simulator."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-from pdrec_jax.data.sources import directories, find_files, load
+from pdrec_jax.data.sources import adopt, directories, find_files, load
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import default_config
 
@@ -116,11 +117,15 @@ class TestFindFiles:
 
     def test_no_target(self, config) -> None:
         config.data.target = ""
-        assert complaint(config) == "config.data.target: the name or path of a log is expected"
+        expected = (
+            "config.data.target: the name or path of a log is expected, or a prepared directory as "
+            "config.data.path"
+        )
+        assert complaint(config) == expected
         config.data.auxiliary = ""
         assert find_files(config) is None
         config.data.source = "real"
-        assert complaint(config) == "config.data.target: the name or path of a log is expected"
+        assert complaint(config) == expected
 
 
 class TestLoad:
@@ -137,12 +142,25 @@ class TestLoad:
         assert (log.num_items, log.num_target_items, log.num_events) == (6, 3, 8)
         assert [file["name"] for file in source["files"]] == ["toy.csv", "game.csv"]
 
+    def test_times_of_another_name_and_who_comes_first(self, config, place) -> None:
+        folder = place("data", "toy.csv", "game.csv")
+        (folder / "game.csv").write_text(ROWS.replace("timestamp", "order"))
+        config.data.auxiliary_time = "order"
+        files = [folder / "toy.csv", folder / "game.csv"]
+        assert load(config, files)[0].domains.tolist() == [0, 1] * 4
+        config.data.auxiliary_first = True
+        assert load(config, files)[0].domains.tolist() == [1, 0] * 4
+
     def test_columns_and_ids_are_those_of_the_config(self, config, place) -> None:
         path = place("data") / "log.csv"
         path.write_text("who,what\na,x\na,y\n")
         config.data.user, config.data.item, config.data.time = "who", "what", ""
-        log, _ = load(config, [path])
+        log, source = load(config, [path])
         assert log.times is None
+        expected = "the log has no times: behaviours are weighed by position, as in T-DiffRec"
+        assert source["note"] == expected
+        config.diffusion.weighting = "position"
+        assert "note" not in load(config, [path])[1]
         config.data.ids = "integer"
         with pytest.raises(UserError, match=r"log\.csv: row 2, field 'who': "):
             load(config, [path])
@@ -161,3 +179,55 @@ class TestLoad:
         other, source = load(config, None)
         assert other.items.tolist() != log.items.tolist()
         assert "note" not in source
+
+
+class TestPrepared:
+    """A directory of `pdrec_jax.prepare`; tests/prepare/test_own.py has the way there."""
+
+    @pytest.fixture
+    def prepared(self, config, tmp_path) -> Callable[..., Path]:
+        """`prepared(**chosen)` makes one with these settings."""
+
+        def prepared(content: object) -> Path:
+            path = tmp_path / "mine"
+            path.mkdir(exist_ok=True)
+            (path / "prepared.json").write_text(json.dumps(content))
+            config.data.path = "mine"
+            return path
+
+        return prepared
+
+    def test_without_one_nothing_changes(self, config) -> None:
+        assert adopt(config, ()) is config
+
+    def test_its_settings_but_for_those_set_by_hand(self, config, prepared) -> None:
+        chosen = {"name": "mine", "data.time": "", "diffusion.hidden": [8, 4], "dpa.coarse": 9}
+        prepared({"config": chosen})
+        config.data.user, config.dpa.coarse = "who", 7
+        found = adopt(config, {"dpa.coarse"})
+        assert (found.name, found.data.time, found.diffusion.hidden) == ("mine", "", (8, 4))
+        assert (found.dpa.coarse, found.data.user, found.data.auxiliary) == (7, "user_id", "")
+        assert find_files(found) == [Path("mine/log.parquet")]
+        config.data.source = "simulated"
+        assert find_files(config) is None
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ([], "not written by `python -m pdrec_jax.prepare`"),
+            ({}, "not written by `python -m pdrec_jax.prepare`"),
+            ({"config": 1}, "not written by `python -m pdrec_jax.prepare`"),
+            ({"config": {"dpa.wide": 1}}, "there is no field 'dpa.wide'"),
+            ({"config": {"dpa.fine": 0}}, "dpa.fine: an integer of at least 1 is expected, got 0"),
+        ],
+    )
+    def test_what_is_none(self, config, prepared, content, message) -> None:
+        prepared(content)
+        with pytest.raises(UserError) as caught:
+            adopt(config, ())
+        assert str(caught.value) == f"config.data.path: mine/prepared.json: {message}"
+
+    def test_a_missing_one(self, config) -> None:
+        config.data.path = "none"
+        with pytest.raises(UserError, match=r"none/prepared\.json: cannot be read \(No such file"):
+            adopt(config, ())

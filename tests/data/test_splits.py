@@ -1,5 +1,6 @@
 """The leave-one-out split: its rules, and the partition of the public code on the real logs."""
 
+import dataclasses
 import hashlib
 import itertools
 
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.interactions import Interactions, from_events, merge_domains
 from pdrec_jax.data.readers import read_log
-from pdrec_jax.data.splits import Split, leave_one_out
+from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.errors import UserError
 
 EVENTS = st.lists(
@@ -223,3 +225,76 @@ class TestRealLogs:
         assert repeated.sum() == in_history
         assert (split.valid_items == test).sum() == as_validation
         assert (~np.isin(test, split.train.items)).sum() == unseen
+
+
+class TestWithSourceEvents:
+    """Two users; capital letters are source items: a B c D e F g H and i J k l m."""
+
+    ROWS = ((0, "aBcDeFgH"), (1, "iJklm"))
+
+    @pytest.fixture
+    def log(self) -> Interactions:
+        names = sorted(c for _, row in self.ROWS for c in row if c.islower())
+        source = sorted(c for _, row in self.ROWS for c in row if c.isupper())
+        ids = ["", *names, *source]
+        flat = [ids.index(c) for _, row in self.ROWS for c in row]
+        return Interactions(
+            offsets=np.array([0, 8, 13]),
+            items=np.array(flat),
+            times=np.array([*range(8), *range(5)], float),
+            domains=np.array(flat) > len(names),
+            user_ids=np.array([1, 2]),
+            item_ids=np.array(ids),
+            num_target_items=len(names),
+        )
+
+    @staticmethod
+    def words(log: Interactions) -> list[str]:
+        text = log.item_ids[log.items]
+        ends = zip(log.offsets[:-1], log.offsets[1:], strict=True)
+        return ["".join(text[a:b]) for a, b in ends]
+
+    @pytest.mark.parametrize(
+        ("between", "train"), [(False, ["aBcD", "iJk"]), (True, ["aBcDF", "iJk"])]
+    )
+    def test_parts(self, log, between, train) -> None:
+        split = with_source_events(log, between=between)
+        assert self.words(split.train) == train
+        assert self.words(split.history) == ["aBcDeF", "iJkl"]
+        assert log.item_ids[split.valid_items].tolist() == ["e", "l"]
+        assert log.item_ids[split.test_items].tolist() == ["g", "m"]
+        assert split.train.num_items == log.num_items
+        assert split.train.target_lengths.tolist() == [2, 2]
+        assert self.words(split.mixed) == ["aBcDF", "iJk"]
+
+    def test_the_input_of_the_test_is_in_order(self, log) -> None:
+        split = with_source_events(log, between=True)
+        offsets, items, times = extend_train(split)
+        assert log.item_ids[items[: offsets[1]]].tolist() == list("aBcDeF")
+        assert times.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
+
+    @pytest.mark.parametrize("between", [False, True])
+    def test_nothing_that_is_held_out_is_trained_on(self, log, between) -> None:
+        """Permuting the held-out items, and what comes after the test, changes nothing else."""
+        before = with_source_events(log, between=between)
+        items = log.items.copy()
+        held = [4, 6, 11, 12]  # e, g, l, m
+        items[held] = items[held[::-1]]
+        items[7] = items[1]  # H becomes B
+        after = with_source_events(dataclasses.replace(log, items=items), between=between)
+        assert self.words(after.train) == self.words(before.train)
+        assert after.valid_items.tolist() != before.valid_items.tolist()
+
+    def test_short_users_go(self, log) -> None:
+        short = log.take(np.arange(13) != 4)  # without e
+        split = with_source_events(short, between=True)
+        assert (split.dropped_users, self.words(split.train)) == (0, ["aBDF", "iJk"])
+        three = dataclasses.replace(
+            log, offsets=np.array([0, 2, 8, 13]), user_ids=np.array([1, 2, 3])
+        )
+        split = with_source_events(three, between=False)
+        assert (split.dropped_users, self.words(split.train)) == (1, ["cD", "iJk"])
+
+    def test_one_domain(self, log) -> None:
+        with pytest.raises(UserError, match="a log of two domains is expected"):
+            with_source_events(leave_one_out(log).train, between=True)

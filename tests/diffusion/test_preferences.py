@@ -1,6 +1,7 @@
 """Pools of candidates and negatives: the recorded ones, NumPy twins, and what is kept of them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,12 @@ from pdrec_jax.diffusion.preferences import (
 )
 from pdrec_jax.errors import UserError
 
-jit_pool = jax.jit(negative_pool, static_argnums=2)
+
+@functools.partial(jax.jit, static_argnums=2)
+def jit_pool(scores, excluded, rules):
+    return jax.vmap(lambda *row: negative_pool(*row, rules))(scores, excluded)
+
+
 jit_cut = jax.jit(cut_pools, static_argnums=4)
 
 STRICT = PoolRules(
@@ -148,7 +154,8 @@ class TestNegativePool:
         # The reference numbers users from 1, and gives a row to those with a source domain.
         scores = golden["diff_matrix"][rows + 1][:, 1 : items + 1]
         seen = ragged([set(train[u].tolist()) for u in rows])
-        candidates, negatives, _ = jit_cut(scores, seen, ragged(excluded), jax.random.key(0), rules)
+        keys = jax.random.split(jax.random.key(0), len(rows))
+        candidates, negatives, _ = jit_cut(scores, seen, ragged(excluded), keys, rules)
         np.testing.assert_array_equal(candidates, golden["user_top_item_raw"][rows + 1])
         expected = golden["user_nearest_item_raw"][rows + 1]
         np.testing.assert_array_equal(np.sort(negatives, axis=1), np.sort(expected, axis=1))
@@ -182,11 +189,11 @@ class TestComputePreferences:
             assert set(drawn) <= pool
             assert len(set(drawn)) == 6
 
-    def test_block_size_changes_no_ranking(self, compute):
+    def test_block_size_changes_nothing(self, compute):
         one, other = compute(block=7, done=(small := [])), compute(block=29, done=(large := []))
         assert small == [7, 7, 7, 7, 1]
         assert large == [29]
-        for name in ("users", "candidates", "observed", "padding"):
+        for name in ("users", "candidates", "negatives", "observed", "padding"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
     def test_seeds(self, compute):

@@ -1,5 +1,6 @@
 """Selection by rank against stable sorts, with ties, signed zeros and extremes."""
 
+import functools
 import itertools
 
 import jax
@@ -9,17 +10,30 @@ import pytest
 
 from pdrec_jax.diffusion.selection import (
     MASKED,
+    by_rows,
     draw_subset,
     nth_true,
+    pack_bits,
     rank_threshold,
     sortable,
     top,
 )
 
 jit_sortable = jax.jit(sortable)
-jit_top = jax.jit(top, static_argnums=1)
-jit_nth_true = jax.jit(nth_true)
-jit_draw_subset = jax.jit(draw_subset, static_argnums=2)
+jit_draw_subset = jax.jit(
+    lambda key, sizes, count: draw_subset(jax.random.split(key, sizes.shape[0]), sizes, count),
+    static_argnums=2,
+)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def jit_top(scores, count):
+    return by_rows(lambda row: top(row, count), scores)
+
+
+@jax.jit
+def jit_nth_true(mask, ordinals):
+    return nth_true(by_rows(pack_bits, mask), ordinals)
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +43,8 @@ def quick_compilation() -> None:
 
 @jax.jit
 def ahead_of_rank(keys, rank):
-    columns = jnp.arange(keys.shape[1], dtype=jnp.int32)[None, :]
-    return rank_threshold(keys, rank).before(keys, columns)
+    columns = jnp.arange(keys.shape[1], dtype=jnp.int32)
+    return by_rows(lambda row, wanted: rank_threshold(row, wanted).before(row, columns), keys, rank)
 
 
 ROWS, COLUMNS = 6, 200
@@ -99,6 +113,43 @@ class TestRankThreshold:
             for r, row in enumerate(order):
                 expected[r, row[: rank[r]]] = True
             np.testing.assert_array_equal(ahead_of_rank(keys, rank), expected)
+
+
+class TestSampledThreshold:
+    """Rows that are long enough for a sample to give the first interval."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("order", ["shuffled", "sorted"])
+    def test_like_a_stable_sort(self, kind, order):
+        scores = scores_of(kind, rows=4, columns=5000)
+        if order == "sorted":
+            scores = np.sort(scores, axis=1)
+        place = np.argsort(order_of(scores), axis=1)
+        for share in (0, 0.0003, 0.02, 0.5, 0.9, 0.9998):
+            rank = np.full(4, int(share * 5000), np.int32)
+            np.testing.assert_array_equal(
+                ahead_of_rank(jit_sortable(scores), rank), place < rank[:, None]
+            )
+
+    def test_a_sample_that_misleads(self):
+        """Every fifth entry, all that the sample sees, is larger than all the others."""
+        scores = scores_of("normal", rows=4, columns=5000)
+        scores[:, ::4] += 100
+        place = np.argsort(order_of(scores), axis=1)
+        for wanted in (10, 1249, 1250, 1251, 3000, 4999):
+            rank = np.full(4, wanted, np.int32)
+            np.testing.assert_array_equal(
+                ahead_of_rank(jit_sortable(scores), rank), place < rank[:, None]
+            )
+
+
+class TestByRows:
+    def test_halves_are_joined_in_order(self):
+        for rows in (1, 2, 5):
+            numbers = jnp.arange(rows * 3).reshape(rows, 3)
+            first, total = by_rows(lambda row: (row[0], jnp.sum(row)), numbers)
+            np.testing.assert_array_equal(first, numbers[:, 0])
+            np.testing.assert_array_equal(total, numbers.sum(axis=1))
 
 
 class TestTop:

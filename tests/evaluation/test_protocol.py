@@ -7,7 +7,8 @@ import pytest
 
 from pdrec_jax.data.interactions import from_events, merge_domains
 from pdrec_jax.data.readers import read_log
-from pdrec_jax.data.splits import Split, leave_one_out
+from pdrec_jax.data.simulator import simulate
+from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import (
     REFERENCE,
@@ -139,3 +140,22 @@ class TestCandidates:
         excluded = np.unique(rng.integers(1, 20, rng.integers(0, 15)))
         kept = [item for item in range(1, 20) if item not in set(excluded.tolist())]
         np.testing.assert_array_equal(complement(excluded, np.arange(len(kept))), kept)
+
+
+class TestCrossDomain:
+    @pytest.fixture
+    def crossed(self) -> Split:
+        log = simulate(40, 120, seed=2, source_items=200).log
+        return with_source_events(log, between=False)
+
+    @pytest.mark.parametrize("protocol", [STRICT, REFERENCE])
+    def test_candidates_are_target_items(self, crossed, protocol) -> None:
+        table = draw_candidates(protocol, crossed, 0, heldout="test", negatives=50)
+        assert table.min() >= 1
+        assert table.max() <= 120
+        assert (crossed.train.items > 120).any()
+
+    def test_users_are_chosen_by_their_target_events(self, crossed) -> None:
+        sets = user_sets(STRICT, crossed)
+        np.testing.assert_array_equal(sets.encoder, crossed.train.target_lengths >= 2)
+        assert (crossed.train.lengths >= 2).sum() >= sets.encoder.sum()

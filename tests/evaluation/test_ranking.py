@@ -66,3 +66,10 @@ def test_distinct_rows():
     assert table.dtype == np.int32
     np.testing.assert_array_equal(table, [[1, 3, 9], [2, 5, 0], [0, 0, 0], [2, 5, 0]])
     assert distinct_rows(offsets, items, np.array([1])).shape == (1, 1)
+
+
+def test_seen_items_beyond_the_catalogue_do_not_count():
+    scores = jnp.asarray([[0.0, 1.0, 5.0, 3.0, 9.0, 9.0]])
+    positive, seen = jnp.asarray([3]), jnp.asarray([[2, 4, 5, 0]])
+    above, ties = count_catalogue(scores, positive, seen, last_item=3)
+    assert (above.tolist(), ties.tolist()) == ([0], [0])

@@ -8,7 +8,9 @@ import pytest
 from pdrec_jax import experiment
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import CUTOFFS
+from pdrec_jax.reproduce.__main__ import main
 
+ROOT = Path(__file__).resolve().parents[2]
 OUT = Path("runs/reproduce")
 
 
@@ -182,11 +184,17 @@ def test_mistakes(reproduce, runs, tmp_path, flags, message):
     assert not (tmp_path / "runs").exists()
 
 
-def test_table_3_needs_its_pairs(capsys):
-    from pdrec_jax.reproduce.__main__ import main
-
+def test_table_3_is_of_pairs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert main(["--table=3"]) == 2
-    assert "--datasets: --table=3 needs" in capsys.readouterr().err
+    assert "--config: configs/toy_game.py: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table", ["1", "3"])
+def test_the_default_configs_are_there(table, runs, capsys):
+    flags = ["--config.data.source=simulated", "--dry-run", f"--configs={ROOT / 'configs'}"]
+    assert main([f"--table={table}", "--encoders=sasrec", *flags]) == 0
+    assert capsys.readouterr().out.count("missing  ") == 8
 
 
 def test_an_error_in_a_run_ends_all(reproduce, runs, real_log, monkeypatch):

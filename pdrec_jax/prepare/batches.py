@@ -1,0 +1,276 @@
+"""Reads logs of any format as a stream of batches of columns, still as they were written.
+
+What is wrong with a single row is its own affair: it is skipped and counted. What is wrong with a
+file (not the format that its name tells, no such column, cut short) ends the reading.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pdrec_jax.data.columns import Columns, one_line, shown
+from pdrec_jax.errors import UserError
+from pdrec_jax.prepare.streams import Unpacked, UnpackedText, split_suffix
+
+_BLOCK = 16 << 20  # a row must be shorter
+_HEADER = 1 << 20
+_PARQUET_ROWS = 1 << 20
+_SAMPLE = 100  # records of a JSON file that tell the types of its fields
+
+Batch = dict[str, Any]  # arrow arrays by column
+Skipped = collections.Counter[str]  # rows by what was wrong with them
+
+
+def read_batches(
+    path: Path,
+    wanted: Columns,
+    skipped: Skipped,
+    progress: Callable[[int], None],
+    positions: dict[str, int] | None = None,
+) -> Iterator[Batch]:
+    """Reads a file.
+
+    Args:
+        path: its suffix tells the format.
+        wanted: the columns.
+        skipped: rows that could not even be cut into fields are counted here.
+        progress: is told how many more bytes of the file were read.
+        positions: for text without a header, where each column stands.
+
+    Yields:
+        Arrow arrays of one length by name, in the order of the file: binary (dictionary-encoded or
+        not) from text, whatever is there from Parquet and JSON lines.
+
+    Raises:
+        UserError: with the file.
+    """
+    suffix, packing = split_suffix(path)
+    if suffix == ".parquet":
+        yield from _parquet(path, wanted, progress)
+    elif suffix in (".inter", ".csv", ".tsv"):
+        with Unpacked(path, packing, lambda _: None) as stream:
+            layout = _Layout(path, suffix, wanted, stream, positions)
+        with UnpackedText(path, packing, progress) as text:
+            yield from layout.batches(text, skipped)
+    else:
+        with Unpacked(path, packing, progress) as stream:
+            yield from _json_lines(path, wanted, skipped, stream)
+
+
+class _Layout:
+    """How the rows of a text file are cut."""
+
+    def __init__(
+        self,
+        path: Path,
+        suffix: str,
+        wanted: Columns,
+        stream: Unpacked,
+        positions: dict[str, int] | None,
+    ):
+        self.path, self.wanted = path, wanted
+        self.delimiter = "," if suffix == ".csv" else "\t"
+        self.quoted = suffix != ".inter"
+        self.headings = positions is None
+        where = f"{path}: row 1" + " (header)" * self.headings
+        names = self._fields(where, stream)
+        if positions is not None:
+            self.positions, self.width = positions, len(names)
+            if max(positions.values()) >= self.width:
+                raise UserError(
+                    f"{where}: {self.width} fields, {1 + max(positions.values())} or more expected"
+                )
+            return
+        if suffix == ".inter":
+            names = [name.rpartition(":")[0] or name for name in names]
+        self.positions, self.width = wanted.positions(where, names), len(names)
+
+    def _fields(self, where: str, stream: Unpacked) -> list[str]:
+        start = stream.read(_HEADER).removeprefix(b"\xef\xbb\xbf")
+        if not start.strip():
+            raise UserError(f"{self.path}: empty file, a header and rows are expected")
+        first = start.splitlines()[0]
+        if len(first) == _HEADER:
+            raise UserError(f"{where}: longer than 1 MiB, no text table")
+        try:
+            text = first.decode()
+            if self.quoted:
+                rows = csv.reader([text], delimiter=self.delimiter)
+            else:
+                rows = csv.reader([text], delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
+            return [name.strip() for name in next(rows, [])]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
+        except csv.Error as error:
+            raise UserError(f"{where}: {one_line(error)}") from error
+
+    def batches(self, stream: Unpacked, skipped: Skipped) -> Iterator[Batch]:
+        import pyarrow as pa
+        import pyarrow.csv as pa_csv
+
+        def skip(row: Any) -> str:
+            skipped["another number of fields"] += 1
+            return "skip"
+
+        # As a dictionary, millions of ids cost an int32 each, and each check is done once an id.
+        # Bytes, not text: what is no text is for us to count.
+        ids = pa.dictionary(pa.int32(), pa.binary())
+        types = {
+            str(place): pa.binary() if name == self.wanted.time else ids
+            for name, place in self.positions.items()
+        }
+        try:
+            reader = pa_csv.open_csv(
+                stream,
+                pa_csv.ReadOptions(
+                    column_names=[str(place) for place in range(self.width)],
+                    skip_rows=int(self.headings),
+                    block_size=_BLOCK,
+                ),
+                pa_csv.ParseOptions(
+                    delimiter=self.delimiter,
+                    quote_char='"' if self.quoted else False,
+                    newlines_in_values=self.quoted,
+                    invalid_row_handler=skip,
+                ),
+                pa_csv.ConvertOptions(
+                    include_columns=list(types),
+                    column_types=types,
+                    null_values=[],
+                    strings_can_be_null=False,
+                    check_utf8=False,
+                ),
+            )
+            for batch in reader:
+                yield {name: batch.column(str(place)) for name, place in self.positions.items()}
+        except (pa.ArrowException, OSError) as error:
+            if any(words in str(error) for words in ("Empty CSV", "Could not skip initial")):
+                return  # a header alone
+            raise UserError(f"{self.path}: {one_line(error)}") from error
+
+
+def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> Iterator[Batch]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    Unpacked(path, None, progress).close()  # for its errors of a file that cannot be opened
+    try:
+        with pq.ParquetFile(path) as parquet:
+            wanted.positions(str(path), parquet.schema_arrow.names)
+            rows = max(parquet.metadata.num_rows, 1)
+            size = path.stat().st_size
+            done = told = 0
+            for batch in parquet.iter_batches(_PARQUET_ROWS, columns=list(wanted.names)):
+                yield {name: batch.column(name) for name in wanted.names}
+                done += batch.num_rows
+                progress(size * done // rows - told)
+                told = size * done // rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+
+
+def _json_lines(path: Path, wanted: Columns, skipped: Skipped, stream: Unpacked) -> Iterator[Batch]:
+    schema = None
+    for block in _whole_lines(path, stream):
+        if not block.strip():
+            continue
+        if schema is None:
+            schema = _schema(path, wanted, block)
+        yield _fast_json(wanted, block, schema) or _slow_json(wanted, skipped, block)
+    if schema is None:
+        raise UserError(f"{path}: empty file, a JSON object a line is expected")
+
+
+def _whole_lines(path: Path, stream: Unpacked) -> Iterator[bytes]:
+    rest = b""
+    while chunk := stream.read(_BLOCK):
+        head, newline, tail = chunk.rpartition(b"\n")
+        if not newline and len(rest) + len(chunk) > 2 * _BLOCK:
+            raise UserError(f"{path}: a line of more than {_BLOCK >> 20} MiB")
+        if newline:
+            yield (rest + head + newline).removeprefix(b"\xef\xbb\xbf")
+            rest = tail
+        else:
+            rest += chunk
+    if rest.strip():
+        yield rest.removeprefix(b"\xef\xbb\xbf") + b"\n"
+
+
+def _schema(path: Path, wanted: Columns, block: bytes) -> Any:
+    """Types of the wanted fields, from the first records."""
+    import pyarrow as pa
+
+    kinds: dict[str, Any] = {}
+    seen: dict[str, None] = {}
+    for line in block.split(b"\n", _SAMPLE)[:_SAMPLE]:
+        record = _record(line)
+        if record is None:
+            continue
+        seen |= dict.fromkeys(record)
+        for name in wanted.names:
+            value = record.get(name)
+            number = isinstance(value, int | float)
+            if value is not None and name not in kinds:
+                whole = pa.int64() if name != wanted.time else pa.float64()
+                kinds[name] = whole if number else pa.string()
+    for name in wanted.names:
+        if name not in kinds:
+            found = ", ".join(shown(other) for other in list(seen)[:20]) or "no JSON object"
+            raise UserError(f"{path}: no field {shown(name)} in the first records, found {found}")
+    return pa.schema(list(kinds.items()))
+
+
+def _fast_json(wanted: Columns, block: bytes, schema: Any) -> Batch | None:
+    """All lines at once; None where one of them needs a closer look."""
+    import pyarrow as pa
+    import pyarrow.json as pa_json
+
+    try:
+        table = pa_json.read_json(
+            pa.BufferReader(block),
+            pa_json.ReadOptions(block_size=max(len(block), 1)),
+            pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except pa.ArrowException:
+        return None
+    # Invalid numbers of surrogates and bytes pass the parser, and are sorted out later.
+    return {name: table.column(name).combine_chunks() for name in wanted.names}
+
+
+def _slow_json(wanted: Columns, skipped: Skipped, block: bytes) -> Batch:
+    """Line by line."""
+    import pyarrow as pa
+
+    columns: dict[str, list[str | None]] = {name: [] for name in wanted.names}
+    for line in io.BytesIO(block):
+        if not line.strip():
+            continue
+        record = _record(line)
+        if record is None:
+            skipped["not a JSON object"] += 1
+            continue
+        for name in wanted.names:
+            value = record.get(name)
+            plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+            columns[name].append(str(value) if plain else None)
+    return {
+        name: pa.array(
+            [None if text is None else text.encode("utf-8", "surrogatepass") for text in values],
+            pa.binary(),
+        )
+        for name, values in columns.items()
+    }
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,100 @@
+"""A log of one of the paper's domains, its figures of Table 2, and its `.inter.gz` file.
+
+Letters: E records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write_bytes
+from pdrec_jax.prepare.origins import Domain
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DomainLog:
+    """Records of one domain, sorted by user and then in log order.
+
+    Attributes:
+        users: `[E]` int64 from 1.
+        items: `[E]` int64 from 1.
+        times: `[E]` Unix seconds, float64; with `time` being `order` only their order has meaning.
+        time: name of that column.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    times: NDArray[np.float64]
+    time: str = "timestamp"
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        """Users, items and records, as in Table 2."""
+        return np.unique(self.users).size, np.unique(self.items).size, self.items.size
+
+    @property
+    def density(self) -> float:
+        """Records by users times items."""
+        users, items, records = self.figures
+        return records / max(users * items, 1)
+
+    def text(self) -> bytes:
+        """The `.inter` file: RecBole's header, tab separated, one record a line."""
+        lines = [f"user_id:token\titem_id:token\t{self.time}:float"]
+        columns = (self.users.tolist(), self.items.tolist(), self.times.tolist())
+        for user, item, time in zip(*columns, strict=True):
+            lines.append(f"{user}\t{item}\t{int(time) if time.is_integer() else time!r}")
+        return ("\n".join(lines) + "\n").encode()
+
+    def write(self, path: Path) -> str:
+        """Writes the file, packed by gzip, whole or not at all.
+
+        Args:
+            path: ends in `.inter.gz`.
+
+        Returns:
+            SHA-256 of the unpacked content.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        text = self.text()
+        # Without a time of packing, the same content is the same file.
+        atomic_write_bytes(path, gzip.compress(text, mtime=0))
+        return hashlib.sha256(text).hexdigest()
+
+
+def require_figures(log: DomainLog, domain: Domain) -> None:
+    """Checks a log against Table 2 and the checksum of its content.
+
+    Args:
+        log: made from the authors' files.
+        domain: what is expected.
+
+    Raises:
+        UserError: it differs.
+    """
+    wanted = (domain.users, domain.items, domain.records)
+    if log.figures != wanted:
+        raise UserError(
+            f"{domain.name}: {figures_text(*wanted)} are expected (Table 2), "
+            f"found {figures_text(*log.figures)}"
+        )
+    found = hashlib.sha256(log.text()).hexdigest()
+    if found != domain.sha256:
+        raise UserError(
+            f"{domain.name}: content of SHA-256 {domain.sha256} is expected, found {found}"
+        )
+
+
+def figures_text(users: int, items: int, records: int) -> str:
+    """The figures of Table 2 in words, density included."""
+    density = 100 * records / max(users * items, 1)
+    return f"{users:,} users, {items:,} items, {records:,} records, density {density:.4f} %"

@@ -1,0 +1,243 @@
+"""Downloads that survive a cut connection: continued where they stopped, checked, then named."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from pdrec_jax import __version__
+from pdrec_jax.data.readers import sha256
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.prepare.origins import Remote
+
+_CHUNK = 1 << 18
+_LATER = {408, 425, 429, 500, 502, 503, 504}  # statuses that can pass by themselves
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How long a download is tried.
+
+    Attributes:
+        attempts: without a new byte; whoever gets on is not counted.
+        timeout: seconds until a silent server is given up.
+        wait: seconds before the second attempt, doubled each time up to a minute.
+        sleep: waits.
+    """
+
+    attempts: int = 6
+    timeout: float = 30.0
+    wait: float = 1.0
+    sleep: Callable[[float], None] = time.sleep
+
+
+def fetch(
+    remote: Remote, folder: Path, patience: Patience | None = None, *, verify: bool = True
+) -> Path:
+    """Returns a published file, from the folder if it is there, else from its addresses.
+
+    What has come of a broken download stays beside it as `.NAME.part` and is continued.
+
+    Args:
+        remote: the file.
+        folder: where it is or shall be; made if missing.
+        patience: how long it is tried.
+        verify: whether its checksum must be the recorded one.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: a wrong checksum, no address that works, or a folder that cannot be written.
+    """
+    path = folder / remote.name
+    if path.is_file():
+        require_checksum(path, remote, verify)
+        return path
+    if not remote.urls:
+        raise UserError(f"{path}: no such file, and no address to download it from")
+    with write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    problems = []
+    for url in remote.urls:
+        try:
+            _download(url, path, remote, patience or Patience(), verify)
+            return path
+        except _Unreachable as error:
+            problems.append(f"{url}: {error}")
+    raise UserError(
+        f"{remote.name}: cannot be downloaded ({'; '.join(problems)}); "
+        f"put the file at {path} by hand"
+    )
+
+
+def require_checksum(path: Path, remote: Remote, verify: bool = True) -> None:
+    """Checks a file against its recorded checksum, where there is one.
+
+    Args:
+        path: the file.
+        remote: what it should be.
+        verify: False accepts any content.
+
+    Raises:
+        UserError: another content.
+    """
+    if verify and remote.sha256 is not None and (found := sha256(path)) != remote.sha256:
+        raise UserError(
+            f"{path}: wrong checksum: SHA-256 {remote.sha256} is expected, found {found}; remove "
+            "the file to download it anew, or accept it with --unverified"
+        )
+
+
+class _Unreachable(Exception):
+    """An address that does not give the file."""
+
+
+class _Cut(Exception):
+    """A transfer that ended too early, and may go on."""
+
+
+def _download(url: str, path: Path, remote: Remote, patience: Patience, verify: bool) -> None:
+    part = path.with_name(f".{path.name}.part")
+    stamp = path.with_name(f".{path.name}.part.version")
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _transfer(url, part, stamp, patience.timeout)
+            break
+        except (_Cut, OSError, http.client.HTTPException) as error:
+            reason = _reason(error)
+        got_on = part.exists() and part.stat().st_size > before
+        failures = 0 if got_on else failures + 1
+        if failures >= patience.attempts:
+            raise _Unreachable(f"{reason}, {failures} times")
+        patience.sleep(min(60.0, patience.wait * 2 ** max(failures - 1, 0)))
+    found = sha256(part)
+    if verify and remote.sha256 is not None and found != remote.sha256:
+        _remove(part, stamp)
+        raise UserError(
+            f"{url}: wrong checksum: SHA-256 {remote.sha256} is expected, found {found}; "
+            "nothing was kept"
+        )
+    with write_errors(path):
+        os.replace(part, path)
+    _remove(stamp)
+
+
+def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> None:
+    """Gets what is missing of a file.
+
+    Raises:
+        _Unreachable: an answer that will not change.
+        _Cut: the connection ended before the file did.
+        OSError: a network that does not work, at the moment.
+    """
+    have, version = _kept(part, stamp)
+    request = urllib.request.Request(url, headers={"User-Agent": f"pdrec-jax/{__version__}"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        # A server whose file has changed then sends all of it.
+        request.add_header("If-Range", version)
+    try:
+        answer = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            _remove(part, stamp)
+            raise _Cut("the server knows no such part") from error
+        if error.code in _LATER:
+            raise _Cut(f"status {error.code}") from error
+        raise _Unreachable(f"status {error.code} {error.reason}".strip()) from error
+    except ValueError as error:
+        raise _Unreachable(str(error)) from error
+    with answer:
+        if answer.status != 206:
+            have = 0
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            _remove(part, stamp)
+            raise _Cut("the server sent another part than was asked for")
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length and length.isdigit() else None
+        if have == 0:
+            _remove(part)
+            new = answer.headers.get("ETag", "") or answer.headers.get("Last-Modified", "")
+            # A weak tag is no promise of equal bytes.
+            atomic_write_text(stamp, "" if new.startswith("W/") else new)
+        _append(answer, part, have, total)
+
+
+def _append(answer: http.client.HTTPResponse, part: Path, have: int, total: int | None) -> None:
+    name = part.name.removeprefix(".").removesuffix(".part")
+    log = MetricLog(None)
+    with (
+        log.progress(f"download {name}", (total or 0) >> 10, "KiB", have >> 10) as progress,
+        contextlib.ExitStack() as stack,
+    ):
+        with write_errors(part):
+            file = stack.enter_context(part.open("ab", buffering=0))
+        shown = have
+        while chunk := answer.read(_CHUNK):
+            with write_errors(part):
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            have += len(chunk)
+            progress.update((have >> 10) - (shown >> 10))
+            shown = have
+        with write_errors(part):
+            os.fsync(file.fileno())
+    if total is not None and have != total:
+        raise _Cut(f"the connection ended after {have:,} of {total:,} bytes")
+
+
+def _kept(part: Path, stamp: Path) -> tuple[int, str]:
+    """How much of a file is there, and of which version; 0 where nobody knows the version."""
+    try:
+        version = stamp.read_text(encoding="utf-8")
+        size = part.stat().st_size
+    except (OSError, ValueError):
+        return 0, ""
+    return (size, version) if version else (0, "")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.URLError):
+        error = error.reason if isinstance(error.reason, Exception) else error
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def checksum_note(path: Path, remote: Remote, verify: bool) -> str | None:
+    """What is to be said of a file whose content nobody has vouched for.
+
+    Args:
+        path: the file.
+        remote: what it should be.
+        verify: whether its checksum was compared.
+
+    Returns:
+        One line with its SHA-256, or None where it is the recorded one.
+    """
+    found = sha256(path)
+    if remote.sha256 is None:
+        return f"{path.name}: no checksum is on record, found SHA-256 {found}"
+    if not verify and found != remote.sha256:
+        return f"{path.name}: accepted unverified, SHA-256 {found}"
+    return None

@@ -1,0 +1,162 @@
+"""Statistics of a log, and the shuffle test: whether the order of its records means anything.
+
+Letters: U users, I items, E records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdrec_jax.prepare.filters import Records
+
+_SHUFFLES = 20
+_SAMPLE = 400_000  # records that the shuffle test looks at
+_PAIRS_ENOUGH = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What a log looks like. Shares are 0..1.
+
+    Attributes:
+        users: U.
+        items: I.
+        records: E.
+        density: records by users times items.
+        shortest: records of the user with the fewest.
+        median: of the records a user.
+        mean: of the records a user.
+        high: 99 % of the users have no more records than this.
+        longest: records of the user with the most.
+        short_users: users with fewer than 3 records, which the split leaves out.
+        single_items: items with one record.
+        repeats: records of a user and item after the first.
+        first_time: Unix seconds, None without times.
+        last_time: likewise.
+        ties: share of records that have the time of the user's record before; None without times.
+        tied_ends: share of users whose last two records tie, so that which of them is the test item
+            is chance; None without times.
+        cold_tests: share of test items that no training part holds.
+        order: by how many standard deviations neighbours in the log recur more often than after a
+            shuffle; None where there are too few records to tell.
+    """
+
+    users: int
+    items: int
+    records: int
+    density: float
+    shortest: int
+    median: float
+    mean: float
+    high: int
+    longest: int
+    short_users: int
+    single_items: int
+    repeats: int
+    first_time: float | None
+    last_time: float | None
+    ties: float | None
+    tied_ends: float | None
+    cold_tests: float
+    order: float | None
+
+
+def measure(records: Records, seed: int = 0) -> Figures:
+    """Measures a log.
+
+    Args:
+        records: in order, see `filters.in_order`; codes without gaps; E >= 1.
+        seed: of the shuffles.
+
+    Returns:
+        The figures.
+    """
+    lengths = np.bincount(records.users)
+    popularity = np.bincount(records.items)
+    ends = np.cumsum(lengths)
+    long_enough = lengths >= 3
+    tests = ends[long_enough] - 1
+    trained = np.repeat(long_enough, lengths)
+    trained[tests] = trained[tests - 1] = False
+    known = np.zeros(popularity.size, bool)
+    known[records.items[trained]] = True
+    pairs = records.users * np.int64(popularity.size) + records.items
+    pairs.sort()
+    times = records.times
+    ties = tied_ends = first = last = None
+    if times is not None:
+        same = (records.users[1:] == records.users[:-1]) & (times[1:] == times[:-1])
+        ties = float(same.sum() / len(records))
+        tied_ends = float(np.mean(same[tests - 1])) if tests.size else 0.0
+        first, last = float(times.min()), float(times.max())
+    return Figures(
+        users=lengths.size,
+        items=popularity.size,
+        records=len(records),
+        density=len(records) / (lengths.size * popularity.size),
+        shortest=int(lengths.min()),
+        median=float(np.median(lengths)),
+        mean=float(lengths.mean()),
+        high=int(np.quantile(lengths, 0.99, method="higher")),
+        longest=int(lengths.max()),
+        short_users=int((~long_enough).sum()),
+        single_items=int((popularity == 1).sum()),
+        repeats=int((pairs[1:] == pairs[:-1]).sum()),
+        first_time=first,
+        last_time=last,
+        ties=ties,
+        tied_ends=tied_ends,
+        cold_tests=float(np.mean(~known[records.items[tests]])) if tests.size else 0.0,
+        order=shuffle_test(records, seed),
+    )
+
+
+def shuffle_test(records: Records, seed: int = 0) -> float | None:
+    """How far the order of a log is from chance.
+
+    Two items that one user takes one after the other are taken so by others too, if order means
+    anything. The test counts neighbours that two users have in common and compares that with the
+    same count after each user's records were put in a random order, 20 times.
+
+    Args:
+        records: in order.
+        seed: of the shuffles.
+
+    Returns:
+        Standard deviations above the mean of the shuffles; None where there is too little to count.
+    """
+    lengths = np.bincount(records.users)
+    rng = np.random.default_rng(seed)
+    if len(records) > _SAMPLE:
+        drawn = rng.permutation(lengths.size)
+        some = np.cumsum(lengths[drawn]) <= _SAMPLE
+        chosen = np.zeros(lengths.size, bool)
+        chosen[drawn[some]] = True
+        records = records.keep(chosen[records.users])
+    users = records.users
+    if np.count_nonzero(users[1:] == users[:-1]) < _PAIRS_ENOUGH:
+        return None
+    observed = _shared_neighbours(users, records.items)
+    shuffled = []
+    for _ in range(_SHUFFLES):
+        order = np.lexsort((rng.random(users.size, np.float32), users))
+        shuffled.append(_shared_neighbours(users, records.items[order]))
+    # At least 1: a handful of shared neighbours more or less is no evidence.
+    spread = max(float(np.std(shuffled, ddof=1)), 1.0)
+    return (observed - float(np.mean(shuffled))) / spread
+
+
+def _shared_neighbours(users: NDArray[np.int32], items: NDArray[np.int32]) -> int:
+    """Neighbours, in either order, that more than one user has; each counted once a user."""
+    left, right = items[:-1].astype(np.int64), items[1:].astype(np.int64)
+    real = (users[1:] == users[:-1]) & (left != right)
+    width = np.int64(items.max()) + 1
+    pairs = (np.minimum(left, right) * width + np.maximum(left, right))[real]
+    owners = users[1:][real]
+    order = np.lexsort((owners, pairs))
+    pairs, owners = pairs[order], owners[order]
+    same_pair = pairs[1:] == pairs[:-1]
+    return int((same_pair & (owners[1:] != owners[:-1])).sum())

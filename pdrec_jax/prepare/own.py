@@ -1,0 +1,235 @@
+"""Prepares a log of one's own: reads any of the formats, filters, reports, writes a directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdrec_jax.data.columns import Columns
+from pdrec_jax.data.sources import PREPARED, PREPARED_LOG
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.prepare import filters
+from pdrec_jax.prepare.defaults import suggest
+from pdrec_jax.prepare.figures import measure
+from pdrec_jax.prepare.filters import Duplicates, Records, Unit
+from pdrec_jax.prepare.raw_log import RawLog, Vocabulary, read_raw_log
+from pdrec_jax.prepare.report import report, warnings
+
+REPORT = "report.txt"
+_ROW_GROUP = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is done to a log.
+
+    Attributes:
+        unit: of its times, or auto.
+        duplicates: which repeated records go, see `filters.without_duplicates`.
+        least_of_user: fewest records of a user.
+        least_of_item: fewest records of an item.
+    """
+
+    unit: Unit = "auto"
+    duplicates: Duplicates = "exact"
+    least_of_user: int = 3
+    least_of_item: int = 1
+
+
+def prepare(
+    paths: Sequence[Path], wanted: Columns, out: Path, rules: Rules, *, overwrite: bool = False
+) -> str:
+    """Prepares a log.
+
+    Args:
+        paths: files, read one after the other.
+        wanted: their columns.
+        out: directory to make, with the log, its settings and the report.
+        rules: what is done to the log.
+        overwrite: whether a directory that an earlier call made may be replaced.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: anything wrong with files or columns, a log of which nothing is left, or a
+            directory that is in the way; nothing is written then.
+    """
+    require_free(out, overwrite)
+    raw = read_raw_log(paths, wanted)
+    records, unit, dropped = _filtered(raw, rules)
+    user_codes, users = filters.compact(records.users)
+    item_codes, items = filters.compact(records.items)
+    records = Records(user_codes, item_codes, records.times)
+    figures = measure(records)
+    if figures.users - figures.short_users < 2:
+        raise UserError(
+            f"{figures.users - figures.short_users} of {figures.users:,} users have 3 or more "
+            "records, at least 2 such users are expected"
+        )
+    usable_times = records.times is not None and (figures.last_time != figures.first_time)
+    settings = suggest(figures, usable_times)
+    text = report(
+        files=[path.name for path in paths],
+        read=raw.read,
+        unit=unit,
+        dropped=dropped,
+        figures=figures,
+        warnings=warnings(figures, records.times is not None)
+        + _unit_warnings(raw, unit, rules.unit),
+        settings=settings,
+        out=out,
+    )
+    summary = {
+        "files": [path.name for path in paths],
+        "read": raw.read,
+        "dropped": dropped,
+        "figures": dataclasses.asdict(figures),
+        "config": {
+            "name": _name(out),
+            "data.time": "timestamp" if usable_times else "",
+            **settings,
+        },
+    }
+    _write(out, _table(raw, records, users, items), summary, text, overwrite)
+    return text
+
+
+def require_free(out: Path, overwrite: bool) -> None:
+    """Checks that a directory can be made.
+
+    Args:
+        out: where.
+        overwrite: whether one that `prepare` made may be there.
+
+    Raises:
+        UserError: something is in the way.
+    """
+    with write_errors(out):
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        ours = (out / PREPARED).is_file()
+    if not ours:
+        raise UserError(f"{out}: is there and was not made by this command; name another --out")
+    if not overwrite:
+        raise UserError(f"{out}: holds a prepared log; name another --out, or add --overwrite")
+
+
+def _filtered(raw: RawLog, rules: Rules) -> tuple[Records, str, dict[str, int]]:
+    """What is left of a log, the unit of its times, and what was dropped why."""
+    dropped = dict(sorted(raw.skipped.items()))
+    times, unit = raw.times, ""
+    if times is not None:
+        unit = "dates" if raw.dates else rules.unit
+        if unit == "auto":
+            unit = filters.guess_unit(times)
+        times = times if raw.dates else filters.to_seconds(times, unit)
+    records = Records(raw.users.codes, raw.items.codes, times)
+
+    def count(reason: str, fewer: Records) -> Records:
+        if len(fewer) < len(records):
+            dropped[reason] = len(records) - len(fewer)
+        if not len(fewer):
+            reasons = "; ".join(f"{number:,}: {why}" for why, number in dropped.items())
+            raise UserError(f"no record is left of {raw.read:,} ({reasons})")
+        return fewer
+
+    if times is not None and not (fits := filters.in_range(times)).all():
+        records = count("a time outside the years 1 to 9999", records.keep(fits))
+    records = filters.in_order(records)
+    what = {"exact": "equal to an earlier record", "first": "not a user's first of an item"}
+    reason = what.get(rules.duplicates, "not a user's last of an item")
+    records = count(reason, filters.without_duplicates(records, rules.duplicates))
+    fewer, _ = filters.core(records, rules.least_of_user, rules.least_of_item)
+    records = count(
+        f"a user with fewer than {rules.least_of_user} records or an item with fewer than "
+        f"{rules.least_of_item}",
+        fewer,
+    )
+    return records, unit, dropped
+
+
+def _unit_warnings(raw: RawLog, unit: str, given: str) -> list[str]:
+    if raw.times is None or raw.dates:
+        return []
+    found = []
+    if given == "auto" and np.abs(raw.times).max() < 1e8:
+        found.append(
+            "the times are all before 1973 if they are seconds: they may be ranks or another unit "
+            "(--unit says which); only their differences matter to the model"
+        )
+    share = filters.share_of_other_units(raw.times, unit)
+    if share > 0:
+        found.append(
+            f"{100 * share:.3g} % of the times are too large or too small for the unit {unit!r} of "
+            "the others: units may be mixed"
+        )
+    return found
+
+
+def _table(raw: RawLog, records: Records, users: Any, items: Any) -> Any:
+    """The records as an arrow table, ids as they came."""
+    import pyarrow as pa
+
+    columns = {
+        "user_id": _external(raw.users, users, records.users),
+        "item_id": _external(raw.items, items, records.items),
+    }
+    if records.times is not None:
+        columns["timestamp"] = pa.array(records.times)
+    return pa.table(columns)
+
+
+def _external(vocabulary: Vocabulary, used: Any, codes: Any) -> Any:
+    import pyarrow as pa
+
+    ids = vocabulary.ids.take(pa.array(used))
+    if pa.types.is_integer(ids.type):
+        return pa.array(ids.to_numpy()[codes])
+    return pa.DictionaryArray.from_arrays(pa.array(codes), ids)
+
+
+def _write(out: Path, table: Any, summary: dict[str, Any], text: str, overwrite: bool) -> None:
+    """Fills a directory beside `out`, then gives it the name."""
+    import pyarrow.parquet as pq
+
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            pq.write_table(
+                table,
+                temporary / PREPARED_LOG,
+                compression="zstd",
+                use_dictionary=["user_id", "item_id"],  # times hardly repeat
+                row_group_size=_ROW_GROUP,
+            )
+            atomic_write_text(temporary / REPORT, text)
+            atomic_write_text(temporary / PREPARED, json.dumps(summary, indent=2) + "\n")
+            require_free(out, overwrite)
+            if out.exists() and any(out.iterdir()):
+                old = out.with_name(f"{temporary.name}.old")
+                os.replace(out, old)
+                os.replace(temporary, out)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _name(out: Path) -> str:
+    """The directory's name, as far as it can name an experiment."""
+    name = "".join(c for c in out.resolve().name if c.isprintable()).strip(". ")
+    return name or "custom"

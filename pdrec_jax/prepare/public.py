@@ -1,0 +1,153 @@
+"""The paper's logs from the files that others publish, downloaded or at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+import zipfile
+import zlib
+from pathlib import Path
+
+from pdrec_jax.data.columns import one_line
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import write_errors
+from pdrec_jax.prepare.domain_logs import DomainLog, figures_text, require_figures
+from pdrec_jax.prepare.download import Patience, checksum_note, fetch, require_checksum
+from pdrec_jax.prepare.origins import DOUBAN_ZIP, PAIRS, Domain, Pair, Remote
+from pdrec_jax.prepare.raw_pairs import RawFile, read_raw_pair
+from pdrec_jax.prepare.reference import read_pair
+
+_MEMBER_BYTES = 256 << 20  # of a file in a zip archive
+
+
+def prepare_pair(
+    name: str,
+    out: Path,
+    *,
+    downloads: Path,
+    raw: bool = False,
+    verify: bool = True,
+    overwrite: bool = False,
+    patience: Patience | None = None,
+    pairs: dict[str, Pair] = PAIRS,
+) -> str:
+    """Makes the two logs of a pair of domains.
+
+    Args:
+        name: key of `pairs`.
+        out: directory of the `.inter.gz` files; made if missing.
+        downloads: where the published files are, or go.
+        raw: from what the authors began with, not from their own files. Their filters are only
+            partly known, so that what comes of it is compared with Table 2, not held to it.
+        verify: whether files and results must have the recorded checksums.
+        overwrite: whether logs that are there may be replaced.
+        patience: how long a download is tried.
+        pairs: what is known.
+
+    Returns:
+        What was made, one line a log, with notes.
+
+    Raises:
+        UserError: a file that cannot be had or is not what it should be, other figures than those
+            of Table 2, or a log that is in the way; nothing is written then.
+    """
+    pair = pairs[name]
+    domains = (pair.first, pair.second)
+    paths = [out / f"{domain.name}.inter.gz" for domain in domains]
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path}: is there; name another --out, or add --overwrite")
+    if raw:
+        logs, notes = _from_raw(pair, downloads, patience, verify)
+    else:
+        logs, notes = _from_pickles(pair, downloads, patience, verify)
+    lines = []
+    for log, domain in zip(logs, domains, strict=True):
+        if verify and not raw:
+            require_figures(log, domain)
+        notes += _differences(log, domain)
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for log, path in zip(logs, paths, strict=True):
+        checksum = log.write(path)
+        lines.append(f"{path}: {figures_text(*log.figures)}, content SHA-256 {checksum}")
+    notes += [
+        f"{domain.name}: no times are published; its column {log.time!r} holds the order of the "
+        "records among those of the other domain, so weigh by position"
+        for log, domain in zip(logs, domains, strict=True)
+        if log.time == "order"
+    ]
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)]) + "\n"
+
+
+def _from_pickles(
+    pair: Pair, downloads: Path, patience: Patience | None, verify: bool
+) -> tuple[tuple[DomainLog, DomainLog], list[str]]:
+    files = pair.pickles
+    remotes = [files.items, files.times, files.mixed_items, files.mixed_times]
+    found: list[Path | None] = []
+    notes: list[str] = []
+    for remote in remotes:
+        path = None if remote is None else fetch(remote, downloads, patience, verify=verify)
+        found.append(path)
+        if remote is not None and path is not None:
+            notes += filter(None, [checksum_note(path, remote, verify)])
+    items, times, mixed_items, mixed_times = found
+    assert items is not None
+    assert times is not None
+    assert mixed_items is not None
+    return read_pair(items, times, mixed_items, mixed_times), notes
+
+
+def _from_raw(
+    pair: Pair, downloads: Path, patience: Patience | None, verify: bool
+) -> tuple[tuple[DomainLog, DomainLog], list[str]]:
+    found: list[RawFile] = []
+    notes: list[str] = []
+    for choices in pair.raw:
+        remote = next((r for r in choices if (downloads / r.name).is_file()), choices[0])
+        if remote.urls or (downloads / remote.name).is_file():
+            path = fetch(remote, downloads, patience, verify=verify)
+        else:
+            path = _unzipped(remote, downloads, patience, verify)
+        notes += filter(None, [checksum_note(path, remote, verify)])
+        found.append(RawFile.of(path))
+    return read_raw_pair((found[0], found[1]), pair.core, pair.longest), notes
+
+
+def _unzipped(remote: Remote, downloads: Path, patience: Patience | None, verify: bool) -> Path:
+    """A file of RecBole-CDR's bundle."""
+    bundle = fetch(DOUBAN_ZIP, downloads, patience, verify=verify)
+    path = downloads / remote.name
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with zipfile.ZipFile(bundle) as archive:
+            inside = [
+                entry
+                for entry in archive.infolist()
+                if Path(entry.filename).name == remote.name and entry.file_size <= _MEMBER_BYTES
+            ]
+            if len(inside) != 1:
+                raise UserError(f"{bundle}: one file {remote.name} is expected in it")
+            with (
+                archive.open(inside[0]) as member,
+                write_errors(path),
+                temporary.open("xb") as file,
+            ):
+                shutil.copyfileobj(member, file, 1 << 20)
+        require_checksum(temporary, remote, verify)
+        with write_errors(path):
+            os.replace(temporary, path)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise UserError(f"{bundle}: broken zip file ({one_line(error)})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _differences(log: DomainLog, domain: Domain) -> list[str]:
+    wanted = (domain.users, domain.items, domain.records)
+    if log.figures == wanted:
+        return []
+    return [f"{domain.name}: Table 2 has {figures_text(*wanted)}"]

@@ -1,0 +1,177 @@
+"""Collects a log of any size: an int32 an id, a float64 a time, and each id's text once.
+
+Letters: E records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdrec_jax.data.columns import Columns, shown
+from pdrec_jax.errors import UserError
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.prepare.batches import Batch, Skipped, read_batches
+from pdrec_jax.prepare.fields import ID_FAULTS, TIME_FAULTS, to_ids, to_times
+
+_CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Ids of the records of a log, each as the place in the sorted list of all.
+
+    Attributes:
+        codes: `[E]` int32.
+        ids: external ids, int64 where all of them are integers, else an arrow array of text.
+    """
+
+    codes: NDArray[np.int32]
+    ids: Any
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawLog:
+    """Records in the order of the files.
+
+    Attributes:
+        users: of each record.
+        items: of each record.
+        times: `[E]` float64 as written, or seconds from dates; None for a log without times.
+        dates: whether the times were dates.
+        read: rows in all, those that were skipped included.
+        skipped: rows that could not be used, by what was wrong.
+    """
+
+    users: Vocabulary
+    items: Vocabulary
+    times: NDArray[np.float64] | None
+    dates: bool
+    read: int
+    skipped: Skipped
+
+
+def read_raw_log(
+    paths: Sequence[Path], wanted: Columns, positions: dict[str, int] | None = None
+) -> RawLog:
+    """Reads files one after the other.
+
+    Args:
+        paths: the files, of any formats.
+        wanted: their columns.
+        positions: for text without a header, where each column stands.
+
+    Returns:
+        What can be used of them, and what could not.
+
+    Raises:
+        UserError: a file that cannot be read, or not one record that can be used.
+    """
+    skipped = Skipped()
+    users, items = _Collector(), _Collector()
+    times: list[NDArray[np.float64]] = []
+    dates: bool | None = None
+    usable = 0
+    for path in paths:
+        size = path.stat().st_size if path.is_file() else 0
+        done = 0
+        with MetricLog(None).progress(f"read {path.name}", size >> 10, "KiB") as bar:
+
+            def tell(more: int, bar: Any = bar) -> None:
+                nonlocal done
+                bar.update(((done + more) >> 10) - (done >> 10))
+                done += more
+
+            for batch in read_batches(path, wanted, skipped, tell, positions):
+                good, values, dates = _usable(batch, path, wanted, skipped, dates)
+                users.add(good[wanted.user])
+                items.add(good[wanted.item])
+                usable += len(good[wanted.user])
+                if values is not None:
+                    times.append(values)
+    read = usable + sum(skipped.values())
+    if not usable:
+        reasons = ", ".join(f"{count:,} rows with {what}" for what, count in skipped.items())
+        where = ", ".join(str(path) for path in paths[:3])
+        raise UserError(f"{where}: no record that can be used ({reasons or 'no rows'})")
+    return RawLog(
+        users=users.vocabulary(),
+        items=items.vocabulary(),
+        times=np.concatenate(times) if wanted.time is not None else None,
+        dates=bool(dates),
+        read=read,
+        skipped=skipped,
+    )
+
+
+def _usable(
+    batch: Batch, path: Path, wanted: Columns, skipped: Skipped, dates: bool | None
+) -> tuple[dict[str, Any], NDArray[np.float64] | None, bool | None]:
+    """The good rows of a batch: ids by column, times, and whether they are dates."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    good: Any = None
+    values = None
+    words: tuple[str, ...]
+    for name in wanted.names:
+        where = f"{path}: field {shown(name)}"
+        if name == wanted.time:
+            moments = to_times(batch[name], where, dates)
+            # A file without one time that can be read says nothing of the next.
+            dates = moments.dates if (moments.faults == 0).any() else dates
+            faults, words, values = moments.faults, TIME_FAULTS, moments.values
+        else:
+            ids = to_ids(batch[name], where)
+            faults, words, found[name] = ids.faults, ID_FAULTS, ids.encoded
+        good = np.ones(faults.size, bool) if good is None else good
+        # A row counts once, by the first of its faults.
+        counts = np.bincount(faults[good], minlength=len(words))
+        for fault in np.flatnonzero(counts[1:]) + 1:
+            skipped[f"field {shown(name)}: {words[fault]}"] += int(counts[fault])
+        good &= faults == 0
+    if not good.all():
+        mask = pa.array(good)
+        found = {name: column.filter(mask) for name, column in found.items()}
+        values = None if values is None else values[good]
+    return found, values, dates
+
+
+class _Collector:
+    """Dictionary arrays, batch by batch, to one vocabulary."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Any] = []
+
+    def add(self, encoded: Any) -> None:
+        if len(encoded):
+            self.chunks.append(encoded)
+
+    def vocabulary(self) -> Vocabulary:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        chunked = pa.chunked_array(self.chunks).unify_dictionaries()
+        self.chunks = []
+        words = chunked.chunk(0).dictionary
+        codes = np.concatenate([np.asarray(chunk.indices) for chunk in chunked.chunks])
+        del chunked
+        used = np.zeros(len(words), bool)
+        used[codes] = True
+        # An id that stood there with blanks too is in the list twice, and some only in bad rows.
+        distinct = pc.unique(words.filter(pa.array(used)))
+        if pc.all(pc.match_substring_regex(distinct, _CANONICAL_INTEGER)).as_py():
+            distinct = distinct.cast(pa.int64())
+            words = pc.if_else(pa.array(used), words, distinct[0].cast(pa.string()))
+            words = words.cast(pa.int64())
+        distinct = distinct.take(pc.sort_indices(distinct))
+        place = pc.fill_null(pc.index_in(words, value_set=distinct), 0)
+        return Vocabulary(np.asarray(place).astype(np.int32)[codes], distinct)

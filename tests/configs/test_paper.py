@@ -1,0 +1,78 @@
+"""The configurations of the paper's data: what they set, and which users they leave."""
+
+from pathlib import Path
+
+import pytest
+
+from pdrec_jax.data.sources import find_files, load
+from pdrec_jax.data.splits import leave_one_out
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.protocol import get_protocol, user_sets
+from pdrec_jax.main import load_config
+from pdrec_jax.settings import apply_overrides, validate
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def config_of(name: str, variant: str = ""):
+    return load_config(f"{CONFIGS / name}.py{variant}")
+
+
+PAIRS = ["toy_game", "game_toy", "book_music", "music_book"]
+
+
+@pytest.mark.parametrize("name", ["toy", "game", "book", "music", "custom", *PAIRS])
+def test_are_valid(name) -> None:
+    config = config_of(name)
+    validate(config)
+    validate(apply_overrides(config, ()))
+    assert config.name == name
+
+
+@pytest.mark.parametrize("name", ["toy", "game", "book", "music"])
+def test_variants(name) -> None:
+    paper, readme = config_of(name, ":variant=paper"), config_of(name, ":readme")
+    validate(paper)
+    assert paper.encoder.learning_rate == 0.005
+    assert paper.hbr.rank_weight == (0.1 if name in ("toy", "game") else 0.3)
+    assert paper.to_dict() != readme.to_dict()
+    assert readme.to_dict() == config_of(name).to_dict()
+    with pytest.raises(UserError, match=r"variant 'paper' or 'readme' is expected, got 'fast'$"):
+        config_of(name, ":fast")
+
+
+def test_roles() -> None:
+    toy, game = config_of("toy"), config_of("game")
+    assert (game.data.target, game.data.auxiliary) == (toy.data.auxiliary, toy.data.target)
+    assert (toy.data.auxiliary_first, game.data.auxiliary_first) == (False, True)
+    book, music = config_of("book"), config_of("music")
+    assert (music.data.target, music.data.auxiliary) == (book.data.auxiliary, book.data.target)
+    assert (music.data.time, music.data.auxiliary_time) == ("order", "timestamp")
+    assert (book.diffusion.weighting, music.diffusion.weighting) == ("time", "position")
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn", "evaluated", "diffusion"),
+    [("toy", 7_262, 7_159, 6_903), ("game", 7_718, 7_614, 7_430)],
+)
+def test_users_of_the_public_code(real_data, name, drawn, evaluated, diffusion) -> None:
+    config = config_of(name)
+    config.data.dir = str(real_data)
+    log, source = load(config, find_files(config))
+    assert "note" not in source
+    users = user_sets(get_protocol("reference"), leave_one_out(log))
+    found = [int(some.sum()) for some in (users.preferences, users.encoder, users.diffusion)]
+    assert found == [drawn, evaluated, diffusion]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_their_target_with_both_logs(name) -> None:
+    target = name.partition("_")[0]
+    for variant in ("readme", "paper"):
+        pair, single = config_of(name, f":{variant}"), config_of(target, f":{variant}")
+        assert pair.data.mixed
+        pair.name, pair.data.mixed = single.name, False
+        if name == "book_music":
+            assert pair.diffusion.weighting == "position"
+            pair.diffusion.weighting = "time"
+        assert pair.to_dict() == single.to_dict()

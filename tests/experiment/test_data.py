@@ -1,0 +1,63 @@
+"""Jobs on two domains at once, and on a log that was prepared."""
+
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+from pdrec_jax import phases
+from pdrec_jax.data.columns import Columns
+from pdrec_jax.prepare.own import Rules, prepare
+
+
+@pytest.fixture(scope="module")
+def mixed(call, tmp_path_factory):
+    """The whole job with the source domain's events trained on."""
+    return call(
+        tmp_path_factory.mktemp("mixed") / "run",
+        "--config.data.mixed",
+        "--config.simulation.num_source_items=150",
+        "--config.simulation.num_items=200",
+        # Another width is another model: that of 300 items is remembered by its settings.
+        "--config.encoder.width=4",
+    )
+
+
+class TestTwoDomains:
+    def test_both_are_trained_on(self, mixed) -> None:
+        assert mixed.status == 0, mixed.err
+        assert mixed.results["data"]["items"] == 350
+        assert len(mixed.results["models"]) == 3
+
+    def test_ranks_are_among_target_items(self, mixed) -> None:
+        per_user = np.load(mixed.path / "per_user.npz", allow_pickle=False)
+        places = [name for name in per_user.files if name.endswith("full_rank")]
+        assert len(places) == 3
+        for name in places:
+            ranked = per_user[name][np.isfinite(per_user[name])]
+            assert ranked.size > 100
+            assert ranked.min() >= 1
+            assert ranked.max() <= 200
+
+    def test_one_domain_is_not_enough(self, call, tmp_path) -> None:
+        done = call(tmp_path / "run", "--config.data.mixed")
+        assert done.status == 2
+        assert done.err.startswith("error: config.data.mixed: a log of two domains is expected;")
+        assert not (tmp_path / "run").exists()
+
+
+class TestPrepared:
+    def test_its_log_and_its_settings(self, call, tmp_path, monkeypatch) -> None:
+        rows = [f"u{u},i{i},{i}\n" for u in range(5) for i in range(u, u + 30)]
+        (tmp_path / "log.csv").write_text("user,item,time\n" + "".join(rows))
+        out = tmp_path / "mine"
+        prepare([tmp_path / "log.csv"], Columns("user", "item", "time"), out, Rules())
+        monkeypatch.setattr(phases, "diffusion_phase", Mock(side_effect=KeyboardInterrupt))
+        done = call(tmp_path / "run", f"--config.data.path={out}")
+        assert done.out == "real data | mine | protocol strict | seed 0\n"
+        assert "data: 5 users, 34 items, 150 events\n" in done.err
+        config = (tmp_path / "run" / "config.json").read_text()
+        assert '"hidden": [\n      256\n    ]' in config
+        # What was set by hand stays: one candidate more than there is room for.
+        done = call(tmp_path / "other", f"--config.data.path={out}", "--config.dpa.coarse=34")
+        assert done.err.startswith("error: config.dpa.coarse: 34 candidates are wanted")

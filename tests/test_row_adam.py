@@ -1,0 +1,149 @@
+"""Row-wise AdamW against the same on the whole table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pdrec_jax import row_adam
+from pdrec_jax.row_adam import AdamW, close_table, open_table, read_rows, tails, write_rows
+
+ROWS, WIDTH, READS, STEPS = 12, 3, 5, 40
+# The encoders' constants, and the diffusion model's with a decay that shows.
+ADAMS = (AdamW(b2=0.98), AdamW(decay=3.0))
+
+
+def rates_of(epochs: int, steps: int) -> np.ndarray:
+    return np.repeat(0.01 * 0.9 ** np.arange(epochs), steps)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch) -> None:
+    """Closing takes the 12 rows in three blocks, the last of which overlaps the one before."""
+    monkeypatch.setattr(row_adam, "_BLOCK", 5)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def run(adam, start, ids, gradients, rates, begin, tail):
+    """Scans steps ``begin + 1 ..`` and closes the table; also what each step read."""
+    table = open_table(*start, jnp.int32(begin))
+
+    def step(table, inputs):
+        number, row_ids, gradient, rate = inputs
+        read = read_rows(adam, table, row_ids, number - 1, tail)
+        return write_rows(adam, table, read, gradient, number, rate), read.values
+
+    numbers = jnp.arange(begin + 1, begin + 1 + len(ids), dtype=jnp.int32)
+    table, seen = jax.lax.scan(step, table, (numbers, ids, gradients, rates))
+    return close_table(adam, table, numbers[-1], tail), seen
+
+
+def dense_twin(adam, values, ids, gradients, rates):
+    """Every row in every step, in float64."""
+    values = values.astype(np.float64)
+    first, second, seen = np.zeros_like(values), np.zeros_like(values), []
+    for step, (row_ids, gradient, rate) in enumerate(zip(ids, gradients, rates, strict=True), 1):
+        seen.append(values[row_ids])
+        whole = np.zeros_like(values)
+        np.add.at(whole, row_ids, gradient)
+        first = adam.b1 * first + (1 - adam.b1) * whole
+        second = adam.b2 * second + (1 - adam.b2) * whole**2
+        root = np.sqrt(second / (1 - adam.b2**step)) + adam.epsilon
+        values = values - rate * (first / (1 - adam.b1**step) / root + adam.decay * values)
+    return values, first, second, np.stack(seen)
+
+
+@pytest.mark.parametrize("adam", ADAMS)
+@given(seed=st.integers(0, 2**31))
+@settings(
+    deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_equal_to_adam_on_the_whole_table(adam: AdamW, seed: int) -> None:
+    """Rows are read anew at once, after long gaps, twice in a step, or never."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
+    ids = rng.integers(0, ROWS - 1, (STEPS, READS)).astype(np.int32)
+    ids[5:30] = np.minimum(ids[5:30], 3)  # the others wait
+    gradients = rng.normal(size=(STEPS, READS, WIDTH)).astype(np.float32)
+    rates = rates_of(4, STEPS // 4).astype(np.float32)
+    expected, mu, nu, read = dense_twin(adam, values, ids, gradients, rates)
+    zero = np.zeros_like(values)
+    (found, first, second), seen = run(
+        adam, (values, zero, zero), ids, gradients, rates, 0, tails(adam, rates)
+    )
+    # float32 against float64: the decay rounds each value once more in each of the 40 steps.
+    atol = 5e-6 if adam.decay else 2e-6
+    np.testing.assert_allclose(seen, read, atol=atol)
+    np.testing.assert_allclose(found, expected, atol=atol)
+    np.testing.assert_allclose(first, mu, atol=1e-6)
+    np.testing.assert_allclose(second, nu, rtol=1e-5, atol=1e-9)
+    if not adam.decay:
+        np.testing.assert_array_equal(found[ROWS - 1], values[ROWS - 1])
+
+
+@pytest.mark.parametrize("adam", ADAMS)
+def test_closing_between_epochs_changes_nothing(adam: AdamW) -> None:
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
+    zero = np.zeros_like(start)
+    ids = rng.integers(0, ROWS, (STEPS, READS)).astype(np.int32)
+    gradients = rng.normal(size=(STEPS, READS, WIDTH)).astype(np.float32)
+    rates = rates_of(2, STEPS // 2).astype(np.float32)
+    tail = tails(adam, rates)
+    whole, _ = run(adam, (start, zero, zero), ids, gradients, rates, 0, tail)
+    half = STEPS // 2
+    parts, _ = run(adam, (start, zero, zero), ids[:half], gradients[:half], rates[:half], 0, tail)
+    parts, _ = run(adam, parts, ids[half:], gradients[half:], rates[half:], half, tail)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("adam", ADAMS)
+def test_tails_are_the_sums_that_they_stand_for(adam: AdamW) -> None:
+    rates = rates_of(3, 7)
+    steps = np.arange(1, 2001)
+    long = np.concatenate([rates, np.full(2000 - len(rates), rates[-1])])
+    terms = long * np.sqrt(1 - adam.b2**steps) / (1 - adam.b1**steps)
+    factors = 1 - long * adam.decay
+    found = tails(adam, rates)
+    for done in range(len(rates) + 1):
+        weights = adam.ratio ** np.arange(1, 2001 - done) / np.cumprod(factors[done:])
+        np.testing.assert_allclose(found.sums[done], np.sum(weights * terms[done:]), rtol=1e-6)
+        np.testing.assert_allclose(
+            np.exp(found.shrinkage[done]), np.prod(factors[:done]), rtol=1e-6
+        )
+
+
+def test_second_moment_of_what_is_seen_one_time_in_four() -> None:
+    """Row 2 has one part that counts four times and two that count once."""
+    adam, step = AdamW(), jnp.int32(3)
+    rng = np.random.default_rng(0)
+    start = [jnp.asarray(rng.random((4, WIDTH)), jnp.float32) for _ in range(3)]
+    ids = jnp.asarray([2, 0, 2, 1, 2], jnp.int32)
+    gradient = rng.normal(size=(5, WIDTH)).astype(np.float32)
+    share = jnp.asarray([4.0, 4.0, 1.0, 1.0, 1.0])
+    tail = tails(adam, np.full(10, 0.1))
+    table = open_table(*start, step - 1)
+    read = read_rows(adam, table, ids, step - 1, tail)
+    found = write_rows(
+        adam, table, read, jnp.asarray(gradient), step, jnp.float32(0.1), share, most=4
+    )
+    whole = gradient[0] + gradient[2] + gradient[4]
+    once = gradient[0] / 4 + gradient[2] + gradient[4]
+    expected = {
+        2: once**2 + 3 * (gradient[0] / 4) ** 2,
+        0: 4 * (gradient[1] / 4) ** 2,
+        1: gradient[3] ** 2,
+        3: None,
+    }
+    for row, square in expected.items():
+        if square is None:
+            np.testing.assert_array_equal(found.second[row], start[2][row])
+        else:
+            second = 0.999 * start[2][row] + 0.001 * square
+            np.testing.assert_allclose(found.second[row], second, rtol=1e-6)
+    np.testing.assert_allclose(found.first[2], 0.9 * start[1][2] + 0.1 * whole, rtol=1e-5)
