@@ -127,7 +127,10 @@ FIELDS: dict[str, Field] = {
     "dpa.fine": _count(5, "N, picks of the encoder"),
     "dpa.weight": _number(0.3, 0, INFINITY, "omega_d, weight of the soft positives"),
     # Encoder.
-    "encoder.name": _text("sasrec", "which encoder, see pdrec_jax/encoders/registry.py"),
+    "encoder.name": _text(
+        "sasrec",
+        "which encoder: sasrec, gru4rec, cl4srec or a registered one, see docs/encoders.md",
+    ),
     "encoder.variants": _names(
         ("base", "hbr+nns+dpa"), "what to train: 'base', or plugins joined by +"
     ),
@@ -137,6 +140,13 @@ FIELDS: dict[str, Field] = {
     "encoder.dropout": _number(0.2, 0, 0.99, "everywhere in the encoder"),
     "encoder.max_length": _count(200, "L, events of a history that are used", least=2),
     "encoder.attend_padding": _flag(True, "attend to left padding, as the public code does"),
+    "encoder.crop": _number(0.6, 0, 1, "CL4SRec: share of a history that a crop keeps"),
+    "encoder.mask": _number(0.3, 0, 1, "CL4SRec: share of a history that is masked"),
+    "encoder.reorder": _number(0.6, 0, 1, "CL4SRec: share of a history that is shuffled"),
+    "encoder.contrast_weight": _number(0.1, 0, INFINITY, "CL4SRec: of the contrastive loss"),
+    "encoder.contrast_temperature": _number(
+        1.0, 0, INFINITY, "CL4SRec: of the contrastive loss", open_low=True
+    ),
     "encoder.temperature": _number(5.0, 0, INFINITY, "of the cosine scores", open_low=True),
     "encoder.learning_rate": _number(0.005, 0, INFINITY, "of Adam", open_low=True),
     "encoder.learning_rate_decay": _number(0.99, 0, 1, "factor an epoch", open_low=True),

@@ -45,6 +45,7 @@ TINY = Sizes(
     blocks=1,
     max_length=24,
     steps=2,
+    encoder="sasrec",
     product=64,
 )
 FLAGS = [f"--{name}={value}" for name, value in dataclasses.asdict(TINY).items()]
@@ -188,6 +189,23 @@ def test_the_encoder_is_timed_without_and_with_plugins() -> None:
     assert plugins.contestants[0].flops == 2 * base.contestants[0].flops
 
 
+@pytest.mark.parametrize("encoder", ["gru4rec", "cl4srec"])
+def test_other_encoders_agree_with_their_padded_twins(encoder: str, monkeypatch) -> None:
+    sizes = dataclasses.replace(TINY, encoder=encoder)
+    with quick_to_compile():
+        base, plugins = encoder_step.comparisons(sizes, "simulated")
+        assert plugins.agree()["packed rows"] < 2e-6
+    passes = {"gru4rec": (1, 2), "cl4srec": (3, 4)}[encoder]
+    assert base.contestants[0].flops * passes[1] == plugins.contestants[0].flops * passes[0]
+    assert base.title.startswith({"gru4rec": "GRU4Rec", "cl4srec": "CL4SRec"}[encoder])
+
+
+def test_all_encoders_unless_one_is_chosen() -> None:
+    sizes = dataclasses.replace(TINY, encoder="all")
+    assert sizes.encoders == ("sasrec", "gru4rec", "cl4srec")
+    assert make_workload(sizes, "simulated") is make_workload(TINY, "simulated")
+
+
 def test_both_catalogues_are_compared_where_there_are_two() -> None:
     sizes = dataclasses.replace(TINY, source_items=300)
     comparison = next(diffusion_step.comparisons(sizes, "simulated"))
@@ -310,6 +328,7 @@ def test_figures_are_short(value: float, text: str) -> None:
     ("flags", "expected"),
     [
         (["--stage=nothing"], "--stage"),
+        (["--encoder=bert"], "--encoder"),
         (["--repeats=0"], "--repeats: a whole number of at least 1 is expected, got '0'"),
         (["--repeats=many"], "--repeats: a whole number of at least 1 is expected, got 'many'"),
         (["--items=5"], "--items: a whole number of at least 200 is expected, got '5'"),

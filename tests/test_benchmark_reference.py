@@ -219,6 +219,22 @@ def test_every_part_stands_beside_contestants_of_ours() -> None:
             assert all(count > 0 for _, _, count in theirs)
 
 
+def test_the_reference_has_two_of_the_encoders() -> None:
+    for stage in ("encoder_step", "evaluation"):
+        parts = [part for part in side_by_side.STAGES[stage] if part.encoder]
+        assert [part.encoder for part in parts] == ["sasrec", "gru4rec"]
+        chosen = [part.sizes(dataclasses.replace(SIZES, encoder="gru4rec")) for part in parts]
+        assert chosen[0] is None
+        assert "--base_model=GRU4Rec" in reference._arguments(reference.ENCODER, chosen[1])
+        everything = [part.sizes(dataclasses.replace(SIZES, encoder="all")) for part in parts]
+        assert [sizes.encoder for sizes in everything] == ["sasrec", "gru4rec"]
+        assert [part.sizes(dataclasses.replace(SIZES, encoder="cl4srec")) for part in parts] == [
+            None,
+            None,
+        ]
+    assert "--base_model=SASRec" in reference._arguments(reference.ENCODER, SIZES)
+
+
 def test_speedups_are_of_one_unit_and_against_the_reference_alone() -> None:
     def row(name: str, units: int, seconds: tuple[float, ...], foreign: bool = False) -> Row:
         return Row(name, units, None, None, seconds, 0.0, 0, None, None, None, foreign)

@@ -68,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     sizes = parser.add_argument_group("sizes of the work")
     for field in dataclasses.fields(Sizes):
+        if "choices" in field.metadata:
+            parser.add_argument(
+                f"--{field.name}",
+                choices=field.metadata["choices"],
+                default=field.default,
+                help=f"{field.metadata['meaning']} (default: {field.default})",
+            )
+            continue
         most = 1 if field.type is float else math.inf
         sizes.add_argument(
             f"--{field.name}",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from pdrec_jax.benchmark.contest import Comparison, Contestant, Training, largest_difference
 from pdrec_jax.benchmark.sizes import Sizes
@@ -54,7 +55,7 @@ class PaddedTask(EncoderTask):
 
 
 def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
-    """Yields the comparison for the base loss, and for the loss with all plugins.
+    """Yields the comparisons of each encoder, for the base loss and for that with all plugins.
 
     Args:
       sizes: of the work.
@@ -62,23 +63,30 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
     """
     workload = make_workload(sizes, source)
     preferences = random_preferences(workload)
-    for variant in VARIANTS:
-        yield _compare(sizes, workload, preferences, variant)
+    for encoder in sizes.encoders:
+        for variant in VARIANTS:
+            yield _compare(sizes, workload, preferences, encoder, variant)
 
 
 def _compare(
-    sizes: Sizes, workload: Workload, preferences: Preferences, variant: str
+    sizes: Sizes, workload: Workload, preferences: Preferences, encoder: str, variant: str
 ) -> Comparison:
-    tasks = _tasks(workload, preferences, variant, sizes.steps, workload.config.encoder.dropout)
+    config = workload.copy()
+    config.encoder.name = encoder
+    tasks = _tasks(config, workload, preferences, variant, sizes.steps)
+    without_chance = config.copy_and_resolve_references()
+    # Views are drawn by the cell too, so CL4SRec's own loss cannot agree.
+    without_chance.encoder.dropout = without_chance.encoder.contrast_weight = 0.0
     state = Training(tasks[_PACKED].initial())
     layouts = {name: task.layout(1) for name, task in tasks.items()}
     filled = ", ".join(f"{name} {_filled(layouts[name]):.0%}" for name in tasks)
     shapes = " + ".join(f"{e.shape[1]} of {e.shape[2]}" for e in layouts[_PACKED].event)
-    title = title_of(workload.config.encoder, variant)
+    title = title_of(config.encoder, variant)
+    layers = f"blocks {sizes.blocks}, " if encoder != "gru4rec" else ""
     return Comparison(
         "encoder_step",
         f"{title} training step, {sizes.encoder_batch} users, D {sizes.width}, "
-        f"blocks {sizes.blocks}, L {sizes.max_length}",
+        f"{layers}L {sizes.max_length}",
         workload.label,
         "step",
         tuple(
@@ -86,16 +94,17 @@ def _compare(
                 name,
                 functools.partial(state.run, task),
                 sizes.steps,
-                _flops(sizes, layouts[name], passes=2 if task.model.dpa_fine else 1),
+                _flops(sizes, encoder, layouts[name], dpa=task.model.dpa_fine > 0),
                 None if name == _PADDED else _PADDED,
             )
             for name, task in tasks.items()
         ),
         repeats=20,
         agree=lambda: _agree(
-            _tasks(workload, preferences, variant, sizes.steps, 0.0), state.state["params"]
+            _tasks(without_chance, workload, preferences, variant, sizes.steps),
+            state.state["params"],
         ),
-        agreement="loss of a step, relative, without dropout and with given negatives",
+        agreement="loss of a step, relative, without dropout and views, with given negatives",
         notes=(
             f"Cells that hold an event: {filled}; rows of a packed batch: {shapes} cells.",
             f"A call draws, lays out and trains {sizes.steps} batches in one dispatch.",
@@ -104,11 +113,9 @@ def _compare(
 
 
 def _tasks(
-    workload: Workload, preferences: Preferences, variant: str, steps: int, dropout: float
+    config: ConfigDict, workload: Workload, preferences: Preferences, variant: str, steps: int
 ) -> dict[str, EncoderTask]:
     """The twins; both train one structure of state."""
-    config = workload.copy()
-    config.encoder.dropout = dropout
     task, _ = build(
         config,
         variant,
@@ -177,13 +184,16 @@ def _filled(layout: Batch) -> float:
     return float(np.mean(cells < empty))
 
 
-def _flops(sizes: Sizes, layout: Batch, passes: int) -> float:
-    """Operations of the encoder's matrix products: 12 D^2 + 4 L D a cell and block, three times.
+def _flops(sizes: Sizes, encoder: str, layout: Batch, *, dpa: bool) -> float:
+    """Operations of the encoder's matrix products, those of the gradient twice the forward ones.
 
-    Four projections and two feed-forward layers, and two products of attention over the row; the
-    gradient takes twice the forward pass.
+    A cell takes 12 D^2 + 4 L D a block of attention, for four projections, two feed-forward layers
+    and two products over the row, or 12 D^2 for the six products of a recurrent unit; DPA's whole
+    histories and each view are encoded besides the input.
     """
     width, total = sizes.width, 0.0
     for group in layout.event:
-        total += np.size(group) * (12.0 * width**2 + 4.0 * group.shape[-1] * width)
-    return 3 * passes * sizes.blocks * total
+        over_row = 4.0 * group.shape[-1] * width if encoder != "gru4rec" else 0.0
+        total += np.size(group) * (12.0 * width**2 + over_row)
+    passes = 1 + dpa + (2 if encoder == "cl4srec" else 0)
+    return 3 * passes * total * (1 if encoder == "gru4rec" else sizes.blocks)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 from pdrec_jax.benchmark.contest import Comparison, Contestant
 from pdrec_jax.benchmark.sizes import Sizes
@@ -13,7 +14,7 @@ from pdrec_jax.settings import seeded
 
 
 def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
-    """Yields the times of the diffusion model and of the encoder, with their initial values.
+    """Yields the times of the diffusion model and of the encoders, with their initial values.
 
     Args:
       sizes: of the work.
@@ -29,24 +30,27 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
         protocol=workload.protocol,
         **tables,
     )
-    encoder, encoder_ranks = build_encoder(
-        config,
-        "base",
-        split,
-        None,
-        drawn=workload.users.preferences,
-        ranked=workload.users.encoder,
-        protocol=workload.protocol,
-        name="base",
-        **tables,
-    )
+    models: list[tuple[str, Any, Any]] = [("TI-DiffRec", ranks["test"], diffusion.initialise())]
+    for name in sizes.encoders:
+        config = workload.copy()
+        config.encoder.name = name
+        encoder, encoder_ranks = build_encoder(
+            config,
+            "base",
+            split,
+            None,
+            drawn=workload.users.preferences,
+            ranked=workload.users.encoder,
+            protocol=workload.protocol,
+            name="base",
+            **tables,
+        )
+        title = title_of(config.encoder, "base")
+        models.append((title, encoder_ranks["test"], encoder.initialise()))
     slots, hidden = diffusion.model.num_slots, sizes.hidden
     loop = sizes.noise_steps * hidden**2
     contestants = []
-    for title, scorer, params in (
-        ("TI-DiffRec", ranks["test"], diffusion.initialise()),
-        (title_of(config.encoder, "base"), encoder_ranks["test"], encoder.initialise()),
-    ):
+    for title, scorer, params in models:
         assert scorer is not None
         count = len(scorer.users)
         for kind, items in (("sampled", workload.candidates.shape[1]), ("full", slots)):

@@ -26,6 +26,7 @@ from pdrec_jax.data.splits import Split
 from pdrec_jax.errors import UserError
 
 DIFFUSION, ENCODER = "TI_DiffRec.py", "PDRec.py"
+BASE_MODELS = {"sasrec": "SASRec", "gru4rec": "GRU4Rec"}  # its names of our encoders
 _NEEDED = (DIFFUSION, ENCODER, "models/DNN.py", "models/gaussian_diffusion.py", "utils/utils.py")
 _USERS = 600  # enough for its batches of 400; its matrices [users, items] grow with them
 _TOY = "amazon_toy"  # the name by which its scripts take the branch for two domains
@@ -195,7 +196,8 @@ def _arguments(script: str, sizes: Sizes) -> list[str]:
         ]
     return [
         *shared,
-        *("--base_model=SASRec", "--lr=0.005", "--temperature=5", "--rank_weight=0.1"),
+        f"--base_model={BASE_MODELS.get(sizes.encoder, 'SASRec')}",
+        *("--lr=0.005", "--temperature=5", "--rank_weight=0.1"),
         *("--scale_weight=4", "--scale_max=1", "--candidate_min_percentage_user=90"),
         *("--top_candidate_coarse_num=50", "--top_candidate_fine_num=5"),
         "--top_candidate_weight=0.05",

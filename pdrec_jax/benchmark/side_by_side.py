@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pdrec_jax.benchmark import diffusion_step, encoder_step, evaluation, preferences
 from pdrec_jax.benchmark.contest import Comparison, Contestant
-from pdrec_jax.benchmark.reference import DIFFUSION, ENCODER, Script, running
+from pdrec_jax.benchmark.reference import BASE_MODELS, DIFFUSION, ENCODER, Script, running
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.benchmark.workload import make_workload
 
@@ -33,12 +33,22 @@ class _Stage:
       ours: yields the stage's comparisons.
       chosen: the rows of them that take part.
       theirs: makes the reference's contestants.
+      encoder: that takes part, where one does.
     """
 
     script: str
     ours: Callable[[Sizes, str], Iterator[Comparison]]
     chosen: Callable[[Comparison, Contestant], bool]
     theirs: Callable[[Script], tuple[Contestant, ...]]
+    encoder: str | None = None
+
+    def sizes(self, given: Sizes) -> Sizes | None:
+        """Returns the sizes of its work, None where its encoder is not asked for."""
+        if self.encoder is None:
+            return given
+        if self.encoder not in given.encoders:
+            return None
+        return dataclasses.replace(given, encoder=self.encoder)
 
 
 def _diffusion(script: Script) -> tuple[Contestant, ...]:
@@ -71,7 +81,10 @@ STAGES: dict[str, tuple[_Stage, ...]] = {
         _Stage(DIFFUSION, diffusion_step.comparisons, lambda _, row: True, _diffusion),
     ),
     "preferences": (_Stage(ENCODER, preferences.comparisons, lambda _, row: True, _preferences),),
-    "encoder_step": (_Stage(ENCODER, encoder_step.comparisons, _all_plugins, _encoder),),
+    "encoder_step": tuple(
+        _Stage(ENCODER, encoder_step.comparisons, _all_plugins, _encoder, encoder)
+        for encoder in BASE_MODELS
+    ),
     "evaluation": (
         _Stage(
             DIFFUSION,
@@ -79,11 +92,15 @@ STAGES: dict[str, tuple[_Stage, ...]] = {
             lambda _, row: row.name.startswith("TI-DiffRec"),
             lambda script: (script.contestant(SHIPPED, "diffusion evaluation", _USERS),),
         ),
-        _Stage(
-            ENCODER,
-            evaluation.comparisons,
-            lambda _, row: not row.name.startswith("TI-DiffRec"),
-            lambda script: (script.contestant(SHIPPED, "encoder evaluation", _RANKED),),
+        *(
+            _Stage(
+                ENCODER,
+                evaluation.comparisons,
+                lambda _, row: not row.name.startswith("TI-DiffRec"),
+                lambda script: (script.contestant(SHIPPED, "encoder evaluation", _RANKED),),
+                encoder,
+            )
+            for encoder in BASE_MODELS
         ),
     ),
 }
@@ -102,8 +119,11 @@ def comparisons(stage: str, sizes: Sizes, source: str, directory: Path) -> Itera
       UserError: see ``reference``.
     """
     for part in STAGES.get(stage, ()):
-        split = make_workload(sizes, source).split
-        for comparison in part.ours(sizes, source):
+        own = part.sizes(sizes)
+        if own is None:
+            continue
+        split = make_workload(own, source).split
+        for comparison in part.ours(own, source):
             ours = tuple(
                 dataclasses.replace(row, twin=None)
                 for row in comparison.contestants
@@ -111,7 +131,7 @@ def comparisons(stage: str, sizes: Sizes, source: str, directory: Path) -> Itera
             )
             if not ours:
                 continue
-            with running(directory, part.script, sizes, split) as script:
+            with running(directory, part.script, own, split) as script:
                 yield dataclasses.replace(
                     comparison,
                     title=f"beside the reference: {comparison.title}",

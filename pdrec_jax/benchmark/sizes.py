@@ -11,6 +11,9 @@ def _size(default: int | float, least: int | float, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={"least": least, "meaning": meaning})
 
 
+ENCODERS = ("sasrec", "gru4rec", "cl4srec")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """How large the work is; each field is a flag of its own name.
@@ -32,7 +35,18 @@ class Sizes:
     blocks: int = _size(2, 1, "layers of the encoder")
     max_length: int = _size(200, 2, "L, events of a history, and cells of a padded row")
     steps: int = _size(5, 1, "training steps in one timed call")
+    # The log does not depend on it, so sizes that differ in it alone share a workload.
+    encoder: str = dataclasses.field(
+        default="all",
+        compare=False,
+        metadata={"choices": (*ENCODERS, "all"), "meaning": "encoder of its two stages"},
+    )
     product: int = _size(2_048, 1, "side of the matrices whose product is the ceiling; GPU: 8192")
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders that are timed."""
+        return ENCODERS if self.encoder == "all" else (self.encoder,)
 
     @property
     def slots(self) -> int:

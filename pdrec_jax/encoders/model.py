@@ -11,7 +11,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from pdrec_jax.data.batches import PACKED, Layout
 from pdrec_jax.data.negatives import ComplementTable, draw_outside
+from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.losses import cosine_logits, total_loss
 from pdrec_jax.plugins.nns import draw_negatives
@@ -28,6 +30,7 @@ class EncoderModel:
       graph: structure of the Flax module.
       max_length: L, events of a history that are used.
       temperature: of the cosine scores.
+      layout: that the encoder wants.
       hbr: weight the positives.
       nns: add a safe negative to the uniform one.
       dpa_fine: N, 0 without DPA.
@@ -37,14 +40,15 @@ class EncoderModel:
     graph: Any
     max_length: int
     temperature: float
+    layout: Layout = PACKED
     hbr: bool = False
     nns: bool = False
     dpa_fine: int = 0
     dpa_weight: float = 0.0
 
-    def states(self, params: Params, vectors: Array, rows: Rows, key: Array | None) -> Array:
-        """Encodes rows, see the encoder's module."""
-        return nnx.merge(self.graph, params)(vectors, rows, key)
+    def encoder(self, params: Params) -> Encoder:
+        """Returns the encoder with its parameters."""
+        return nnx.merge(self.graph, params)
 
 
 @jax.tree_util.register_dataclass
@@ -140,9 +144,9 @@ def training_rows(
     return inputs, jnp.where(paired, earlier + 1, 0), whole
 
 
-def stack(first: Rows, second: Rows) -> Rows:
-    """Puts the rows of two inputs below each other, so that one call encodes both."""
-    return Rows(*(jnp.concatenate(pair) for pair in zip(first, second, strict=True)))
+def stack(*parts: Rows) -> Rows:
+    """Puts the rows of several inputs below each other, so that one call encodes all."""
+    return Rows(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @jax.tree_util.register_dataclass
@@ -153,7 +157,8 @@ class StepInputs:
     Attributes:
       ids: items to embed, by what they are: ``positive``, ``uniform`` and ``safe`` [C] of the C
         cells of all groups laid end to end, ``soft`` [B, M], ``rows0`` .. [R, L] a group each.
-      groups: of each group the rows that have a next item, and those of whole histories.
+      groups: of each group the rows that have a next item, with DPA those of whole histories, and
+        the encoder's own views.
       target: [C] int32, event of the next item.
       valid: [C] bool, whether there is one.
       last: [B] int32, see ``Batch``.
@@ -161,23 +166,26 @@ class StepInputs:
     """
 
     ids: dict[str, Array]
-    groups: tuple[tuple[Rows, Rows], ...]
+    groups: tuple[tuple[Rows, ...], ...]
     target: Array
     valid: Array
     last: Indices
     key: Array
 
 
-def step_inputs(model: EncoderModel, data: TrainingData, batch: Batch, key: Array) -> StepInputs:
-    """Lays out a step and draws its negatives.
+def step_inputs(
+    params: Params, model: EncoderModel, data: TrainingData, batch: Batch, key: Array
+) -> StepInputs:
+    """Lays out a step and draws its negatives and views.
 
     Args:
+      params: of the encoder, for its views.
       model: static.
       data: all users.
       batch: users and layout.
       key: of this step.
     """
-    key_dropout, key_uniform, key_safe = jax.random.split(key, 3)
+    key_dropout, key_uniform, key_safe, key_views = jax.random.split(key, 4)
     groups = [
         training_rows(data, batch.users, event, segment, model.max_length)
         for event, segment in zip(batch.event, batch.segment, strict=True)
@@ -191,10 +199,12 @@ def step_inputs(model: EncoderModel, data: TrainingData, batch: Batch, key: Arra
         ids["safe"] = draw_negatives(key_safe, data.pools, owner)
     if model.dpa_fine:
         ids["soft"] = data.candidates[batch.users]
+    encoder, parts = model.encoder(params), []
     for number, (inputs, _, whole) in enumerate(groups):
-        ids[f"rows{number}"] = (stack(inputs, whole) if model.dpa_fine else inputs).items
-    pairs = tuple((inputs, whole) for inputs, _, whole in groups)
-    return StepInputs(ids, pairs, target, valid, batch.last, key_dropout)
+        views = encoder.views(inputs, jax.random.fold_in(key_views, number))
+        parts.append((inputs, *([whole] if model.dpa_fine else []), *views))
+        ids[f"rows{number}"] = stack(*parts[-1]).items
+    return StepInputs(ids, tuple(parts), target, valid, batch.last, key_dropout)
 
 
 def loss_of_vectors(
@@ -216,21 +226,23 @@ def loss_of_vectors(
     Returns:
       the loss []; logits of DPA's candidates [B, M], None without DPA.
     """
-    states, final = [], []
-    for number, (own, whole) in enumerate(inputs.groups):
-        rows = stack(own, whole) if model.dpa_fine else own
-        dropout_key = jax.random.fold_in(inputs.key, number)
-        encoded = model.states(params, vectors[f"rows{number}"], rows, dropout_key)
-        states.append(_flat(encoded[: len(own.items)]))
-        final.append(_flat(encoded[len(own.items) :]))
-    hidden = normalise(jnp.concatenate(states))
+    encoder = model.encoder(params)
+    rows = [stack(*parts) for parts in inputs.groups]
+    given = [vectors[f"rows{number}"] for number in range(len(rows))]
+    own, *more = _by_part(encoder.encode(given, rows, inputs.key), inputs.groups)
+    final, views = (more[0], more[1:]) if model.dpa_fine else (None, more)
+    view_rows = [
+        jax.tree.map(lambda *cells: jnp.concatenate([_flat(c) for c in cells]), *view)
+        for view in list(zip(*inputs.groups, strict=True))[len(inputs.groups[0]) - len(views) :]
+    ]
+    hidden = normalise(own)
 
     def logits(name: str) -> Array:
         return cosine_logits(hidden, normalise(vectors[name]), model.temperature)
 
     soft = None
-    if model.dpa_fine:
-        last = normalise(jnp.concatenate(final)[inputs.last])[:, None, :]
+    if final is not None:
+        last = normalise(final[inputs.last])[:, None, :]
         soft = cosine_logits(last, normalise(vectors["soft"]), model.temperature)
     loss = total_loss(
         logits("positive"),
@@ -241,7 +253,7 @@ def loss_of_vectors(
         fine=model.dpa_fine,
         augmentation_weight=model.dpa_weight,
     )
-    return loss, soft
+    return loss + encoder.own_loss(views, view_rows, len(inputs.last)), soft
 
 
 def training_loss(
@@ -256,7 +268,7 @@ def training_loss(
       batch: users and layout.
       key: of this step.
     """
-    inputs = step_inputs(model, data, batch, key)
+    inputs = step_inputs(params, model, data, batch, key)
     # One lookup for everything, so that the table's gradient is one scatter.
     vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)
     return loss_of_vectors(params, model, data, inputs, vectors)[0]
@@ -271,7 +283,7 @@ def split_lookup(vectors: Array, ids: dict[str, Array]) -> dict[str, Array]:
     """Cuts the vectors [n, D] of ``flat_ids`` into those of each array of ids, [..., D]."""
     out, begin = {}, 0
     for name, some in ids.items():
-        out[name] = vectors[begin : begin + some.size].reshape(*some.shape, -1)
+        out[name] = vectors[begin : begin + some.size].reshape(*some.shape, vectors.shape[-1])
         begin += some.size
     return out
 
@@ -286,6 +298,16 @@ def _flat(cells: Array) -> Array:
     return cells.reshape(-1, *cells.shape[2:])
 
 
+def _by_part(states: list[Array], groups: tuple[tuple[Rows, ...], ...]) -> list[Array]:
+    """Cuts the states of stacked rows, a group each, into those of each part, [C, D]."""
+    out: list[list[Array]] = [[] for _ in groups[0]]
+    for encoded, parts in zip(states, groups, strict=True):
+        ends = np.cumsum([len(part.items) for part in parts])[:-1]
+        for number, part in enumerate(jnp.split(encoded, ends)):
+            out[number].append(_flat(part))
+    return [jnp.concatenate(cells) for cells in out]
+
+
 def final_states(
     params: Params, model: EncoderModel, offsets: Array, items: Array, batch: Batch
 ) -> Array:
@@ -298,22 +320,17 @@ def final_states(
       items: [E] int32.
       batch: users and layout.
     """
-    states = []
+    rows = []
     for event, segment in zip(batch.event, batch.segment, strict=True):
         occupied = segment < batch.users.shape[0]
         user = batch.users[_user(batch, segment)]
         end = offsets[user + 1]
-        rows = _rows(
-            jnp.where(occupied, items[event], 0),
-            event,
-            segment,
-            jnp.minimum(end - offsets[user], model.max_length),
-            end,
-            model.max_length,
-        )
-        vectors = params["item_embedding"][rows.items]
-        states.append(_flat(model.states(params, vectors, rows, None)))
-    return normalise(jnp.concatenate(states)[batch.last])
+        length = jnp.minimum(end - offsets[user], model.max_length)
+        ids = jnp.where(occupied, items[event], 0)
+        rows.append(_rows(ids, event, segment, length, end, model.max_length))
+    vectors = [params["item_embedding"][group.items] for group in rows]
+    states = model.encoder(params).encode(vectors, rows, None)
+    return normalise(jnp.concatenate([_flat(group) for group in states])[batch.last])
 
 
 def score_items(params: Params, model: EncoderModel, states: Array, items: Array) -> Array:

@@ -51,12 +51,13 @@ class Evaluation:
         cut = [self.users[i : i + self.block] for i in range(0, len(self.users), self.block)]
         full = [np.concatenate([b, np.full(self.block - len(b), b[0])]) for b in cut]
         length = self.model.max_length
-        rows = most_rows(rows_needed(self.offsets, b, length) for b in full)
+        layout = self.model.layout
+        rows = most_rows(rows_needed(self.offsets, b, length, layout) for b in full)
         packed = []
         for block, users in zip(cut, full, strict=True):
-            cells = pack(self.offsets, users, length, rows)
-            layout = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
-            packed.append((jax.device_put(layout), len(block)))
+            cells = pack(self.offsets, users, length, rows, layout)
+            batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
+            packed.append((jax.device_put(batch), len(block)))
         return packed
 
     @functools.cached_property

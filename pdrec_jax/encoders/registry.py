@@ -1,28 +1,32 @@
-"""Encoders by name; a user's own joins with ``register``.
-
-An encoder is a Flax NNX module made from (config section ``encoder``, number of items, rngs) with
-
-- ``item_embedding``: an ``nnx.Param`` [I + 1, D], row 0 the padding id;
-- ``__call__(vectors, rows, key)``: from embedded items [R, L, D] in packed ``Rows`` to a state per
-  cell [R, L, D]; ``key`` is None in evaluation. A cell's state may depend only on the cells before
-  it in its segment and itself.
-"""
+"""Encoders by name; a user's own joins with ``register``, for instance in a config file."""
 
 from collections.abc import Callable
-from typing import Any
 
+from pdrec_jax.encoders.cl4srec import CL4SRec
+from pdrec_jax.encoders.encoder import Encoder
+from pdrec_jax.encoders.gru4rec import GRU4Rec
 from pdrec_jax.encoders.sasrec import SASRec
 from pdrec_jax.errors import UserError
 
-_ENCODERS: dict[str, tuple[str, Callable[..., Any]]] = {"sasrec": ("SASRec", SASRec)}
+_ENCODERS: dict[str, tuple[str, Callable[..., Encoder]]] = {
+    "cl4srec": ("CL4SRec", CL4SRec),
+    "gru4rec": ("GRU4Rec", GRU4Rec),
+    "sasrec": ("SASRec", SASRec),
+}
 
 
-def register(name: str, title: str, make: Callable[..., Any]) -> None:
-    """Adds an encoder: ``config.encoder.name = name`` selects it, tables show ``title``."""
+def register(name: str, title: str, make: Callable[..., Encoder]) -> None:
+    """Adds an encoder.
+
+    Args:
+      name: ``config.encoder.name = name`` selects it.
+      title: tables show it.
+      make: a subclass of ``encoder.Encoder``, or a function that is called like one.
+    """
     _ENCODERS[name] = (title, make)
 
 
-def find(name: str) -> tuple[str, Callable[..., Any]]:
+def find(name: str) -> tuple[str, Callable[..., Encoder]]:
     """Returns the title and the maker of an encoder.
 
     Raises:

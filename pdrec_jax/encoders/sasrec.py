@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
+from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.layers import (
     Attention,
     FeedForward,
@@ -40,7 +41,7 @@ class Block(nnx.Module):
         return jnp.where(occupied[:, :, None], x, 0)
 
 
-class SASRec(nnx.Module):
+class SASRec(Encoder):
     """A causal transformer over a user's history.
 
     Args:

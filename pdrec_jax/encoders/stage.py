@@ -21,6 +21,7 @@ from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.effects import plugin_effects
+from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.model import (
     Batch,
     EncoderModel,
@@ -130,24 +131,30 @@ def make_model(
       plugins: from ``parse_variant``.
       num_items: I.
     """
-    _, module = registry.find(config.encoder.name)
+    title, make_encoder = registry.find(config.encoder.name)
+    found: dict[str, Any] = {}
 
     def make() -> tuple[Any, Params]:
-        made = module(config.encoder, num_items, rngs=nnx.Rngs(params=config.seed))
+        made = make_encoder(config.encoder, num_items, rngs=nnx.Rngs(params=config.seed))
+        found["kind"], found["layout"] = type(made), getattr(made, "layout", None)
         graph, state = nnx.split(made)
         return graph, nnx.to_pure_dict(state)
-
-    found = {}
 
     def trace() -> Params:
         found["graph"], params = make()
         return params
 
     jax.eval_shape(trace)
+    if not issubclass(found["kind"], Encoder):
+        raise UserError(
+            f"encoder {title}: a pdrec_jax.encoders.encoder.Encoder is expected, "
+            f"got {found['kind'].__name__}"
+        )
     model = EncoderModel(
         found["graph"],
         config.encoder.max_length,
         config.encoder.temperature,
+        found["layout"],
         hbr="hbr" in plugins,
         nns="nns" in plugins,
         dpa_fine=config.dpa.fine if "dpa" in plugins else 0,
@@ -229,7 +236,10 @@ class EncoderTask:
         )
 
     def _rows(self, users: np.ndarray) -> tuple[int, ...]:
-        return most_rows(rows_needed(self.offsets, row, self.model.max_length) for row in users)
+        model = self.model
+        return most_rows(
+            rows_needed(self.offsets, row, model.max_length, model.layout) for row in users
+        )
 
     @functools.cached_property
     def _usual_rows(self) -> tuple[int, ...]:
@@ -251,7 +261,8 @@ class EncoderTask:
             usual if need <= usual else -(-need // 4) * 4
             for need, usual in zip(self._rows(users), self._usual_rows, strict=True)
         )
-        packed = [pack(self.offsets, row, self.model.max_length, rows) for row in users]
+        model = self.model
+        packed = [pack(self.offsets, row, model.max_length, rows, model.layout) for row in users]
         return Batch(
             users.astype(np.int32),
             tuple(np.stack(group) for group in zip(*(p.event for p in packed), strict=True)),
@@ -341,7 +352,8 @@ def _train_epoch_by_rows(
         carried: tuple[dict[str, Any], Any, Table], given: tuple[Batch, Array]
     ) -> tuple[tuple[dict[str, Any], Any, Table], Array]:
         (params, optimiser, table), (batch, number) = carried, given
-        inputs = step_inputs(model, data, batch, jax.random.fold_in(base, number))
+        whole = {**params, _TABLE: table.values}
+        inputs = step_inputs(whole, model, data, batch, jax.random.fold_in(base, number))
         read = read_rows(_ADAM, table, flat_ids(inputs.ids), number, tail)
 
         def loss_of(params: Params, values: Array) -> tuple[Array, Array | None]:

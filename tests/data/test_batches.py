@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrec_jax.data.batches import (
+    LANES,
+    PACKED,
     assign_rows,
     draw_users,
     extend_train,
     most_rows,
     pack,
-    row_lengths,
     rows_needed,
 )
 from pdrec_jax.data.interactions import from_events
@@ -103,7 +104,14 @@ class TestAssignRows:
 
 @pytest.mark.parametrize(("longest", "widths"), [(2, (2,)), (128, (128,)), (200, (64, 200))])
 def test_row_lengths(longest, widths):
-    assert row_lengths(longest) == widths
+    assert PACKED.row_lengths(longest) == widths
+
+
+@pytest.mark.parametrize(
+    ("longest", "widths"), [(8, (8,)), (24, (8, 24)), (200, (8, 16, 32, 64, 200))]
+)
+def test_lengths_of_own_rows(longest, widths):
+    assert LANES.row_lengths(longest) == widths
 
 
 def test_most_rows():
@@ -126,7 +134,7 @@ class TestPack:
     def test_invariants(self, packing):
         offsets, users, longest = packing
         packed = pack(offsets, users, longest)
-        widths = row_lengths(longest)
+        widths = PACKED.row_lengths(longest)
         assert [group.shape[1] for group in packed.event] == list(widths)
         assert rows_needed(offsets, users, longest) == tuple(len(g) for g in packed.event)
         for event, segment in zip(packed.event, packed.segment, strict=True):
@@ -186,3 +194,52 @@ class TestPack:
         packed = pack(offsets_of(lengths), np.arange(128), 200)
         cells = sum(group.size for group in packed.event)
         assert cells < 1.25 * np.minimum(lengths, 200).sum() < 0.15 * 128 * 200
+
+
+class TestOwnRows:
+    """A row for each history, at its right end."""
+
+    @given(packing=packings())
+    @settings(deadline=None)
+    def test_invariants(self, packing):
+        offsets, users, longest = packing
+        packed = pack(offsets, users, longest, layout=LANES)
+        widths = LANES.row_lengths(longest)
+        assert [group.shape[1] for group in packed.event] == list(widths)
+        assert sum(len(group) for group in packed.event) == len(users)
+        flat = np.concatenate([group.reshape(-1) for group in packed.event])
+        owner = np.concatenate([group.reshape(-1) for group in packed.segment])
+        width = np.concatenate([np.full(g.size, g.shape[1]) for g in packed.event])
+        assert (flat[owner == len(users)] == 0).all()
+        for number, user in enumerate(users):
+            cells = np.flatnonzero(owner == number)
+            begin = max(offsets[user], offsets[user + 1] - longest)
+            assert flat[cells].tolist() == list(range(begin, offsets[user + 1]))
+            assert (np.diff(cells) == 1).all()
+            # In the shortest row that holds it, and the last cell of it.
+            assert width[cells[0]] == min(w for w in widths if w >= len(cells))
+            assert packed.last[number] == cells[-1]
+        ends = np.concatenate([g[:, -1] for g in packed.segment])
+        assert sorted(ends.tolist()) == list(range(len(users)))
+
+    def test_what_is_needed_counts_the_rows_that_are_at_least_so_long(self):
+        offsets, users = offsets_of([3, 70, 5, 9, 200, 1]), np.arange(6)
+        assert rows_needed(offsets, users, 200, LANES) == (6, 3, 2, 2, 2)
+
+    def test_a_short_history_may_take_a_long_row(self):
+        offsets, users = offsets_of([3, 70, 5]), np.arange(3)
+        packed = pack(offsets, users, 200, rows=(3, 2, 2, 1, 1), layout=LANES)
+        assert [len(group) for group in packed.event] == [1, 0, 1, 0, 1]
+        assert [int((g < 3).sum()) for g in packed.segment] == [3, 0, 5, 0, 70]
+        flat = np.concatenate([group.reshape(-1) for group in packed.event])
+        assert flat[packed.last].tolist() == [2, 72, 77]
+
+    def test_more_long_rows_than_rows(self):
+        # As when the numbers of a rare batch are rounded up.
+        packed = pack(offsets_of([3, 70]), np.arange(2), 24, rows=(2, 4), layout=LANES)
+        assert [len(group) for group in packed.event] == [0, 4]
+        assert (packed.segment[1] < 2).sum(axis=1).tolist() == [24, 3, 0, 0]
+
+    def test_too_few_rows(self):
+        with pytest.raises(ValueError, match="2 rows of 24 are needed, 1 given"):
+            pack(offsets_of([30, 70]), np.arange(2), 24, (2, 1), LANES)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,14 +14,14 @@ import pytest
 from jax import Array
 from ml_collections import ConfigDict
 
-from pdrec_jax.data.batches import pack
+from pdrec_jax.data.batches import PACKED, Layout, pack
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import Split, leave_one_out
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import model as model_module
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
-from pdrec_jax.encoders.stage import make_model
+from pdrec_jax.encoders.stage import hbr_weights, make_model
 from pdrec_jax.evaluation.protocol import STRICT, draw_candidates
 from pdrec_jax.settings import default_config, put
 
@@ -51,30 +52,15 @@ def attend(q_in: Array, x: Array, real: Array, w: dict[str, Array], heads: int, 
     return jnp.concatenate(mixed, axis=-1) @ w["output"] + row["output_bias"]
 
 
-@dataclasses.dataclass(frozen=True)
-class PaddedSASRec:
-    """SASRec on rows [B, L] that are padded with 0 on the left, by the equations alone."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Padded:
+    """An encoder on rows [B, L] that are padded with 0 on the left, by the equations alone."""
 
-    heads: int
-    attend_padding: bool
     temperature: float
 
     def states(self, params: dict[str, Any], ids: Array) -> Array:
         """States [B, L, D] of histories [B, L]."""
-        table, real = params["item_embedding"], ids > 0
-        x = table[ids] * table.shape[1] ** 0.5 + params["position_embedding"][None]
-        x = jnp.where(real[..., None], x, 0)
-        for block in params["blocks"].values():
-            queries = layer_norm(x, block["attention_norm"])
-            x = queries + attend(
-                queries, x, real, block["attention"], self.heads, self.attend_padding
-            )
-            x = layer_norm(x, block["forward_norm"])
-            w = block["forward"]
-            hidden = jax.nn.relu(x @ w["inner"] + w["inner_bias"].reshape(1, 1, -1))
-            x = x + hidden @ w["outer"] + w["outer_bias"].reshape(1, 1, -1)
-            x = jnp.where(real[..., None], x, 0)
-        return layer_norm(x, params["last_norm"])
+        raise NotImplementedError
 
     def logits(self, params: dict[str, Any], states: Array, items: Array) -> Array:
         """Cosine scores [...] of states [..., D] for items [...]."""
@@ -109,9 +95,66 @@ class PaddedSASRec:
         return loss
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaddedSASRec(Padded):
+    """SASRec, see ``Padded``."""
+
+    heads: int
+    attend_padding: bool
+
+    def states(self, params: dict[str, Any], ids: Array) -> Array:
+        """States [B, L, D] of histories [B, L]."""
+        table, real = params["item_embedding"], ids > 0
+        x = table[ids] * table.shape[1] ** 0.5 + params["position_embedding"][None]
+        x = jnp.where(real[..., None], x, 0)
+        for block in params["blocks"].values():
+            queries = layer_norm(x, block["attention_norm"])
+            x = queries + attend(
+                queries, x, real, block["attention"], self.heads, self.attend_padding
+            )
+            x = layer_norm(x, block["forward_norm"])
+            w = block["forward"]
+            hidden = jax.nn.relu(x @ w["inner"] + w["inner_bias"].reshape(1, 1, -1))
+            x = x + hidden @ w["outer"] + w["outer_bias"].reshape(1, 1, -1)
+            x = jnp.where(real[..., None], x, 0)
+        return layer_norm(x, params["last_norm"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaddedGRU4Rec(Padded):
+    """GRU4Rec, see ``Padded``; the padding row of the table is no parameter."""
+
+    def states(self, params: dict[str, Any], ids: Array) -> Array:
+        """States [B, L, D] of histories [B, L]."""
+        table, width = params["item_embedding"], params["start"].shape[0]
+        rows = jnp.where(
+            ids[..., None] > 0, table[ids], jax.lax.stop_gradient(table)[0].reshape(1, 1, -1)
+        )
+        w_in, w_h = (
+            params[name].transpose(1, 0, 2).reshape(width, -1) for name in ("input", "hidden")
+        )
+        b_in, b_h = (params[f"{name}_bias"].reshape(1, -1) for name in ("input", "hidden"))
+
+        def step(h: Array, x: Array) -> tuple[Array, Array]:
+            a_r, a_z, a_n = jnp.split(x @ w_in + b_in, 3, axis=1)
+            c_r, c_z, c_n = jnp.split(h @ w_h + b_h, 3, axis=1)
+            z = jax.nn.sigmoid(a_z + c_z)
+            new = jnp.tanh(a_n + jax.nn.sigmoid(a_r + c_r) * c_n)
+            h = (1 - z) * new + z * h
+            return h, h
+
+        start = jnp.broadcast_to(params["start"].reshape(1, -1), (len(ids), width))
+        return jnp.swapaxes(jax.lax.scan(step, start, jnp.swapaxes(rows, 0, 1))[1], 0, 1)
+
+
 @pytest.fixture(scope="session")
 def padded_sasrec() -> type[PaddedSASRec]:
     return PaddedSASRec
+
+
+@pytest.fixture(scope="session")
+def padded_gru4rec() -> type[PaddedGRU4Rec]:
+    return PaddedGRU4Rec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +183,9 @@ class Histories:
             line[self.length - len(events) :] = events
         return table
 
-    def batch(self, rows: tuple[int, ...] | None = None) -> Batch:
+    def batch(self, rows: tuple[int, ...] | None = None, layout: Layout = PACKED) -> Batch:
         """The packed layout."""
-        cells = pack(self.offsets, self.users, self.length, rows)
+        cells = pack(self.offsets, self.users, self.length, rows, layout)
         return Batch(self.users.astype(np.int32), cells.event, cells.segment, cells.last)
 
     def places(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -202,8 +245,8 @@ def config() -> Callable[..., ConfigDict]:
 
 
 @pytest.fixture(scope="session")
-def sasrec() -> Callable[..., tuple[EncoderModel, dict[str, Any]]]:
-    """`sasrec(items, plugins, seed=.., **fields)` is a model with parameters that all matter."""
+def small_model() -> Callable[..., tuple[EncoderModel, dict[str, Any]]]:
+    """`small_model(items, plugins, seed=.., **fields)`: a model, parameters that all matter."""
 
     @functools.cache
     def structure(items: int, plugins: tuple[str, ...], fields: tuple) -> tuple[EncoderModel, Any]:
@@ -273,3 +316,66 @@ def quick_compilation() -> Iterator[None]:
 def own_encoders(monkeypatch) -> None:
     """Lets a test register encoders that are forgotten after it."""
     monkeypatch.setattr(registry, "_ENCODERS", dict(registry._ENCODERS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """The public code's example of an encoder: its arrays, and its users as a log."""
+
+    arrays: Any
+    events: Histories
+
+    def data(self, given: Callable[..., TrainingData], batch: Batch) -> TrainingData:
+        """What a step reads, the golden's draws and its HBR weights put in."""
+        arrays, events = self.arrays, self.events
+        uniform, safe = (events.cells(arrays[name], batch) for name in ("neg", "nns"))
+        offsets = events.offsets
+        owner = np.repeat(arrays["u"], np.diff(offsets))
+        train = SimpleNamespace(offsets=offsets, lengths=np.diff(offsets), num_events=offsets[-1])
+        preferences = SimpleNamespace(
+            observed=arrays["diff_matrix"][owner, events.items],
+            padding=arrays["diff_matrix"][arrays["u"], 0],
+        )
+        rank_weight, clip, scale = arrays["loss_args"][:3]
+        weights = hbr_weights(
+            ConfigDict({"rank_weight": rank_weight, "clip": clip, "scale": scale}),
+            SimpleNamespace(train=train),
+            preferences,
+            "shifted",
+            events.length,
+        )
+        plain = TrainingData(
+            jnp.asarray(offsets, jnp.int32),
+            jnp.asarray(events.items),
+            outside=None,
+            weights=jnp.asarray(weights),
+            pools=None,
+            candidates=jnp.asarray(arrays["soft"]),
+        )
+        return given(plain, uniform, safe)
+
+    def inputs(self) -> Histories:
+        """The input of its predict, without the last event; an empty one where it is the only."""
+        rows = [row[row > 0] if row.any() else row[:1] for row in self.arrays["seq"]]
+        offsets = np.cumsum([0, *map(len, rows)])
+        return Histories(offsets, np.concatenate(rows), np.arange(len(rows)), self.events.length)
+
+
+@pytest.fixture
+def golden_of(goldens) -> Callable[[str], Golden]:
+    def make(name: str) -> Golden:
+        arrays, most = goldens(name), 12
+        rows = []
+        for row, last, n in zip(arrays["seq"], arrays["pos"][:, -1], arrays["lens"], strict=True):
+            # Events before the window must not matter; a user without a pair is one empty event.
+            before = [1 + k % 31 for k in range(n - most)]
+            rows.append([*before, *row[row > 0], last])
+        offsets = np.cumsum([0, *map(len, rows)])
+        items = np.concatenate(rows).astype(np.int32)
+        events = Histories(offsets, items, np.arange(len(rows)), most)
+        np.testing.assert_array_equal(events.rows(skip_last=True), arrays["seq"])
+        np.testing.assert_array_equal(events.rows(skip_last=False), arrays["seq_new"])
+        assert np.diff(offsets).tolist() == (arrays["lens"] + 1).tolist()
+        return Golden(arrays, events)
+
+    return make

@@ -16,6 +16,7 @@ from pdrec_jax.encoders.layers import (
     LayerNorm,
     dropout,
     normalise,
+    project,
     visible_cells,
     xavier_normal,
 )
@@ -195,3 +196,19 @@ class TestAttention:
         assert (spread > 0.01).all()
         # Unbiased: the mean of 300 lies within five standard errors.
         assert (np.abs(np.mean(runs, axis=0) - exact) < 5 * spread / np.sqrt(300)).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (2, 5, 3)])
+def test_project_and_its_gradient(shape):
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        rng.normal(size=shape).astype(np.float32),
+        rng.normal(size=(3, 4)).astype(np.float32),
+    )
+    results = [
+        jax.value_and_grad(lambda *given, f=f: jnp.sum(jnp.sin(f(*given))), argnums=(0, 1))(
+            x, kernel
+        )
+        for f in (project, jnp.dot)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)

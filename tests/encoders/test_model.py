@@ -1,5 +1,6 @@
 """A step on packed rows against the same step on left-padded rows."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pdrec_jax.data.batches import LANES, PACKED, Layout
 from pdrec_jax.data.interactions import merge_domains
 from pdrec_jax.data.readers import read_log
 from pdrec_jax.data.splits import leave_one_out
@@ -122,10 +124,28 @@ def padded_loss(twin):
     return jax.jit(jax.value_and_grad(twin.loss), static_argnums=2)
 
 
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An encoder's fields, and rows that hold 5 users in any case."""
+
+    max_length: int
+    rows: tuple[int, ...]
+    name: str = "sasrec"
+    heads: int = 2
+    blocks: int = 1
+    attend_padding: bool = True
+
+    @property
+    def layout(self) -> Layout:
+        return LANES if self.name == "gru4rec" else PACKED
+
+
 CASES = {
-    # max_length, heads, blocks, attend_padding, rows that hold 5 users in any case
-    "one group": (6, 2, 2, False, (5,)),
-    "two groups": (130, 2, 1, True, (5, 5)),
+    "one group": Case(6, (5,), blocks=2, attend_padding=False),
+    "two groups": Case(130, (5, 5)),
+    "GRU, one group": Case(6, (5,), "gru4rec"),
+    "GRU, three groups": Case(40, (5, 5, 5), "gru4rec"),
+    "GRU, spare rows": Case(20, (9, 7), "gru4rec"),
 }
 
 
@@ -144,22 +164,27 @@ class TestPackedEqualsPadded:
     """Loss and gradient to 1e-5, with every plugin on and the draws put in by hand."""
 
     @pytest.mark.parametrize("case", CASES)
-    def test_it(self, case, sasrec, histories, padded_sasrec, given_negatives):
-        longest, heads, blocks, attend, rows = CASES[case]
-        twin = padded_sasrec(heads=heads, attend_padding=attend, temperature=5.0)
+    def test_it(self, case, small_model, histories, padded_sasrec, padded_gru4rec, given_negatives):
+        case = CASES[case]
+        longest, twin = case.max_length, padded_gru4rec(temperature=5.0)
+        if case.name == "sasrec":
+            twin = padded_sasrec(
+                heads=case.heads, attend_padding=case.attend_padding, temperature=5.0
+            )
 
         def check(drawn):
             lengths, users, seed = drawn
             if max(lengths[user] for user in users) < 2:
                 return  # nothing to learn: see the next test
-            model, params = sasrec(
+            model, params = small_model(
                 ITEMS,
                 ("hbr", "nns", "dpa"),
                 seed=seed,
                 encoder__max_length=longest,
-                encoder__heads=heads,
-                encoder__blocks=blocks,
-                encoder__attend_padding=attend,
+                encoder__name=case.name,
+                encoder__heads=case.heads,
+                encoder__blocks=case.blocks,
+                encoder__attend_padding=case.attend_padding,
                 dpa__fine=FINE,
                 dpa__weight=SHARE,
             )
@@ -170,7 +195,7 @@ class TestPackedEqualsPadded:
             soft = rng.integers(1, ITEMS + 1, (6, CANDIDATES)).astype(np.int32)
             uniform, safe = rng.integers(1, ITEMS + 1, (2, 5, longest)).astype(np.int32)
             targets = events.targets()
-            batch = events.batch(rows)
+            batch = events.batch(case.rows, case.layout)
             data = TrainingData(
                 jnp.asarray(offsets, jnp.int32),
                 jnp.asarray(np.pad(items, (0, 18 * longest - len(items)))),

@@ -15,8 +15,8 @@ MARGIN = 1e-5  # of scores between -5 and 5
 
 
 @pytest.fixture
-def evaluation(sasrec, world) -> tuple[Evaluation, dict]:
-    model, params = sasrec(200, encoder__heads=2, encoder__blocks=1)
+def evaluation(small_model, world) -> tuple[Evaluation, dict]:
+    model, params = small_model(200, encoder__heads=2, encoder__blocks=1)
     offsets, items, _ = extend_train(world.split)
     users = np.flatnonzero(world.split.train.lengths >= 2)
     assert (np.diff(offsets)[users] > LENGTH).sum() > 5

@@ -1,49 +1,99 @@
 """An encoder of the user's own: registered by name, trained and ranked like any other."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
+from pdrec_jax.data.batches import pack
 from pdrec_jax.encoders import registry, stage
-from pdrec_jax.encoders.layers import visible_cells, xavier_normal
+from pdrec_jax.encoders.model import Batch, training_loss
+from pdrec_jax.encoders.sasrec import SASRec
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import STRICT
+from pdrec_jax.main import load_config
+from pdrec_jax.settings import validate
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "encoders.md"
 
 
-class RunningMean(nnx.Module):
-    """The mean of the embeddings so far, through one matrix."""
-
-    def __init__(self, config, num_items, *, rngs):
-        shape = (num_items + 1, config.width)
-        self.item_embedding = nnx.Param(xavier_normal(rngs.params(), shape, shape))
-        self.kernel = nnx.Param(jnp.eye(config.width))
-
-    def __call__(self, vectors, rows, key=None):
-        sees = visible_cells(rows.segment, rows.items > 0).astype(vectors.dtype)
-        count = jnp.maximum(jnp.sum(sees, axis=-1, keepdims=True), 1)
-        return jnp.dot(jnp.einsum("rqk,rkd->rqd", sees / count, vectors), self.kernel[...])
+@pytest.fixture
+def example() -> str:
+    """The config file of the page on encoders, with an encoder of its own."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    return code
 
 
-def test_sasrec_is_there():
-    title, _ = registry.find("sasrec")
-    assert title == "SASRec"
+@pytest.fixture
+def example_config(own_encoders, example, tmp_path) -> ConfigDict:
+    path = tmp_path / "mean.py"
+    path.write_text(example, encoding="utf-8")
+    return load_config(str(path))
 
 
-def test_an_unknown_name(own_encoders):
-    registry.register("mean", "Mean", RunningMean)
-    message = r"^encoder\.name: expected one of \['mean', .*'sasrec'\], got 'bert'$"
+def test_the_example_is_short(example):
+    assert len([line for line in example.splitlines() if line]) < 30
+
+
+@pytest.mark.parametrize("title", ["SASRec", "GRU4Rec", "CL4SRec"])
+def test_ours_are_there(title):
+    assert registry.find(title.lower())[0] == title
+
+
+def test_an_unknown_name(example_config):
+    message = r"^encoder\.name: expected one of \[.*'mean', 'sasrec'\], got 'bert'$"
     with pytest.raises(UserError, match=message):
         registry.find("bert")
 
 
+def test_something_else_is_refused(own_encoders, config):
+    registry.register(
+        "linear", "Linear", lambda config, num_items, *, rngs: nnx.Linear(2, 2, rngs=rngs)
+    )
+    with pytest.raises(UserError, match=r"^encoder Linear: a .*\.Encoder is expected, got Linear$"):
+        stage.make_model(config(encoder__name="linear"), (), 20)
+
+
+class Adding(SASRec):
+    """SASRec with a view of its own and a loss from it."""
+
+    def views(self, rows, key):
+        return (rows,)
+
+    def own_loss(self, states, views, users):
+        (state,), (view,) = states, views
+        assert state.shape[0] == view.items.shape[0]
+        kept = jnp.sum(view.items > 0) + users
+        return kept.astype(jnp.float32) + 0 * jnp.sum(state)
+
+
+def test_a_loss_of_its_own(own_encoders, config, world):
+    registry.register("adding", "Adding", Adding)
+    losses = []
+    for name in ("sasrec", "adding"):
+        settings = config(encoder__name=name, encoder__blocks=1)
+        model, initialise = stage.make_model(settings, (), 200)
+        split = world.split
+        data = stage.training_data(settings, split, None, model, "observed")
+        users = np.flatnonzero(split.train.lengths >= 2)[:8]
+        cells = pack(split.train.offsets, users, 12)
+        batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
+        loss = jax.jit(training_loss, static_argnums=1)
+        losses.append(loss(initialise(), model, data, batch, jax.random.key(0)))
+    paired = np.minimum(split.train.lengths[users] - 1, 12).sum()
+    np.testing.assert_allclose(losses[1] - losses[0], paired + 8, rtol=1e-5)
+
+
 @pytest.mark.loose_jax("dtypes")  # optax's Adam
-def test_it_trains_with_all_plugins(own_encoders, config, world):
-    registry.register("mean", "Mean", RunningMean)
-    assert registry.find("mean") == ("Mean", RunningMean)
+def test_it_trains_with_all_plugins(example_config, config, world):
+    validate(example_config)
     settings = config(
-        encoder__name="mean",
+        encoder__name=example_config.encoder.name,
         encoder__batch_size=16,
         encoder__learning_rate=0.02,
         dpa__coarse=8,

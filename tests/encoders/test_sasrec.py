@@ -1,6 +1,5 @@
 """SASRec on packed rows against the public code's numbers; what a state may depend on."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
 from pdrec_jax.encoders import stage
 from pdrec_jax.encoders.layers import normalise
@@ -24,7 +22,6 @@ from pdrec_jax.encoders.model import (
     score_items,
     training_rows,
 )
-from pdrec_jax.encoders.stage import hbr_weights
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 ITEMS, LENGTH = 31, 12
@@ -93,76 +90,33 @@ def assert_trees_close(found, wanted, *, rtol: float, atol: float) -> None:
         np.testing.assert_allclose(left, right, rtol=rtol, atol=atol, err_msg=name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Golden:
-    """The public code's example: its arrays, its parameters, and its users as a log."""
-
-    arrays: Any
-    params: dict[str, Any]
-    events: Any
-
-    @property
-    def negatives(self) -> list[np.ndarray]:
-        return [self.arrays["neg"], self.arrays["nns"]]
+@pytest.fixture
+def golden(golden_of) -> SimpleNamespace:
+    """The public code's example, with its parameters."""
+    example = golden_of("sasrec_tiny")
+    negatives = [example.arrays["neg"], example.arrays["nns"]]
+    return SimpleNamespace(
+        arrays=example.arrays,
+        params=section(example.arrays, "w"),
+        events=example.events,
+        negatives=negatives,
+        example=example,
+    )
 
 
 @pytest.fixture
-def golden(goldens, histories) -> Golden:
-    arrays = goldens("sasrec_tiny")
-    rows = []
-    for row, last, length in zip(arrays["seq"], arrays["pos"][:, -1], arrays["lens"], strict=True):
-        # Events before the window must not matter; a user without a pair is one empty event.
-        before = [1 + k % ITEMS for k in range(length - LENGTH)]
-        rows.append([*before, *row[row > 0], last])
-    offsets = np.cumsum([0, *map(len, rows)])
-    items = np.concatenate(rows).astype(np.int32)
-    events = histories(offsets, items, np.arange(len(rows)), LENGTH)
-    np.testing.assert_array_equal(events.rows(skip_last=True), arrays["seq"])
-    np.testing.assert_array_equal(events.rows(skip_last=False), arrays["seq_new"])
-    assert np.diff(offsets).tolist() == (arrays["lens"] + 1).tolist()
-    return Golden(arrays, section(arrays, "w"), events)
-
-
-@pytest.fixture
-def model(sasrec) -> EncoderModel:
-    return sasrec(ITEMS, ("hbr", "nns", "dpa"), dpa__coarse=6, dpa__fine=3)[0]
+def model(small_model) -> EncoderModel:
+    return small_model(ITEMS, ("hbr", "nns", "dpa"), dpa__coarse=6, dpa__fine=3)[0]
 
 
 @pytest.fixture
 def data(golden, given_negatives) -> TrainingData:
-    """What a step reads, the golden's draws and its HBR weights put in."""
-    arrays, events = golden.arrays, golden.events
-    batch = events.batch()
-    uniform, safe = (events.cells(table, batch) for table in golden.negatives)
-    offsets = events.offsets
-    owner = np.repeat(arrays["u"], np.diff(offsets))
-    train = SimpleNamespace(offsets=offsets, lengths=np.diff(offsets), num_events=offsets[-1])
-    preferences = SimpleNamespace(
-        observed=arrays["diff_matrix"][owner, events.items],
-        padding=arrays["diff_matrix"][arrays["u"], 0],
-    )
-    rank_weight, clip, scale = arrays["loss_args"][:3]
-    weights = hbr_weights(
-        ConfigDict({"rank_weight": rank_weight, "clip": clip, "scale": scale}),
-        SimpleNamespace(train=train),
-        preferences,
-        "shifted",
-        LENGTH,
-    )
-    plain = TrainingData(
-        jnp.asarray(offsets, jnp.int32),
-        jnp.asarray(events.items),
-        outside=None,
-        weights=jnp.asarray(weights),
-        pools=None,
-        candidates=jnp.asarray(arrays["soft"]),
-    )
-    return given_negatives(plain, uniform, safe)
+    return golden.example.data(given_negatives, golden.events.batch())
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def encode_jit(params, model, vectors, rows, key):
-    return model.states(params, vectors, rows, key)
+    return model.encoder(params)(vectors, rows, key)
 
 
 final_jit = jax.jit(final_states, static_argnums=1)
@@ -211,12 +165,8 @@ class TestGolden:
         found = score_items(params, model, states, golden.arrays["soft"])
         np.testing.assert_allclose(found, golden.arrays["soft_logits"], **CLOSE)
 
-    def test_predict(self, golden, model, histories):
-        # The input of predict leaves the last event out; a user without any keeps an empty one.
-        arrays = golden.arrays
-        rows = [row[row > 0] if row.any() else row[:1] for row in arrays["seq"]]
-        offsets = np.cumsum([0, *map(len, rows)])
-        events = histories(offsets, np.concatenate(rows), np.arange(len(rows)), LENGTH)
+    def test_predict(self, golden, model):
+        arrays, events = golden.arrays, golden.example.inputs()
         params = without_key_bias(golden.params)
         states = final_jit(params, model, events.offsets, events.items, events.batch())
         found = score_items(params, model, states, arrays["predict_items"])
@@ -277,9 +227,9 @@ def attend_padding(request) -> bool:
 
 
 @pytest.fixture
-def encode(attend_padding, sasrec, histories) -> Callable[..., SimpleNamespace]:
+def encode(attend_padding, small_model, histories) -> Callable[..., SimpleNamespace]:
     """`encode(order)` packs those users' whole histories: rows, events [R, L] and the states."""
-    model, params = sasrec(
+    model, params = small_model(
         40,
         encoder__blocks=2,
         encoder__heads=2,
@@ -301,7 +251,7 @@ def encode(attend_padding, sasrec, histories) -> Callable[..., SimpleNamespace]:
             event=np.where(segment < len(order), event, -1),
             vectors=vectors,
             states=np.asarray(states),
-            function=lambda vectors: model.states(params, vectors, whole, key),
+            function=lambda vectors: model.encoder(params)(vectors, whole, key),
         )
 
     encode.items, encode.offsets = drawn, offsets

@@ -1,0 +1,82 @@
+"""What training and ranking ask of an encoder."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from pdrec_jax.data.batches import PACKED, Layout
+from pdrec_jax.encoders.layers import Rows
+
+
+class Encoder(nnx.Module):
+    """A sequential encoder: packed histories in, a state per position out.
+
+    A subclass is made from (config section ``encoder``, number of items I, ``rngs=``), and must
+    have an ``item_embedding`` and a ``__call__``. All else has a default.
+
+    Attributes:
+      item_embedding: [I + 1, D] or with more rows behind; row 0 is the padding id.
+      layout: how histories lie in the rows that it gets.
+    """
+
+    layout: ClassVar[Layout] = PACKED
+    item_embedding: nnx.Param
+
+    def __call__(self, vectors: Array, rows: Rows, key: Array | None = None) -> Array:
+        """Encodes the rows of one length.
+
+        A cell's state may depend only on the cells before it in its segment and on itself.
+
+        Args:
+          vectors: [R, L, D], the embedded items.
+          rows: R rows of L cells.
+          key: for dropout; None in evaluation.
+
+        Returns:
+          states [R, L, D]: what each cell's history, itself included, predicts next.
+        """
+        raise NotImplementedError
+
+    def encode(
+        self, vectors: Sequence[Array], rows: Sequence[Rows], key: Array | None
+    ) -> list[Array]:
+        """Encodes a batch, the rows of all lengths; an encoder may have a use for them together.
+
+        Args:
+          vectors: of each group [R, L, D], the embedded items.
+          rows: of each group, in the order of ``layout.row_lengths``.
+          key: see ``__call__``.
+
+        Returns:
+          states of each group, [R, L, D].
+        """
+        keys = [None if key is None else jax.random.fold_in(key, n) for n in range(len(rows))]
+        return [self(*group) for group in zip(vectors, rows, keys, strict=True)]
+
+    def views(self, rows: Rows, key: Array) -> tuple[Rows, ...]:
+        """More rows to encode in a training step, for ``own_loss``.
+
+        Args:
+          rows: R rows of L cells, the histories of the step.
+          key: of this step and group.
+
+        Returns:
+          any number of rows [R', L], always the same number.
+        """
+        del rows, key
+        return ()
+
+    def own_loss(self, states: Sequence[Array], views: Sequence[Rows], users: int) -> Array:
+        """What is added to the loss of a training step, [].
+
+        Args:
+          states: of each view [C, D], the cells of all groups laid end to end.
+          views: of each view [C].
+          users: B; a cell's ``segment`` is below it unless the cell is empty.
+        """
+        del states, views, users
+        return jnp.zeros(())
