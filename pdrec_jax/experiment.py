@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import resource
@@ -15,14 +16,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases
+from pdrec_jax import phases, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
-from pdrec_jax.errors import UserError
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.phases import Given, Outcome
+from pdrec_jax.phases import Given, Outcome, Prepared
 from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.tables import results_table, title
+from pdrec_jax.seeds import open_log, preferences_at_hand, run_head
 from pdrec_jax.settings import apply_overrides, validate
 from pdrec_jax.workdir import Workdir
 
@@ -46,7 +47,22 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
     Raises:
       UserError: anything the user can mend.
     """
-    begun = time.monotonic()
+    config, files = resolve(config, by_hand)
+    path = Path(workdir or default_workdir(config, files is None))
+    if config.seeds == 1:
+        return run_one(config, files, path)
+    return seeds.run(config, files, path, run_one)
+
+
+def resolve(config: ConfigDict, by_hand: Collection[str]) -> tuple[ConfigDict, list[Path] | None]:
+    """Checks a config, finds its logs, and shortens the run where there are none.
+
+    Returns:
+      the config, and the logs, None where one is simulated.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
     config = sources.adopt(config, by_hand)
     validate(config)
     files = sources.find_files(config)
@@ -54,34 +70,55 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
         config = apply_overrides(config, by_hand)
         validate(config)
     phases.require_encoders(config)
-    head = {
-        "name": config.name,
-        "protocol": config.protocol,
-        "seed": config.seed,
-        "negatives": config.evaluation.negatives,
-        "data": {"source": "simulated" if files is None else "real"},
-    }
-    place = Workdir(
-        workdir or default_workdir(config, files is None), config, head["data"]["source"]
-    )
-    print(title(head), flush=True)
+    return config, files
+
+
+def run_one(
+    config: ConfigDict,
+    files: list[Path] | None,
+    path: Path,
+    prepared: Prepared | None = None,
+) -> dict[str, Any]:
+    """Runs or resumes the run of one seed.
+
+    Args:
+      config: from ``resolve``.
+      files: likewise.
+      path: directory of the run.
+      prepared: from ``phases.prepare`` where this is one of several seeds, whose table is printed
+        in place of theirs.
+
+    Returns:
+      the results.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    begun, alone = time.monotonic(), prepared is None
+    head = run_head(config, files)
+    place = Workdir(path, config, head["data"]["source"])
+    if alone:
+        print(title(head), flush=True)
     done = place.results()
     if done is not None and done.get("stage") in (config.stage, "all"):
         if not is_written(place.path):
-            with _log(config, place) as log:
+            with open_log(config, place) as log:
                 write_report(place.path, done, log.read(), place.per_user())
-        print(f"{place.path}: finished, these are its results", flush=True)
-        print(results_table(done), flush=True)
+        if alone:
+            print(f"{place.path}: finished, these are its results", flush=True)
+            print(results_table(done), flush=True)
         return done
 
-    given, data = phases.prepare(config, files)
-    preferences = _preferences_at_hand(given, place)
+    given, data = prepared or phases.prepare(config, files)
+    given = dataclasses.replace(given, config=config)
+    preferences = preferences_at_hand(given, place)
     place.begin(data)
-    with _log(config, place) as log:
+    with open_log(config, place) as log:
         dropped = f", {data['dropped_users']:,} users with fewer than 3 events dropped"
         log.phase(
             f"data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events"
             + dropped * (data["dropped_users"] > 0)
+            + f", seed {config.seed}" * (not alone)
         )
         times = {"data": time.monotonic() - begun}
         models, arrays = _run_phases(given, preferences, place, log, times)
@@ -104,44 +141,34 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
         place.save_per_user(per_user)
         log.phase(f"report: {write_report(place.path, results, log.read(), per_user)}")
         place.finish(results)
-    print(results_table(results), flush=True)
+    if alone:
+        print(results_table(results), flush=True)
     return results
 
 
 def default_workdir(config: ConfigDict, simulated: bool) -> Path:
-    """Returns ``runs/NAME-PROTOCOL-SEED``, marked where the log is simulated."""
-    mark = "-simulated" if simulated else ""
+    """Returns ``runs/NAME-PROTOCOL-SEED``, marked where the log is simulated or seeds several."""
+    mark = "-seeds" * (config.seeds > 1) + "-simulated" * simulated
     return Path("runs") / f"{config.name}-{config.protocol}-{config.seed}{mark}"
-
-
-def _log(config: ConfigDict, place: Workdir) -> MetricLog:
-    progress = None if config.progress else False
-    return MetricLog(place.path, progress=progress, tensorboard=config.tensorboard)
 
 
 def _stage(config: ConfigDict, models: list[dict[str, Any]]) -> str:
     """Names what the results cover, which is all where the other stage was done before."""
-    keys = {"diffusion", *(phases.encoder_key(config, v) for v in config.encoder.variants)}
+    keys = {*_makers(config), *(phases.encoder_key(config, v) for v in config.encoder.variants)}
     return "all" if keys == {model["key"] for model in models} else config.stage
 
 
-def _preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
-    """Reads another run's preferences, or makes sure that those of this run are there or will be.
-
-    Raises:
-      UserError: the encoder stage is to run alone, with plugins, and there are none.
-    """
-    config = given.config
-    if config.stage != "encoder" or not phases.needs_preferences(config):
-        return None
-    if config.preferences_from:
-        return phases.read_preferences(given, Path(config.preferences_from))
-    if place.phase("preferences") is None:
-        raise UserError(
-            "config.stage: the encoder stage alone needs preferences: name the workdir of a run "
-            "that has them with --config.preferences_from=DIR"
-        )
-    return None
+def _makers(config: ConfigDict) -> dict[str, Callable[..., Outcome]]:
+    """The phases of the models that are no variant of the encoder; the first fills preferences."""
+    makers: dict[str, Callable[..., Outcome]] = {}
+    if config.preferences_by == "sasrec":
+        makers["sasrec"] = phases.sasrec_phase
+    else:
+        makers["diffusion"] = phases.diffusion_phase
+        if config.diffusion.both:
+            other = f"diffusion-{phases.other_weighting(config)}"
+            makers[other] = phases.other_diffusion_phase
+    return makers
 
 
 def _run_phases(
@@ -177,8 +204,9 @@ def _run_phases(
         return record
 
     models = []
-    if asked("diffusion") or place.phase("diffusion") is not None:
-        models.append(once("diffusion", phases.diffusion_phase)["model"])
+    for name, phase in _makers(config).items():
+        if asked("diffusion") or place.phase(name) is not None:
+            models.append(once(name, phase)["model"])
     if asked("diffusion"):
         once("preferences", phases.preferences_phase)
     if preferences is not None:
@@ -187,6 +215,8 @@ def _run_phases(
         preferences = phases.read_preferences(given, path)
     for variant in config.encoder.variants:
         key = phases.encoder_key(config, variant)
+        if key in times:  # it has filled the preferences
+            continue
         if asked("encoder") or place.phase(key) is not None:
             models.append(once(key, phases.encoder_phase, variant, preferences)["model"])
     return models, arrays

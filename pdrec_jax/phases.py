@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -23,29 +24,14 @@ from pdrec_jax.diffusion.preferences import (
     save_preferences,
 )
 from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.encoders.inference import infer_preferences
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation import protocol as protocols
-from pdrec_jax.evaluation.ranking import Ranks
+from pdrec_jax.evaluation.paper import published
+from pdrec_jax.evaluation.ranking import Scorer
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
-from pdrec_jax.training import Fitted, fit
-
-# Test NDCG@10 on sampled candidates in the paper's Table 1, for the column beside ours.
-_PAPER = {
-    ("toy", "diffusion"): 0.1823,
-    ("toy", "sasrec"): 0.2020,
-    ("toy", "sasrec+hbr+nns+dpa"): 0.2286,
-}
-
-
-class Scorer(Protocol):
-    """What ranks the users of one held-out item with a model's parameters."""
-
-    def sampled(self, params: Any) -> Ranks:
-        """Ranks among the sampled candidates."""
-
-    def full(self, params: Any) -> Ranks:
-        """Ranks in the whole catalogue."""
+from pdrec_jax.training import Fitted, LoopSettings, fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +63,11 @@ class Outcome:
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def prepare(config: ConfigDict, files: list[Path] | None) -> tuple[Given, dict[str, Any]]:
+# What the phases need, and what the results say of the data.
+Prepared = tuple[Given, dict[str, Any]]
+
+
+def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
     """Loads or simulates the log, splits it and draws the candidates.
 
     Everything that the data can have against the config is found here, before a run begins.
@@ -114,7 +104,22 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> tuple[Given, dict[s
                 "at least one is expected"
             )
     require_room(split, pool_rules(config, protocol))
+    data = {
+        **source,
+        "users": split.train.num_users,
+        "items": split.train.num_items,
+        "events": split.train.num_events + 2 * split.train.num_users,
+        "dropped_users": split.dropped_users,
+    }
+    return _given(config, protocol, split, users), data
 
+
+def _given(
+    config: ConfigDict,
+    protocol: protocols.Protocol,
+    split: Split,
+    users: protocols.UserSets,
+) -> Given:
     def draw(heldout: str) -> np.ndarray:
         negatives = config.evaluation.negatives
         return protocols.draw_candidates(
@@ -123,14 +128,17 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> tuple[Given, dict[s
 
     test = draw("test")
     validation = test if protocol.select_on_test else draw("valid")
-    data = {
-        **source,
-        "users": split.train.num_users,
-        "items": split.train.num_items,
-        "events": split.train.num_events + 2 * split.train.num_users,
-        "dropped_users": split.dropped_users,
-    }
-    return Given(config, protocol, split, users, test, validation), data
+    return Given(config, protocol, split, users, test, validation)
+
+
+def of_seed(given: Given, config: ConfigDict) -> Given:
+    """Returns what the phases of another seed are given: the same data, other candidates.
+
+    Args:
+      given: of any seed.
+      config: of the seed.
+    """
+    return _given(config, given.protocol, given.split, given.users)
 
 
 def pool_rules(config: ConfigDict, protocol: protocols.Protocol) -> PoolRules:
@@ -147,36 +155,86 @@ def pool_rules(config: ConfigDict, protocol: protocols.Protocol) -> PoolRules:
 
 def diffusion_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
     """Trains and evaluates the diffusion model."""
-    config = given.config
+    return _diffusion(given, "diffusion", given.config.diffusion.weighting, workdir, log)
+
+
+def other_weighting(config: ConfigDict) -> str:
+    """The weighting that ``diffusion.both`` asks for beside the run's own."""
+    return "position" if config.diffusion.weighting == "time" else "time"
+
+
+def other_diffusion_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
+    """Trains and evaluates the other of T- and TI-DiffRec, which no encoder then hears of."""
+    weighting = other_weighting(given.config)
+    return _diffusion(given, f"diffusion-{weighting}", weighting, workdir, log)
+
+
+def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: MetricLog) -> Outcome:
+    section = seeded(given.config, "diffusion")
+    section.weighting = weighting
     task, scorers = diffusion_stage.build(
-        seeded(config, "diffusion"),
+        section,
         given.split,
         given.users.diffusion,
         protocol=given.protocol,
         candidates=given.candidates,
         validation=given.validation,
     )
-    settings = diffusion_stage.loop_settings(config.diffusion, config.save_seconds)
-    fitted = fit(task, settings, Store(workdir / "diffusion"), log)
-    by_time = config.diffusion.weighting == "time" and given.split.train.times is not None
+    task = dataclasses.replace(task, name=key)
+    settings = diffusion_stage.loop_settings(section, given.config.save_seconds)
+    fitted = fit(task, settings, Store(workdir / key), log)
+    by_time = weighting == "time" and given.split.train.times is not None
     name = "TI-DiffRec" if by_time else "T-DiffRec"
-    return _evaluated(given, "diffusion", name, fitted, scorers, given.users.diffusion, log)
+    return _evaluated(given, key, name, fitted, scorers, given.users.diffusion, log)
 
 
 def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
-    """Computes and saves the preferences of all users with the trained diffusion model."""
-    rules = pool_rules(given.config, given.protocol)
-    preferences = diffusion_stage.infer_preferences(
+    """Computes and saves the preferences of all users with the model that is to fill them."""
+    infer = {"diffusion": _by_diffusion, "sasrec": _by_sasrec}[given.config.preferences_by]
+    preferences = infer(given, workdir, log)
+    save_preferences(Store(workdir), preferences, _origin(given))
+    return _effects(given, preferences, log)
+
+
+def _by_diffusion(given: Given, workdir: Path, log: MetricLog) -> Preferences:
+    return diffusion_stage.infer_preferences(
         seeded(given.config, "diffusion"),
         given.split,
         given.users.preferences,
-        rules,
+        pool_rules(given.config, given.protocol),
         Store(workdir / "diffusion"),
         log,
         exclude_heldout=given.protocol.nns_excludes_heldout,
     )
-    save_preferences(Store(workdir), preferences, _origin(given))
-    return _effects(given, preferences, log)
+
+
+def sasrec_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
+    """Trains and evaluates the SASRec that stands in for the diffusion model."""
+    return encoder_phase(_with_sasrec(given), "base", None, workdir, log)
+
+
+def _with_sasrec(given: Given) -> Given:
+    config = given.config.copy_and_resolve_references()
+    config.encoder.name = "sasrec"
+    return dataclasses.replace(given, config=config)
+
+
+def _by_sasrec(given: Given, workdir: Path, log: MetricLog) -> Preferences:
+    config, users = given.config, given.users.preferences
+    made = encoder_training(_with_sasrec(given), "base", None, workdir)
+    params, _ = made.store.restore("best", jax.eval_shape(made.task.initialise))
+    with log.progress("preferences", int(users.sum()), "user") as bar:
+        return infer_preferences(
+            made.task.model,
+            params,
+            given.split,
+            users,
+            pool_rules(config, given.protocol),
+            exclude_heldout=given.protocol.nns_excludes_heldout,
+            seed=config.seed,
+            block=config.encoder.block,
+            advance=bar.update,
+        )
 
 
 def borrowed_phase(
@@ -224,6 +282,7 @@ def _origin(given: Given) -> dict[str, Any]:
         "protocol": given.protocol.name,
         "split": digest.hexdigest(),
         "rules": dataclasses.asdict(pool_rules(given.config, given.protocol)),
+        "maker": given.config.preferences_by,
     }
 
 
@@ -259,10 +318,29 @@ def require_encoders(config: ConfigDict) -> None:
         )
 
 
-def encoder_phase(
-    given: Given, variant: str, preferences: Preferences | None, workdir: Path, log: MetricLog
-) -> Outcome:
-    """Trains and evaluates one variant of the encoder."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncoderTraining:
+    """What trains and ranks one variant of the encoder.
+
+    Attributes:
+      key: see ``encoder_key``.
+      task: for ``training.fit``.
+      scorers: ``test`` and ``validation``, see ``encoders.stage.build``.
+      settings: when to stop.
+      store: its checkpoints.
+    """
+
+    key: str
+    task: encoder_stage.EncoderTask
+    scorers: Mapping[str, Scorer | None]
+    settings: LoopSettings
+    store: Store
+
+
+def encoder_training(
+    given: Given, variant: str, preferences: Preferences | None, workdir: Path
+) -> EncoderTraining:
+    """Builds what trains and ranks one variant of the encoder."""
     config, key = given.config, encoder_key(given.config, variant)
     task, scorers = encoder_stage.build(
         config,
@@ -277,9 +355,17 @@ def encoder_phase(
         name=key,
     )
     settings = encoder_stage.loop_settings(config.encoder, config.save_seconds)
-    fitted = fit(task, settings, Store(workdir / "encoders" / key), log)
-    name = encoder_stage.title_of(config.encoder, variant)
-    return _evaluated(given, key, name, fitted, scorers, given.users.encoder, log)
+    return EncoderTraining(key, task, scorers, settings, Store(workdir / "encoders" / key))
+
+
+def encoder_phase(
+    given: Given, variant: str, preferences: Preferences | None, workdir: Path, log: MetricLog
+) -> Outcome:
+    """Trains and evaluates one variant of the encoder."""
+    made = encoder_training(given, variant, preferences, workdir)
+    fitted = fit(made.task, made.settings, made.store, log)
+    name = encoder_stage.title_of(given.config.encoder, variant)
+    return _evaluated(given, made.key, name, fitted, made.scorers, given.users.encoder, log)
 
 
 def _evaluated(
@@ -297,17 +383,16 @@ def _evaluated(
     sampled, full = test.sampled(fitted.params), test.full(fitted.params)
     figures = {"sampled": sampled.metrics(), "full": full.metrics()}
     course = fitted.course
-    paper = _PAPER.get((given.config.name, key))
     model = {
         "name": name,
         "key": key,
-        "stage": "diffusion" if key == "diffusion" else "encoder",
+        "stage": "diffusion" if key.startswith("diffusion") else "encoder",
         "best_epoch": course.best_epoch,
         "epochs": course.epoch,
         "users": int(users.sum()),
         **figures,
         "validation": validation.sampled(fitted.params).metrics() if validation else None,
-        "paper": {"NDCG@10": paper} if paper else {},
+        "paper": published(given.config.name, key),
     }
     arrays = {}
     for kind, ranks in (("sampled_rank", sampled), ("full_rank", full)):

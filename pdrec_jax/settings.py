@@ -5,119 +5,44 @@ A file in ``configs/`` starts from ``default_config()`` and sets what its experi
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from pdrec_jax.errors import UserError
+from pdrec_jax.fields import INFINITY, Field
+from pdrec_jax.fields import among as _among
+from pdrec_jax.fields import count as _count
+from pdrec_jax.fields import file_name as _file_name
+from pdrec_jax.fields import flag as _flag
+from pdrec_jax.fields import names as _names
+from pdrec_jax.fields import number as _number
+from pdrec_jax.fields import overrides as _overrides
+from pdrec_jax.fields import text as _text
+from pdrec_jax.fields import widths as _widths
 
-INFINITY = math.inf
 _MAX_SEED = 2**31 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """One setting.
-
-    Attributes:
-      default: its value where nothing else is said; its type is the setting's type.
-      expected: the range in words, for the error message.
-      allows: whether a value of that type is in range.
-      meaning: what it does.
-    """
-
-    default: Any
-    expected: str
-    allows: Callable[[Any], bool]
-    meaning: str
-
-    def fits(self, value: Any) -> bool:
-        """Whether a value has the setting's type and is in range; integers pass for numbers."""
-        kind = type(self.default)
-        if isinstance(value, bool) or kind is bool:
-            return kind is bool and isinstance(value, bool)
-        if kind is float and isinstance(value, int):
-            return self.allows(value)
-        return isinstance(value, kind) and self.allows(value)
-
-
-def _among(default: str, choices: tuple[str, ...], meaning: str) -> Field:
-    return Field(default, f"one of {', '.join(choices)}", choices.__contains__, meaning)
-
-
-def _count(default: int, meaning: str, least: int = 1, most: float = INFINITY) -> Field:
-    expected = f"an integer of at least {least}"
-    if not math.isinf(most):
-        expected += f" and at most {most}"
-    return Field(default, expected, lambda v: least <= v <= most, meaning)
-
-
-def _number(
-    default: float, low: float, high: float, meaning: str, *, open_low: bool = False
-) -> Field:
-    left = "above" if open_low else "at least"
-    upper = "" if math.isinf(high) else f" and at most {high:g}"
-
-    def allows(value: float) -> bool:
-        above = value > low if open_low else value >= low
-        return math.isfinite(value) and above and value <= high
-
-    return Field(default, f"a number {left} {low:g}{upper}", allows, meaning)
-
-
-def _flag(default: bool, meaning: str) -> Field:
-    return Field(default, "True or False", lambda v: True, meaning)
-
-
-def _text(default: str, meaning: str) -> Field:
-    return Field(default, "text", lambda v: True, meaning)
-
-
-def _file_name(default: str, meaning: str) -> Field:
-    def allows(value: str) -> bool:
-        return value.isprintable() and value.strip(". ") != "" and not set(value) & set("/\\")
-
-    return Field(default, "text that can be part of a file's name", allows, meaning)
-
-
-def _widths(default: tuple[int, ...], meaning: str) -> Field:
-    def allows(value: tuple[Any, ...]) -> bool:
-        return len(value) > 0 and all(type(width) is int and width >= 1 for width in value)
-
-    return Field(default, "a tuple of integers of at least 1, one or more", allows, meaning)
-
-
-def _names(default: tuple[str, ...], meaning: str) -> Field:
-    def allows(value: tuple[Any, ...]) -> bool:
-        texts = all(isinstance(name, str) and name for name in value)
-        return texts and 0 < len(value) == len(set(value))
-
-    return Field(default, "a tuple of different names, one or more", allows, meaning)
-
-
-def _overrides(meaning: str) -> Field:
-    def allows(value: tuple[Any, ...]) -> bool:
-        return all(
-            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-            for pair in value
-        )
-
-    return Field((), "a tuple of pairs (field, value)", allows, meaning)
-
 
 FIELDS: dict[str, Field] = {
     "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
     "seed": _count(0, "of initial values, draws and candidates", least=0, most=_MAX_SEED),
+    "seeds": _count(1, "how many runs, of seed, seed + 1 and so on, each in a folder of its own"),
+    "seeds_at_once": _count(
+        0, "seeds of an encoder that train side by side; 0 for as many as is sensible", least=0
+    ),
     "protocol": _among(
         "strict", ("strict", "reference"), "free of leakage, or the public code's choices"
     ),
     "stage": _among("all", ("all", "diffusion", "encoder"), "which stages to run"),
     "preferences_from": _text(
         "", "workdir whose preferences the encoder stage reads; empty for this run's own"
+    ),
+    "preferences_by": _among(
+        "diffusion",
+        ("diffusion", "sasrec"),
+        "what fills the preferences; sasrec is the paper's ablation without TI-DiffRec",
     ),
     "save_seconds": _number(300.0, 0, INFINITY, "wall time between saves of a stage's state"),
     "progress": _flag(True, "show progress bars"),
@@ -141,6 +66,7 @@ FIELDS: dict[str, Field] = {
     "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
     "data.origin": _text("", "where the logs can be had, for the message that they are missing"),
     # Simulated log.
+    "simulation.seed": _count(-1, "of the log; -1 for the run's own", least=-1, most=_MAX_SEED),
     "simulation.num_users": _count(2000, "users", least=2),
     "simulation.num_items": _count(3000, "target items", least=200),
     "simulation.num_source_items": _count(0, "source items", least=0),
@@ -173,6 +99,7 @@ FIELDS: dict[str, Field] = {
     "diffusion.weighting": _among(
         "time", ("time", "position"), "TI-DiffRec weighs behaviours by time, T-DiffRec by position"
     ),
+    "diffusion.both": _flag(False, "train and rank the other of T- and TI-DiffRec too"),
     "diffusion.w_min": _number(0.5, 0, INFINITY, "weight of the earliest behaviour"),
     "diffusion.w_max": _number(1.0, 0, INFINITY, "weight of the latest behaviour", open_low=True),
     "diffusion.ties": _among(
@@ -240,6 +167,7 @@ FIELDS: dict[str, Field] = {
 # What may differ between a run and its resumption.
 FREE_FIELDS = (
     "stage",
+    "seeds_at_once",
     "save_seconds",
     "progress",
     "tensorboard",
@@ -364,6 +292,11 @@ def _validate_together(config: ConfigDict) -> None:
             f"config.encoder.heads: a divisor of the width ({encoder.width}) is expected, "
             f"got {encoder.heads}"
         )
+    if config.seed + config.seeds - 1 > _MAX_SEED:
+        raise UserError(
+            f"config.seeds: seeds of at most {_MAX_SEED} are expected, and {config.seeds} of them "
+            f"from {config.seed} are more"
+        )
     if config.preferences_from and config.stage != "encoder":
         raise UserError(
             "config.preferences_from: only the encoder stage reads preferences of another run; "
@@ -407,12 +340,21 @@ def fill(config: ConfigDict, values: Mapping[str, Any], by_hand: Collection[str]
 
 
 def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[str]:
-    """Lists the fields in which two configs differ, those that may change between runs left out."""
+    """Lists the fields in which two configs differ, those that may change between runs left out.
+
+    A field that an older run's config lacks has had its default. A run of several seeds may get
+    more of them, so only one and several differ.
+    """
     left, right = dict(flatten(config)), dict(flatten(ConfigDict(other)))
+
+    def value(found: dict[str, Any], path: str) -> Any:
+        one: Any = found.get(path, FIELDS[path].default if path in FIELDS else None)
+        return one > 1 if path == "seeds" else _plain(one)
+
     return [
         path
         for path in sorted(left.keys() | right.keys())
-        if path not in FREE_FIELDS and _plain(left.get(path)) != _plain(right.get(path))
+        if path not in FREE_FIELDS and value(left, path) != value(right, path)
     ]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -105,8 +107,8 @@ def _evaluates(epoch: int, settings: LoopSettings) -> bool:
     return (since >= 0 and since % settings.evaluate_every == 0) or epoch == settings.epochs
 
 
-def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fitted:
-    """Trains until the metric stops rising, or continues a run that was cut short.
+class Run:
+    """The training of one task between its epochs: what is restored, kept, written down and saved.
 
     Order in an epoch: train, evaluate, keep the best, write the log line, save. A kill between any
     two of them repeats the epoch from the last save; the log is rewound to it first.
@@ -117,66 +119,170 @@ def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fit
       store: slot ``state`` while training, slot ``best`` once it is over.
       log: gets one line an epoch.
 
+    Attributes:
+      state: of the last epoch, whose arrays the next epoch may take.
+      course: how far the run has come.
+      shown: what a progress bar shows beside its count.
+    """
+
+    def __init__(self, task: Task, settings: LoopSettings, store: Store, log: MetricLog):
+        self.task, self.settings, self.store, self.log = task, settings, store, log
+        self.shown: dict[str, float] = {}
+        self.finished = store.step("best") is not None
+        if self.finished:
+            like = jax.eval_shape(lambda: task.initial()["params"])
+            self._best, meta = store.restore("best", like)
+            self.course = Course(**meta)
+            store.delete("state")  # left by a kill right after the last save
+            return
+        self.state = task.initial()
+        best = self.state["params"]
+        self.course = Course()
+        if store.step("state") is not None:
+            saved, meta = store.restore("state", {"state": self.state, "best": best})
+            self.state, best, self.course = saved["state"], saved["best"], Course(**meta)
+        log.rewind(task.name, self.course.epoch)
+        # The epoch donates the state, so what is kept must be a copy.
+        self._best = jax.tree.map(jnp.copy, best)
+        self._saved_at = time.monotonic()
+
+    @property
+    def fitted(self) -> Fitted:
+        """The outcome so far."""
+        return Fitted(self._best, self.course)
+
+    def measure(self, state: Tree, values: dict[str, float]) -> None:
+        """Adds the metric ``ndcg`` to an epoch's values, where the epoch is to be evaluated."""
+        due = _evaluates(self.course.epoch + 1, self.settings)
+        if due and math.isfinite(values["loss"]):
+            values["ndcg"] = self.task.evaluate(state["params"])
+
+    def settle(self, state: Tree, values: dict[str, float], seconds: float) -> None:
+        """Takes in an epoch that was trained and measured.
+
+        Args:
+          state: after the epoch.
+          values: from the task and ``measure``, for the log.
+          seconds: that the epoch took.
+
+        Raises:
+          UserError: a loss that is not finite.
+        """
+        settings, course = self.settings, self.course
+        epoch, self.state = course.epoch + 1, state
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"{self.task.name}: the loss is {values['loss']} in epoch {epoch} at learning rate "
+                f"{values['learning_rate']:.3g}; the last good state is that of epoch "
+                f"{self.store.step('state') or 0} in {self.store.directory}. A smaller learning "
+                "rate usually helps"
+            )
+        self.shown = {"epoch": epoch, "loss": values["loss"]}
+        if "ndcg" in values:
+            if values["ndcg"] > course.best:
+                self._best = jax.tree.map(jnp.copy, state["params"])
+                course = dataclasses.replace(course, best=values["ndcg"], best_epoch=epoch, stale=0)
+            else:
+                course = dataclasses.replace(course, stale=course.stale + 1)
+            self.shown |= {"ndcg": values["ndcg"], "best": course.best}
+        self.course = dataclasses.replace(course, epoch=epoch, seconds=course.seconds + seconds)
+        self.log.write(self.task.name, epoch, **values, seconds=round(seconds, 3))
+        if time.monotonic() - self._saved_at >= settings.save_seconds:
+            tree = {"state": state, "best": self._best}
+            self.store.save("state", epoch, tree, dataclasses.asdict(self.course))
+            self._saved_at = time.monotonic()
+
+    def close_if_stopped(self) -> bool:
+        """Saves the best parameters once training is over; returns whether it is."""
+        if not self.finished and self.course.stopped(self.settings):
+            meta = dataclasses.asdict(self.course)
+            self.store.save("best", self.course.best_epoch, self._best, meta)
+            self.store.delete("state")
+            self.finished, self.state = True, None
+        return self.finished
+
+
+def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fitted:
+    """Trains until the metric stops rising, or continues a run that was cut short.
+
+    Args:
+      task: what to train.
+      settings: when to stop.
+      store: see ``Run``.
+      log: gets one line an epoch.
+
     Returns:
       The parameters of the best epoch.
 
     Raises:
       UserError: a loss that is not finite.
     """
-    if store.step("best") is not None:
-        like = jax.eval_shape(lambda: task.initial()["params"])
-        params, meta = store.restore("best", like)
-        store.delete("state")  # left by a kill right after the last save
-        return Fitted(params, Course(**meta))
-
-    state = task.initial()
-    best = state["params"]
-    course = Course()
-    if store.step("state") is not None:
-        saved, meta = store.restore("state", {"state": state, "best": best})
-        state, best, course = saved["state"], saved["best"], Course(**meta)
-    log.rewind(task.name, course.epoch)
-    # The epoch donates the state, so what is kept must be a copy.
-    best = jax.tree.map(jnp.copy, best)
-
-    saved_at = time.monotonic()
-    shown: dict[str, float] = {}
-    total, initial = settings.epochs * task.steps, course.epoch * task.steps
+    run = Run(task, settings, store, log)
+    if run.finished:
+        return run.fitted
+    total, initial = settings.epochs * task.steps, run.course.epoch * task.steps
     with log.progress(task.name, total, "step", initial=initial) as bar:
-        while not course.stopped(settings):
-            epoch, begun = course.epoch + 1, time.monotonic()
+        while not run.close_if_stopped():
+            epoch, begun, shown = run.course.epoch + 1, time.monotonic(), run.shown
             state, values = task.run_epoch(
-                state, epoch, lambda steps, shown=shown: bar.update(steps, **shown)
+                run.state, epoch, lambda steps, shown=shown: bar.update(steps, **shown)
             )
-            if not math.isfinite(values["loss"]):
-                raise UserError(
-                    f"{task.name}: the loss is {values['loss']} in epoch {epoch} at learning rate "
-                    f"{values['learning_rate']:.3g}; the last good state is that of epoch "
-                    f"{store.step('state') or 0} in {store.directory}. A smaller learning rate "
-                    "usually helps"
-                )
-            shown = {"epoch": epoch, "loss": values["loss"]}
-            if _evaluates(epoch, settings):
-                values["ndcg"] = task.evaluate(state["params"])
-                if values["ndcg"] > course.best:
-                    best = jax.tree.map(jnp.copy, state["params"])
-                    course = dataclasses.replace(
-                        course, best=values["ndcg"], best_epoch=epoch, stale=0
-                    )
-                else:
-                    course = dataclasses.replace(course, stale=course.stale + 1)
-                shown |= {"ndcg": values["ndcg"], "best": course.best}
-            bar.update(0, **shown)
-            seconds = time.monotonic() - begun
-            course = dataclasses.replace(course, epoch=epoch, seconds=course.seconds + seconds)
-            log.write(task.name, epoch, **values, seconds=round(seconds, 3))
-            if time.monotonic() - saved_at >= settings.save_seconds:
-                _save(store, course, state, best)
-                saved_at = time.monotonic()
-    store.save("best", course.best_epoch, best, dataclasses.asdict(course))
-    store.delete("state")
-    return Fitted(best, course)
+            run.measure(state, values)
+            run.settle(state, values, time.monotonic() - begun)
+            bar.update(0, **run.shown)
+    return run.fitted
 
 
-def _save(store: Store, course: Course, state: Tree, best: Tree) -> None:
-    store.save("state", course.epoch, {"state": state, "best": best}, dataclasses.asdict(course))
+# From the tasks of a group, their states and the epoch to the new states and values.
+RunEpochs = Callable[[Sequence[Any], Sequence[Tree], int], list[tuple[Tree, dict[str, float]]]]
+
+
+def fit_together(
+    runs: Sequence[Run], label: str, run_epochs: RunEpochs | None = None, workers: int = 1
+) -> None:
+    """Trains several runs side by side, each to its own end, as ``fit`` would one after another.
+
+    A run that stops leaves the group at once, and its store is then what ``fit`` leaves. Runs that
+    a kill has left at different epochs first come level: those that are behind go alone.
+
+    Args:
+      runs: of tasks with the same number of steps; finished ones are passed over.
+      label: for the progress bar.
+      run_epochs: trains one epoch of a group; None lets each task train its own.
+      workers: threads that train and evaluate tasks at the same time.
+
+    Raises:
+      UserError: a loss that is not finite.
+    """
+
+    def measure(run: Run, state: Tree, values: dict[str, float]) -> tuple[Tree, dict[str, float]]:
+        run.measure(state, values)
+        return state, values
+
+    def alone(run: Run) -> tuple[Tree, dict[str, float]]:
+        return measure(run, *run.task.run_epoch(run.state, run.course.epoch + 1, lambda _: None))
+
+    total = sum(run.settings.epochs * run.task.steps for run in runs)
+    done = sum(run.course.epoch * run.task.steps for run in runs)
+    compiled = False
+    with (
+        runs[0].log.progress(label, total, "step", initial=done) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        while going := [run for run in runs if not run.close_if_stopped()]:
+            epoch = 1 + min(run.course.epoch for run in going)
+            group = [run for run in going if run.course.epoch + 1 == epoch]
+            begun = time.monotonic()
+            # In the first epoch the first task compiles for all: two at a time would do it twice.
+            each = pool.map if compiled else map
+            if run_epochs is None:
+                trained = list(each(alone, group))
+            else:
+                states = [run.state for run in group]
+                raw = run_epochs([run.task for run in group], states, epoch)
+                trained = list(each(measure, group, *zip(*raw, strict=True)))
+            compiled = True
+            share = (time.monotonic() - begun) / len(group)
+            for run, (state, values) in zip(group, trained, strict=True):
+                run.settle(state, values, share)
+                bar.update(run.task.steps, **run.shown)

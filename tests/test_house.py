@@ -15,6 +15,7 @@ PACKAGE = ROOT / "pdrec_jax"
 SHARED = frozenset(
     {
         "errors",
+        "fields",
         "files",
         "settings",
         "workdir",
@@ -38,9 +39,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "encoders": SHARED | {"data", "evaluation", "plugins", "encoders", "diffusion"},
     "report": SHARED | {"data", "evaluation", "report"},
     "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders"},
+    "seeds": SHARED | {"data", "evaluation", "diffusion", "encoders", "report", "phases", "seeds"},
     "experiment": SHARED
-    | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"},
+    | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
+    | {"experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
+    # Runs experiments as the command line does; nobody may know it.
+    "reproduce": SHARED
+    | {"data", "encoders", "evaluation", "report", "experiment", "main"}
+    | {"reproduce"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Times whatever there is; nobody may know it.
@@ -235,12 +242,14 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("training", "from jax.experimental import mesh_utils"),
         ("metric_log", "import tensorboardX"),
         ("experiment", "from pdrec_jax import main"),
+        ("seeds", "from pdrec_jax import experiment"),
         ("experiment", "from pdrec_jax.diffusion import stage"),
         ("phases", "from pdrec_jax import experiment"),
         ("phases", "from pdrec_jax.report import tables"),
         ("workdir", "from pdrec_jax.data import splits"),
         ("main", "from pdrec_jax.diffusion.stage import run"),
         ("main", "from pdrec_jax import benchmark"),
+        ("experiment", "from pdrec_jax.reproduce import plan"),
         ("phases", "from pdrec_jax.benchmark.contest import measure"),
         ("training", "from . import benchmark"),
         ("benchmark.reverse", "from pdrec_jax import main"),

@@ -28,6 +28,9 @@ OUT_OF_RANGE: dict[str, Any] = {
     **BELOW_0,
     "name": "a/b",
     "seed": -1,
+    "seeds_at_once": -1,
+    "preferences_by": "caser",
+    "simulation.seed": -2,
     "protocol": "Strict",
     "stage": "encoders",
     "data.source": "csv",
@@ -46,6 +49,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "diffusion.dropout": 1.0,
     "diffusion.sampling_steps": -1,
     "diffusion.noise_fraction": 0.0,
+    "diffusion.error_fraction": 1.1,
     "diffusion.weighting": "times",
     "diffusion.w_min": -0.1,
     "diffusion.w_max": 0.0,
@@ -275,10 +279,14 @@ class TestOverrides:
 def test_differences() -> None:
     config = default_config()
     assert differences(config, default_config()) == []
-    assert differences(config, {**config.to_dict(), "encoder": {"variants": ["base"]}})[:2] == [
+    config.encoder.batch_repeat, config.encoder.attend_padding = 3, False
+    other = {**default_config().to_dict(), "encoder": {"variants": ["base"]}}
+    assert differences(config, other) == [
         "encoder.attend_padding",
         "encoder.batch_repeat",
+        "encoder.variants",
     ]
+    config = default_config()
     other = config_with(seed=1, encoder__variants=["base", "hbr+nns+dpa"], old=2)
     assert differences(config, other) == ["old", "seed"]
     for path in FREE_FIELDS:
@@ -295,3 +303,24 @@ def test_reading_and_writing_by_path() -> None:
     section.width = 4
     assert config.encoder.width == 8
     assert "seed" not in config.encoder
+
+
+def test_a_field_that_an_older_run_lacks_had_its_default() -> None:
+    config = default_config()
+    older = config.to_dict()
+    del older["seeds"], older["preferences_by"], older["diffusion"]["both"]
+    assert differences(config, older) == []
+    config.preferences_by = "sasrec"
+    assert differences(config, older) == ["preferences_by"]
+
+
+def test_a_run_of_several_seeds_may_get_more_of_them() -> None:
+    one, two, five = (default_config() for _ in range(3))
+    two.seeds, five.seeds = 2, 5
+    assert differences(two, five) == []
+    assert differences(one, two) == ["seeds"]
+
+
+def test_seeds_beyond_the_largest() -> None:
+    message = complaint(seed=2**31 - 1, seeds=2)
+    assert message.startswith("config.seeds: seeds of at most 2147483647 are expected")

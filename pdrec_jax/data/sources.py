@@ -152,7 +152,7 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
         made = simulate(
             simulation.num_users,
             simulation.num_items,
-            seed=config.seed,
+            seed=config.seed if simulation.seed < 0 else simulation.seed,
             mean_length=simulation.mean_length,
             source_items=simulation.num_source_items,
         )

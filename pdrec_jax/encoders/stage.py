@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
@@ -32,15 +31,16 @@ from pdrec_jax.encoders.model import (
     loss_of_vectors,
     split_lookup,
     step_inputs,
-    training_loss,
 )
 from pdrec_jax.encoders.ranking import Evaluation
+from pdrec_jax.encoders.step import ADAM as _ADAM
+from pdrec_jax.encoders.step import OPTIMISER as _OPTIMISER
+from pdrec_jax.encoders.step import train_step
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.plugins.hbr import behaviour_weights
 from pdrec_jax.row_adam import (
-    AdamW,
     Table,
     Tails,
     close_table,
@@ -54,6 +54,7 @@ from pdrec_jax.settings import seeded
 PLUGINS = ("hbr", "nns", "dpa")
 _HBR_BLOCK = 4096
 _LOOKED_AHEAD = 8  # epochs whose layouts decide the number of rows
+_ROWS_SEED = 0  # the seed of those epochs, one for all: equal shapes can train together
 
 
 def parse_variant(variant: str) -> tuple[str, ...]:
@@ -225,12 +226,12 @@ class EncoderTask:
         params = self.initialise()
         return {"params": params, "optimiser": _OPTIMISER.init(params)}
 
-    def _draw(self, epoch: int) -> np.ndarray:
+    def _draw(self, epoch: int, seed: int | None = None) -> np.ndarray:
         config = self.config
         return draw_users(
             self.users,
             (self.steps, config.batch_size),
-            seed=(config.seed, 2, epoch),
+            seed=(config.seed if seed is None else seed, 2, epoch),
             repeat=config.batch_repeat,
         )
 
@@ -242,8 +243,9 @@ class EncoderTask:
 
     @functools.cached_property
     def _usual_rows(self) -> tuple[int, ...]:
-        """Rows that nearly every epoch fits in; a function of the seed, so a resume repeats it."""
-        return most_rows(self._rows(self._draw(epoch)) for epoch in range(1, _LOOKED_AHEAD + 1))
+        """Rows that nearly every epoch fits in, the same for every seed and after a resume."""
+        ahead = range(1, _LOOKED_AHEAD + 1)
+        return most_rows(self._rows(self._draw(epoch, _ROWS_SEED)) for epoch in ahead)
 
     @functools.cached_property
     def _tail(self) -> Tails:
@@ -268,15 +270,24 @@ class EncoderTask:
             np.stack([p.last for p in packed]),
         )
 
+    def clock(self, epoch: int) -> tuple[np.ndarray, float]:
+        """Returns the numbers of an epoch's steps [steps] and its learning rate."""
+        config = self.config
+        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+        return np.arange((epoch - 1) * self.steps, epoch * self.steps), rate
+
+    def by_rows(self, params: Params) -> bool:
+        """Whether the optimiser goes row by row, see ``row_adam``."""
+        return len(params[_TABLE]) > self.config.row_adam_above
+
     def run_epoch(
         self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in one dispatch, see ``training.Task``."""
         config = self.config
-        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        numbers = np.arange((epoch - 1) * self.steps, epoch * self.steps)
+        numbers, rate = self.clock(epoch)
         given = state, self.data, self.layout(epoch), numbers, rate
-        if len(state["params"][_TABLE]) > config.row_adam_above:
+        if self.by_rows(state["params"]):
             state, losses = _train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = _train_epoch(*given, self.model, config.seed)
@@ -289,13 +300,11 @@ class EncoderTask:
         return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
 
 
-# Adam without the learning rate, which changes by the epoch; betas of the reference.
-_ADAM = AdamW(b1=0.9, b2=0.98)
-_OPTIMISER = optax.scale_by_adam(b1=_ADAM.b1, b2=_ADAM.b2)
 _TABLE = "item_embedding"
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
+# The seed is an argument like the others: seeds one after another share what was compiled.
+@functools.partial(jax.jit, static_argnums=5, donate_argnums=0)
 def _train_epoch(
     state: dict[str, Any],
     data: TrainingData,
@@ -310,17 +319,12 @@ def _train_epoch(
 
     def step(state: dict[str, Any], inputs: tuple[Batch, Array]) -> tuple[dict[str, Any], Array]:
         batch, number = inputs
-        loss, gradient = jax.value_and_grad(training_loss)(
-            state["params"], model, data, batch, jax.random.fold_in(base, number)
-        )
-        updates, optimiser = _OPTIMISER.update(gradient, state["optimiser"])
-        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-        return {"params": params, "optimiser": optimiser}, loss
+        return train_step(state, data, batch, jax.random.fold_in(base, number), rate, model)
 
     return jax.lax.scan(step, state, (batches, numbers))
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7), donate_argnums=0)
+@functools.partial(jax.jit, static_argnums=6, donate_argnums=0)
 def _train_epoch_by_rows(
     state: dict[str, Any],
     data: TrainingData,

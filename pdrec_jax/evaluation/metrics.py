@@ -36,6 +36,33 @@ def auc(above: np.ndarray, ties: np.ndarray, negatives: np.ndarray) -> np.ndarra
     return 1 - (above + ties / 2) / negatives
 
 
+def user_values(metric: str, ranks: np.ndarray, negatives: float | None = None) -> np.ndarray:
+    """The value of a metric for each user, from the ranks that a run keeps.
+
+    Args:
+      metric: a name as in ``summarise``.
+      ranks: [...], NaN where a user was not evaluated.
+      negatives: how many there were, for AUC, which takes ties as the ranks do.
+
+    Returns:
+      [...] float64, NaN where the rank is.
+
+    Raises:
+      ValueError: an unknown metric, or AUC without ``negatives``.
+    """
+    ranks = np.asarray(ranks, np.float64)
+    name, _, cutoff = metric.partition("@")
+    if name in ("NDCG", "HR") and cutoff:
+        values = (ndcg if name == "NDCG" else hit_rate)(ranks, int(cutoff))
+    elif metric == "MRR":
+        values = 1 / (ranks + 1)
+    elif metric == "AUC" and negatives is not None:
+        values = 1 - ranks / negatives
+    else:
+        raise ValueError(f"no metric {metric!r} of ranks alone")
+    return np.where(np.isnan(ranks), np.nan, values)
+
+
 def summarise(
     ranks: np.ndarray, above: np.ndarray, ties: np.ndarray, negatives: np.ndarray
 ) -> dict[str, float]:

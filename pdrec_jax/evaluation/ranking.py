@@ -1,6 +1,7 @@
 """Counting, for each user, the candidates that beat the relevant item."""
 
 import dataclasses
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,16 @@ class Ranks:
     def metrics(self) -> dict[str, float]:
         """Means over users, see ``metrics.summarise``."""
         return summarise(self.ranks, self.above, self.ties, self.negatives)
+
+
+class Scorer(Protocol):
+    """What ranks the users of one held-out item with a model's parameters."""
+
+    def sampled(self, params: Any) -> Ranks:
+        """Ranks among the sampled candidates."""
+
+    def full(self, params: Any) -> Ranks:
+        """Ranks in the whole catalogue."""
 
 
 def count_candidates(scores: Array) -> tuple[Array, Array]:

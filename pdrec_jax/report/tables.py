@@ -59,7 +59,9 @@ def title(results: Mapping[str, Any]) -> str:
     Returns:
         At most 100 characters; a long name is cut.
     """
-    tail = f" | protocol {results.get('protocol', '?')} | seed {results.get('seed', '?')}"
+    seeds = results.get("seeds")
+    which = f"seeds {seeds[0]} to {seeds[-1]}" if seeds else f"seed {results.get('seed', '?')}"
+    tail = f" | protocol {results.get('protocol', '?')} | {which}"
     head = f"{data_label(results)} | "
     return _cut(head + _cut(str(results.get("name", "")), WIDTH - len(head) - len(tail)) + tail)
 

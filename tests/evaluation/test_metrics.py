@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from pdrec_jax.evaluation.metrics import CUTOFFS, SELECTION, auc, hit_rate, ndcg, summarise
+from pdrec_jax.evaluation.metrics import (
+    CUTOFFS,
+    SELECTION,
+    auc,
+    hit_rate,
+    ndcg,
+    summarise,
+    user_values,
+)
 from pdrec_jax.evaluation.ranking import Ranks
 
 
@@ -53,3 +61,19 @@ def test_summary():
     assert all(type(value) is float for value in table.values())
     nobody = np.zeros(0, np.int64)
     assert summarise(nobody, nobody, nobody, nobody) == {}
+
+
+def test_values_of_users_average_to_the_summary():
+    above, ties = np.array([0, 3, 12, 98]), np.array([1, 0, 0, 1])
+    ranks = Ranks(above, ties, np.full(4, 99), half_ties=True)
+    for metric, mean in ranks.metrics().items():
+        assert user_values(metric, ranks.ranks, 99).mean() == pytest.approx(mean, rel=1e-12)
+    values = user_values("NDCG@10", np.array([[0.0, np.nan]]))
+    assert values[0, 0] == 1
+    assert np.isnan(values[0, 1])
+
+
+@pytest.mark.parametrize("metric", ["AUC", "NDCG", "F1@5"])
+def test_values_of_users_need_a_metric_of_ranks(metric):
+    with pytest.raises(ValueError, match="no metric"):
+        user_values(metric, np.zeros(2))

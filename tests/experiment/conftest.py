@@ -113,7 +113,9 @@ def quickly(hurry: dict[str, str]) -> Callable[[], contextlib.AbstractContextMan
     options_of = compiler.get_compile_options
     makers = {
         diffusion_stage: lambda config, split: f"{config.to_json()} {split.train.num_items}",
-        encoder_stage: lambda config, plugins, _: f"{config.encoder.to_json()} {plugins}",
+        encoder_stage: lambda config, plugins, _: (
+            f"{config.seed} {config.encoder.to_json()} {plugins}"
+        ),
     }
     models = {stage: remembered(stage.make_model, key) for stage, key in makers.items()}
 

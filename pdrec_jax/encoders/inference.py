@@ -1,0 +1,78 @@
+"""Preferences of an encoder instead of a diffusion model: the ablation without TI-DiffRec."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from pdrec_jax.data.batches import most_rows, pack, rows_needed
+from pdrec_jax.data.splits import Split
+from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
+from pdrec_jax.encoders.model import Batch, EncoderModel, Params, final_states, score_all
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _score(
+    params: Params, offsets: Array, items: Array, batch: Batch, model: EncoderModel
+) -> Array:
+    return score_all(params, model, final_states(params, model, offsets, items, batch))
+
+
+def infer_preferences(
+    model: EncoderModel,
+    params: Params,
+    split: Split,
+    users: np.ndarray,
+    rules: PoolRules,
+    *,
+    exclude_heldout: bool,
+    seed: int,
+    block: int,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> Preferences:
+    """Scores all items by the state after each user's last training event, and cuts the pools.
+
+    The plugins then get what they get from a diffusion model, but of a recommender that has seen
+    the order of the log alone (PDRec, 2024, Sec. 5.3, "w/o TI-DiffRec").
+
+    Args:
+      model: static.
+      params: of the trained encoder.
+      split: the data.
+      users: [U] bool, who gets preferences; each has a training event.
+      rules: how the pools are cut.
+      exclude_heldout: negatives leave out the held-out items too.
+      seed: of the draws.
+      block: users at a time.
+      advance: called with the number of users done.
+
+    Raises:
+      UserError: see ``compute_preferences``.
+    """
+    train = split.train
+    index = np.flatnonzero(users)
+    cut = [index[i : i + block] for i in range(0, len(index), block)]
+    full = [np.concatenate([b, np.full(block - len(b), b[0])]) for b in cut]
+    rows = most_rows(rows_needed(train.offsets, b, model.max_length) for b in full)
+    histories = jax.device_put((train.offsets.astype(np.int32), train.items))
+
+    def score_blocks(some: np.ndarray) -> Array:
+        cells = pack(train.offsets, some, model.max_length, rows)
+        batch = Batch(some.astype(np.int32), cells.event, cells.segment, cells.last)
+        return _score(params, *histories, batch, model)
+
+    return compute_preferences(
+        score_blocks,
+        split,
+        users,
+        rules,
+        exclude_heldout=exclude_heldout,
+        seed=seed,
+        block=block,
+        advance=advance,
+    )

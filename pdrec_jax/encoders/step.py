@@ -1,0 +1,43 @@
+"""One step of training on the whole table of items."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+
+from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData, training_loss
+from pdrec_jax.row_adam import AdamW
+
+# Adam without the learning rate, which changes by the epoch; betas of the reference.
+ADAM = AdamW(b1=0.9, b2=0.98)
+OPTIMISER = optax.scale_by_adam(b1=ADAM.b1, b2=ADAM.b2)
+
+
+def train_step(
+    state: dict[str, Any],
+    data: TrainingData,
+    batch: Batch,
+    key: Array,
+    rate: Array | float,
+    model: EncoderModel,
+) -> tuple[dict[str, Any], Array]:
+    """Takes one step of Adam on all parameters.
+
+    Args:
+      state: ``params`` and ``optimiser``.
+      data: all users.
+      batch: users and layout.
+      key: of this step.
+      rate: learning rate.
+      model: static.
+
+    Returns:
+      the new state and the loss [].
+    """
+    loss, gradient = jax.value_and_grad(training_loss)(state["params"], model, data, batch, key)
+    updates, optimiser = OPTIMISER.update(gradient, state["optimiser"])
+    params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+    return {"params": params, "optimiser": optimiser}, loss

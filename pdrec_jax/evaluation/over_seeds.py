@@ -1,0 +1,109 @@
+"""What the runs of several seeds come to: means, deviations, and comparisons with the base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdrec_jax.evaluation.metrics import CUTOFFS, user_values
+from pdrec_jax.evaluation.significance import compare, holm
+
+BLOCKS = ("sampled", "full")
+_PARTS = (*BLOCKS, "validation")
+
+
+def over_seeds(models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Averages the models of several runs.
+
+    Args:
+      models: of each seed's results, the same models in the same order.
+
+    Returns:
+      a model each, as in the results of one seed, its figures being means over seeds; and under
+      ``deviation`` and ``by_seed`` the standard deviations (n - 1) and the figures of each seed.
+      ``best_epoch`` and ``epochs`` are rounded means, lists of them stand in ``by_seed``.
+    """
+    combined = []
+    for group in zip(*models, strict=True):
+        first = group[0]
+        model = dict(first)
+        deviation: dict[str, Any] = {}
+        by_seed: dict[str, Any] = {}
+        for part in _PARTS:
+            if not first.get(part):
+                continue
+            values = {name: [float(one[part][name]) for one in group] for name in first[part]}
+            model[part] = {name: float(np.mean(found)) for name, found in values.items()}
+            by_seed[part] = values
+            deviation[part] = {
+                name: float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
+                for name, found in values.items()
+            }
+        for name in ("best_epoch", "epochs"):
+            by_seed[name] = [one[name] for one in group]
+            model[name] = round(float(np.mean(by_seed[name])))
+        combined.append({**model, "deviation": deviation, "by_seed": by_seed})
+    return combined
+
+
+def comparisons(
+    models: Sequence[Mapping[str, Any]],
+    ranks: Mapping[str, np.ndarray],
+    negatives: int,
+    *,
+    seed: int = 0,
+    draws: int = 2000,
+) -> list[dict[str, Any]]:
+    """Compares every variant of an encoder with its base, on every metric.
+
+    The p-values of a block (sampled or full ranking), of all models and metrics, are one family,
+    and corrected together.
+
+    Args:
+      models: of the results.
+      ranks: ``KEY/BLOCK_rank`` [S, U].
+      negatives: of the sampled ranking.
+      seed: of the bootstrap.
+      draws: of the bootstrap.
+
+    Returns:
+      a dict for each comparison: ``key``, ``base``, ``block``, ``metric``, the fields of
+      ``significance.Comparison``, ``p_users_holm`` and ``p_seeds_holm``; None stands for a number
+      that there is none of. Empty without a base, or without a variant.
+    """
+    encoders = [str(model["key"]) for model in models if model.get("stage") == "encoder"]
+    names = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS] + ["AUC", "MRR"]
+    found: list[dict[str, Any]] = []
+    for block in BLOCKS:
+        family: list[dict[str, Any]] = []
+        for key in encoders:
+            base = key.partition("+")[0]
+            if key == base or base not in encoders:
+                continue
+            pair = [
+                ranks[name] for each in (key, base) if (name := f"{each}/{block}_rank") in ranks
+            ]
+            if len(pair) < 2:
+                continue
+            # How many negatives a user had in the full ranking is not kept, so no AUC there.
+            kept = [name for name in names if name != "AUC" or block == "sampled"]
+            ours, theirs = (
+                np.stack([user_values(metric, each, negatives) for metric in kept]) for each in pair
+            )
+            made = compare(ours, theirs, seed=seed, draws=draws)
+            for metric, one in zip(kept, made, strict=True):
+                where = {"key": key, "base": base, "block": block, "metric": metric}
+                family.append({**where, **vars(one)})
+        for name in ("p_users", "p_seeds"):
+            corrected = holm(np.array([each[name] for each in family]))
+            for each, value in zip(family, corrected, strict=True):
+                each[f"{name}_holm"] = float(value)
+        found += family
+    return [{k: _finite(v) for k, v in each.items()} for each in found]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,113 @@
+"""Kinds of settings: what each allows, and how it says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+INFINITY = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting.
+
+    Attributes:
+      default: its value where nothing else is said; its type is the setting's type.
+      expected: the range in words, for the error message.
+      allows: whether a value of that type is in range.
+      meaning: what it does.
+    """
+
+    default: Any
+    expected: str
+    allows: Callable[[Any], bool]
+    meaning: str
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value has the setting's type and is in range; integers pass for numbers."""
+        kind = type(self.default)
+        if isinstance(value, bool) or kind is bool:
+            return kind is bool and isinstance(value, bool)
+        if kind is float and isinstance(value, int):
+            return self.allows(value)
+        return isinstance(value, kind) and self.allows(value)
+
+
+def among(default: str, choices: tuple[str, ...], meaning: str) -> Field:
+    """A choice among names."""
+    return Field(default, f"one of {', '.join(choices)}", choices.__contains__, meaning)
+
+
+def count(default: int, meaning: str, least: int = 1, most: float = INFINITY) -> Field:
+    """An integer in a range."""
+    expected = f"an integer of at least {least}"
+    if not math.isinf(most):
+        expected += f" and at most {most}"
+    return Field(default, expected, lambda v: least <= v <= most, meaning)
+
+
+def number(
+    default: float, low: float, high: float, meaning: str, *, open_low: bool = False
+) -> Field:
+    """A finite number in a range."""
+    left = "above" if open_low else "at least"
+    upper = "" if math.isinf(high) else f" and at most {high:g}"
+
+    def allows(value: float) -> bool:
+        above = value > low if open_low else value >= low
+        return math.isfinite(value) and above and value <= high
+
+    return Field(default, f"a number {left} {low:g}{upper}", allows, meaning)
+
+
+def flag(default: bool, meaning: str) -> Field:
+    """True or False."""
+    return Field(default, "True or False", lambda v: True, meaning)
+
+
+def text(default: str, meaning: str) -> Field:
+    """Any text."""
+    return Field(default, "text", lambda v: True, meaning)
+
+
+def file_name(default: str, meaning: str) -> Field:
+    """Text that can be part of a file's name."""
+
+    def allows(value: str) -> bool:
+        return value.isprintable() and value.strip(". ") != "" and not set(value) & set("/\\")
+
+    return Field(default, "text that can be part of a file's name", allows, meaning)
+
+
+def widths(default: tuple[int, ...], meaning: str) -> Field:
+    """A tuple of integers of at least 1, one or more."""
+
+    def allows(value: tuple[Any, ...]) -> bool:
+        return len(value) > 0 and all(type(width) is int and width >= 1 for width in value)
+
+    return Field(default, "a tuple of integers of at least 1, one or more", allows, meaning)
+
+
+def names(default: tuple[str, ...], meaning: str) -> Field:
+    """A tuple of different names, one or more."""
+
+    def allows(value: tuple[Any, ...]) -> bool:
+        texts = all(isinstance(name, str) and name for name in value)
+        return texts and 0 < len(value) == len(set(value))
+
+    return Field(default, "a tuple of different names, one or more", allows, meaning)
+
+
+def overrides(meaning: str) -> Field:
+    """A tuple of pairs (field, value)."""
+
+    def allows(value: tuple[Any, ...]) -> bool:
+        return all(
+            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+            for pair in value
+        )
+
+    return Field((), "a tuple of pairs (field, value)", allows, meaning)

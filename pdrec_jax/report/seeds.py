@@ -1,0 +1,136 @@
+"""The figures of several seeds: means, deviations, and what a variant gains over its base."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.report import tables
+
+FILE = "report.md"
+_LEVEL = 0.05
+_ROWS = (
+    ("gain", "difference"),
+    ("95 % from", "low"),
+    ("95 % to", "high"),
+    ("p, users", "p_users_holm"),
+    ("p, seeds", "p_seeds_holm"),
+)
+_NOTE = (
+    "Gain: mean difference to the base over seeds and users, with its bootstrap interval. "
+    "p: paired t-tests over users and over seeds, Holm-corrected over the {count} comparisons "
+    "of the ranking; * below 0.05."
+)
+
+
+def seeds_table(results: Mapping[str, Any]) -> str:
+    """Lays out means, standard deviations and comparisons as plain text of at most 100 columns.
+
+    Args:
+      results: of several seeds, see ``evaluation.over_seeds``.
+
+    Returns:
+      the lines, without a newline at the end.
+    """
+    table = tables.results_table({**results, "models": _with_deviations(results)})
+    *lines, source = table.splitlines()
+    for block in tables.BLOCKS:
+        lines += _comparisons(results, block)
+    return "\n".join([*lines, source])
+
+
+def write_seeds_report(workdir: Path, results: Mapping[str, Any]) -> Path:
+    """Writes workdir/report.md; each seed's own report lies in its folder.
+
+    Args:
+      workdir: of the run.
+      results: of several seeds.
+
+    Returns:
+      the path.
+
+    Raises:
+      UserError: the disk is full or the folder cannot be written.
+    """
+    path = workdir / FILE
+    with write_errors(path):
+        workdir.mkdir(parents=True, exist_ok=True)
+    seeds = results.get("seeds") or []
+    links = ", ".join(f"[{seed}](seed-{seed}/{FILE})" for seed in seeds)
+    sections = [
+        f"# {tables.title(results)}",
+        f"Mean and standard deviation over {len(seeds)} seeds. The report of each: {links}.",
+        "## Results\n\n" + tables.markdown_table({**results, "models": _with_deviations(results)}),
+        *_markdown_comparisons(results),
+        f"**{tables.source_line(results)}**",
+    ]
+    atomic_write_text(path, "\n\n".join(sections) + "\n")
+    return path
+
+
+def _with_deviations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for model in results.get("models") or []:
+        rows.append(dict(model))
+        rows.append({"name": "  +-", **(model.get("deviation") or {})})
+    return rows
+
+
+def _of(results: Mapping[str, Any], block: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The comparisons of a block by model, in order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for each in results.get("comparisons") or []:
+        if each["block"] == block:
+            found.setdefault(each["key"], []).append(each)
+    return found
+
+
+def _names(results: Mapping[str, Any]) -> dict[str, str]:
+    return {str(m["key"]): str(m.get("name") or m["key"]) for m in results.get("models") or []}
+
+
+def _comparisons(results: Mapping[str, Any], block: str) -> list[str]:
+    by_model, names = _of(results, block), _names(results)
+    if not by_model:
+        return []
+    lines = ["", f"{block.capitalize()} ranking, gains over the base:"]
+    for key, family in by_model.items():
+        lines.append(f"{names[key]} less {names[family[0]['base']]}")
+        short = [each["metric"].replace("NDCG", "N") for each in family]
+        lines.append(" " * 10 + "".join(name.rjust(7) for name in short))
+        for label, field in _ROWS:
+            cells = [_cell(each[field], field) for each in family]
+            lines.append(label.ljust(10) + "".join(cell.rjust(7) for cell in cells))
+    return lines
+
+
+def _markdown_comparisons(results: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for block in tables.BLOCKS:
+        by_model, names = _of(results, block), _names(results)
+        if not by_model:
+            continue
+        metrics = [each["metric"] for each in next(iter(by_model.values()))]
+        rows: list[Sequence[str]] = []
+        for key, family in by_model.items():
+            base = names[family[0]["base"]]
+            for label, field in _ROWS:
+                cells = [_cell(each[field], field) for each in family]
+                rows.append([f"{names[key]} less {base}: {label}", *cells])
+        count = sum(map(len, by_model.values()))
+        parts.append(
+            f"## Gains over the base, {block} ranking\n\n"
+            + tables.markdown_rows(["comparison", *metrics], rows)
+            + f"\n\n{_NOTE.format(count=count)}"
+        )
+    return parts
+
+
+def _cell(value: Any, field: str) -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    if field.startswith("p_"):
+        text = "<.001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)
+        return f"{text}*" if value < _LEVEL else text
+    return f"{value:+.4f}".replace("0.", ".", 1)

@@ -1,0 +1,205 @@
+"""Command line of the reproduction.
+
+python -m pdrec_jax.reproduce --table=1 --datasets=toy,game --seeds=5 [--protocol=reference]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import errno
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pdrec_jax.errors import UserError
+from pdrec_jax.main import INTERRUPTED, MISTAKE, parse
+from pdrec_jax.settings import FIELDS, get, misfit, require_field, validate
+
+if TYPE_CHECKING:
+    from pdrec_jax.reproduce.plan import Job, Setting
+    from pdrec_jax.reproduce.targets import Target
+
+_DATASETS = ("toy", "game", "book", "music")
+_PAIRS = ("toy_game", "game_toy", "book_music", "music_book")  # of Table 3
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"different names joined by commas are expected: {text!r}")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pdrec_jax.reproduce",
+        description="Runs what a table or figure of the paper lacks, and writes it.",
+        epilog="Any --config.FIELD=VALUE of pdrec_jax.main holds for all runs.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", choices=("1", "2", "3"))
+    what.add_argument("--figure", choices=("4", "5"))
+    what.add_argument(
+        "--sweep", metavar="FIELD=V1,V2,..", help="all plugins, a run for each value of a field"
+    )
+    parser.add_argument(
+        "--datasets",
+        type=_names,
+        help=f"config files, by default {', '.join(_DATASETS)}, for Table 3 {', '.join(_PAIRS)}",
+    )
+    parser.add_argument("--encoders", type=_names, help="by default all of the paper's")
+    parser.add_argument("--seeds", metavar="S", help="as --config.seeds")
+    parser.add_argument("--protocol", help="as --config.protocol")
+    parser.add_argument("--metric", default="N@10", help="what a figure shows")
+    parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, run nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: arguments, without the program's name; those of the process where not given.
+
+    Returns:
+      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+    """
+    try:
+        arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+        _run(arguments, rest)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes the runs", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: disk full ({error})", file=sys.stderr)
+        return MISTAKE
+    return 0
+
+
+def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"unexpected argument {argument!r}")
+    flags = list(rest)
+    flags += [f"--config.seeds={arguments.seeds}"] if arguments.seeds else []
+    flags += [f"--config.protocol={arguments.protocol}"] if arguments.protocol else []
+    names = arguments.datasets or (_PAIRS if arguments.table == "3" else _DATASETS)
+    settings = [_setting(name, arguments.configs, arguments.out, flags) for name in names]
+
+    target = _target(arguments)
+    from pdrec_jax.experiment import resolve, run
+    from pdrec_jax.reproduce.targets import METRICS
+
+    if arguments.metric not in METRICS:
+        raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
+    jobs = [job for setting in settings for job in target.jobs(setting)]
+    for job in jobs:  # what is wrong with any of them is said before the first one runs
+        resolve(job.config, job.by_hand)
+    if arguments.dry_run:
+        _tell(jobs)
+        return
+    _write(target, settings, arguments)
+    for number, job in enumerate(jobs):
+        if job.results is None:
+            print(f"({number + 1} of {len(jobs)}) {job.what}", flush=True)
+            run(job.config, job.by_hand, str(job.workdir))
+            _write(target, settings, arguments)
+    for path in _write(target, settings, arguments):
+        print(path)
+
+
+def _setting(name: str, configs: Path, out: Path, flags: Sequence[str]) -> Setting:
+    from pdrec_jax.data.sources import adopt
+    from pdrec_jax.reproduce.plan import Setting
+
+    file, colon, argument = name.partition(":")
+    path = f"{configs / file}.py{colon}{argument}"
+    command = parse(["reproduce", f"--config={path}", *flags])
+    config, by_hand = command.config, set(command.by_hand)
+    if "data.source" not in by_hand:
+        config.data.source = "real"  # a table of the paper is no place for a simulated log
+    config = adopt(config, by_hand)
+    validate(config)
+    safe = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name)
+    return Setting(safe, path, config, by_hand, out)
+
+
+def _target(arguments: argparse.Namespace) -> Target:
+    from pdrec_jax.reproduce import targets
+    from pdrec_jax.reproduce.plan import known_encoders
+
+    encoders = known_encoders(arguments.encoders)
+    if arguments.sweep is not None:
+        field, values = _values(arguments.sweep)
+        return targets.sweep(f"sweep-{field}", f"Sweep of {field}", {field: values})
+    if arguments.figure:
+        if arguments.figure == "4":
+            return targets.ablation(encoders)
+        return targets.sweep("figure5", "Figure 5")
+    if arguments.table == "2":
+        return targets.statistics()
+    return targets.main_table(int(arguments.table), encoders)
+
+
+def _values(text: str) -> tuple[str, tuple[Any, ...]]:
+    """Reads ``FIELD=V1,V2``."""
+    field, equals, values = text.partition("=")
+    if not equals or not values:
+        raise UserError(f"--sweep: FIELD=V1,V2,.. is expected, got {text!r}")
+    require_field(field)
+    kind = type(FIELDS[field].default)
+    try:
+        found = ast.literal_eval(f"({values},)") if kind is not str else tuple(values.split(","))
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"--sweep: {FIELDS[field].expected} is expected, got {values!r}") from error
+    for value in found:
+        if not FIELDS[field].fits(value):
+            raise misfit(field, value)
+    return field, tuple(float(value) if kind is float else value for value in found)
+
+
+def _tell(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        flags = []
+        for field in sorted({"data.source", *job.by_hand}):
+            value = get(job.config, field)
+            flags.append(f"--config.{field}={value if isinstance(value, str) else repr(value)}")
+        command = ["python", "-m", "pdrec_jax.main", f"--config={job.path}"]
+        line = shlex.join([*command, f"--workdir={job.workdir}", *flags])
+        print(f"{job.state:8} {job.what}\n    {line}")
+    left = sum(job.state != "finished" for job in jobs)
+    print(f"{left} of {len(jobs)} runs are left")
+
+
+def _write(
+    target: Target, settings: Sequence[Setting], arguments: argparse.Namespace
+) -> list[Path]:
+    from pdrec_jax.reproduce import cells, figures
+
+    table = target.table(settings)
+    folder = arguments.out / f"{settings[0].config.protocol}"
+    files = cells.write(table, folder, target.name)
+    if target.drawn:
+        column = arguments.metric
+        files += figures.draw(table, column, folder, target.name, curves=target.curves)
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(main())

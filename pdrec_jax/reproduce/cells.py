@@ -1,0 +1,159 @@
+"""A table of the paper: three lines a cell, as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from pdrec_jax.evaluation.paper import TOLERANCE
+from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.report.tables import markdown_rows
+
+FLAG = "!"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One figure.
+
+    Attributes:
+      paper: the published value; None where none was verified.
+      ours: ours, a mean where there are several seeds; None where it was not run.
+      deviation: its standard deviation over seeds; None of a single seed.
+      decimals: digits after the point.
+    """
+
+    paper: float | None = None
+    ours: float | None = None
+    deviation: float | None = None
+    decimals: int = 4
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        if self.paper is None or self.ours is None:
+            return None
+        return self.ours - self.paper
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the difference exceeds the paper's own tolerance."""
+        return self.difference is not None and abs(self.difference) > TOLERANCE + 1e-12
+
+    def lines(self, plus_minus: str) -> list[str]:
+        """Paper, ours, difference; empty where there is none."""
+        ours = self._text(self.ours)
+        if ours and self.deviation is not None and math.isfinite(self.deviation):
+            ours += f" {plus_minus} {self._text(self.deviation)}"
+        change = ""
+        if self.difference is not None:
+            change = f"{self.difference:+.{self.decimals}f}" + f" {FLAG}" * self.flagged
+        return [self._text(self.paper), ours, change]
+
+    def _text(self, value: float | None) -> str:
+        if value is None or not math.isfinite(value):
+            return ""
+        return f"{value:,.{self.decimals}f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A model of a dataset."""
+
+    dataset: str
+    name: str
+    cells: Sequence[Cell]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table, whether its cells were run or not.
+
+    Attributes:
+      title: with the protocol and the seeds.
+      columns: headings of the cells.
+      rows: by dataset.
+      notes: what a reader must know.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+
+
+def markdown(table: Table) -> str:
+    """Writes a table as Markdown, a heading a dataset."""
+    parts = [f"# {table.title}", *table.notes]
+    for dataset in dict.fromkeys(row.dataset for row in table.rows):
+        rows = [
+            [row.name, *("<br>".join(cell.lines("±")).strip() for cell in row.cells)]
+            for row in table.rows
+            if row.dataset == dataset
+        ]
+        rows = [[cell if cell.strip("<br>") else "" for cell in row] for row in rows]
+        parts += [f"## {dataset}", markdown_rows(["model", *table.columns], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def comma_separated(table: Table) -> str:
+    """Writes a table as CSV, a line a cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["dataset", "model", "column", "paper", "ours", "deviation", "difference", "flagged"]
+    writer.writerow(head)
+    for row in table.rows:
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            numbers = (cell.paper, cell.ours, cell.deviation, cell.difference)
+            texts = ["" if number is None else repr(round(number, 6)) for number in numbers]
+            flagged = "" if cell.difference is None else str(cell.flagged).lower()
+            writer.writerow([row.dataset, row.name, column, *texts, flagged])
+    return out.getvalue()
+
+
+def latex(table: Table) -> str:
+    """Writes a table as LaTeX, which needs the package booktabs."""
+    lines = [
+        f"% {table.title}",
+        *(f"% {note}" for note in table.notes),
+        r"\begin{tabular}{ll" + "r" * len(table.columns) + "}",
+        r"\toprule",
+        " & ".join(["dataset", "model", *map(_escaped, table.columns)]) + r" \\",
+    ]
+    before = None
+    for row in table.rows:
+        if row.dataset != before:
+            lines.append(r"\midrule")
+        shown = _escaped(row.dataset) if row.dataset != before else ""
+        cells = [_stacked(cell) for cell in row.cells]
+        lines.append(" & ".join([shown, _escaped(row.name), *cells]) + r" \\")
+        before = row.dataset
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def write(table: Table, folder: Path, name: str) -> list[Path]:
+    """Writes NAME.md, NAME.csv and NAME.tex.
+
+    Raises:
+      UserError: the disk is full or the folder cannot be written.
+    """
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for ending, text in (("md", markdown), ("csv", comma_separated), ("tex", latex)):
+        files.append(folder / f"{name}.{ending}")
+        atomic_write_text(files[-1], text(table))
+    return files
+
+
+def _stacked(cell: Cell) -> str:
+    lines = cell.lines(r"$\pm$")
+    return r"\shortstack[r]{" + r"\\".join(lines) + "}" if any(lines) else ""
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)

@@ -1,0 +1,101 @@
+"""The paper's figures from our runs: bars of an ablation, curves of a sweep.
+
+matplotlib is imported when a figure is drawn, not before.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write_bytes, write_errors
+from pdrec_jax.reproduce.cells import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+               "legend.frameon": False, "figure.constrained_layout.use": True,
+               "text.parse_math": False, "svg.hashsalt": "pdrec"}  # fmt: skip
+
+
+def draw(table: Table, column: str, folder: Path, name: str, *, curves: bool) -> list[Path]:
+    """Draws one column of a table, a panel a dataset, as NAME.png and NAME.svg.
+
+    Args:
+      table: rows with nothing run are left out.
+      column: which.
+      folder: made if missing.
+      name: of the files.
+      curves: rows "FIELD = VALUE" become a line a field instead of bars.
+
+    Returns:
+      the files; empty where nothing was run.
+
+    Raises:
+      UserError: matplotlib is missing, or the folder cannot be written.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("figures need matplotlib, the extra 'plots'") from error
+    index = list(table.columns).index(column)
+    panels: dict[str, list[tuple[str, float, float]]] = {}
+    for row in table.rows:
+        cell = row.cells[index]
+        if cell.ours is not None:
+            point = (row.name, cell.ours, cell.deviation or 0.0)
+            panels.setdefault(row.dataset, []).append(point)
+    if not panels:
+        return []
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.0, 3.2 * len(panels)))
+        FigureCanvasAgg(figure)
+        for place, (dataset, points) in enumerate(panels.items()):
+            axes = figure.add_subplot(len(panels), 1, place + 1)
+            axes.set_title(dataset, loc="left")
+            axes.set_ylabel(f"test {column}")
+            (_curves if curves else _bars)(axes, points)
+        figure.supxlabel(table.title, fontsize=7)
+        for ending, extra in (("png", {"Software": None}), ("svg", {"Date": None})):
+            image = io.BytesIO()
+            figure.savefig(image, format=ending, dpi=200, metadata=extra)
+            files.append(folder / f"{name}.{ending}")
+            atomic_write_bytes(files[-1], image.getvalue())
+    return files
+
+
+def _bars(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    groups = [name.partition("+")[0].partition(" ")[0] for name, _, _ in points]
+    colours = {group: _COLOURS[i % 6] for i, group in enumerate(dict.fromkeys(groups))}
+    names, means, errors = zip(*points, strict=True)
+    places = range(len(points))
+    axes.bar(places, means, yerr=errors, color=[colours[g] for g in groups], capsize=2)
+    axes.set_xticks(places, [name.replace("+", "\n+", 1) for name in names], fontsize=7)
+    low = min(m - e for m, e in zip(means, errors, strict=True))
+    axes.set_ylim(bottom=max(0.0, low - 0.3 * (max(means) - low) - 0.002))
+
+
+def _curves(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    fields: dict[str, list[tuple[str, float, float]]] = {}
+    for name, mean, error in points:
+        field, _, value = name.partition(" = ")
+        fields.setdefault(field, []).append((value, mean, error))
+    for index, (field, line) in enumerate(fields.items()):
+        values, means, errors = zip(*line, strict=True)
+        # Side by side, for values of different fields have nothing in common.
+        axes.errorbar(
+            [f"{field}\n{value}" for value in values], means, errors,
+            color=_COLOURS[index % 6], marker="o", markersize=4, capsize=2, label=field,
+        )  # fmt: skip
+    axes.tick_params(axis="x", labelsize=6)
+    axes.legend(fontsize=7)

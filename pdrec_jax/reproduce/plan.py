@@ -1,0 +1,170 @@
+"""Which runs a table or a figure needs, and how far each has come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pdrec_jax.encoders import registry
+from pdrec_jax.errors import UserError
+from pdrec_jax.settings import put
+
+ENCODERS = ("sasrec", "gru4rec", "cl4srec")  # of the paper, in the order in which they run
+VARIANTS = ("base", "hbr", "hbr+nns", "hbr+nns+dpa")
+# What Figure 5 looks at: the plugins' weights, around the values of the paper and its README.
+SWEEPS: dict[str, tuple[Any, ...]] = {
+    "hbr.clip": (1.0, 2.0, 3.0, 4.0, 5.0),
+    "hbr.scale": (0.5, 1.0, 2.0, 4.0),
+    "dpa.weight": (0.05, 0.1, 0.3, 0.5, 1.0),
+    "dpa.fine": (1, 3, 5, 10),
+}
+# Fields that decide on the pools, so that another run's preferences do not serve.
+_OF_PREFERENCES = ("dpa.coarse", "nns.first_fraction", "nns.kept", "seed", "data.", "simulation.")
+_DIFFUSION = ("diffusion.", "preferences_by")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One run of the experiment.
+
+    Attributes:
+      dataset: name of the config, as in tables and folders.
+      path: of the config file, with its argument.
+      config: resolved, the job's own fields set.
+      by_hand: fields that stay as they are on a simulated log.
+      workdir: of the run.
+      what: the run in words.
+      changed: what the job sets, for people and for the rows of a sweep.
+    """
+
+    dataset: str
+    path: str
+    config: ConfigDict
+    by_hand: Collection[str]
+    workdir: Path
+    what: str
+    changed: Mapping[str, Any]
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The results, None unless all that the job asks for is there."""
+        path = self.workdir / "results.json"
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        last = self.config.seed + self.config.seeds - 1
+        numbers = found.get("seeds", [found.get("seed")])
+        enough = numbers[-1] == last and found.get("stage") in (self.config.stage, "all")
+        return found if enough else None
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``begun`` or ``missing``."""
+        if self.results is not None:
+            return "finished"
+        return "begun" if self.workdir.exists() else "missing"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What the jobs of one dataset have in common.
+
+    Attributes:
+      dataset: name of the config, as in tables and folders.
+      path: of the config file, with its argument.
+      config: resolved, with the fields of the command line.
+      by_hand: those fields.
+      root: directory of all runs.
+    """
+
+    dataset: str
+    path: str
+    config: ConfigDict
+    by_hand: Collection[str]
+    root: Path
+
+    def job(self, name: str, what: str, fields: Mapping[str, Any]) -> Job:
+        """Makes a job that sets some fields.
+
+        Raises:
+          UserError: no such field.
+        """
+        config = self.config.copy_and_resolve_references()
+        for path, value in fields.items():
+            put(config, path, value)
+        folder = f"{self.dataset}-{config.protocol}-{config.seed}" + "-seeds" * (config.seeds > 1)
+        where = self.root / folder / name
+        by_hand = {*self.by_hand, *fields}
+        words = f"{self.dataset}: {what}"
+        return Job(self.dataset, self.path, config, by_hand, where, words, fields)
+
+
+def diffusion_job(setting: Setting) -> Job:
+    """Both diffusion models, and the preferences that every other job reads."""
+    fields = {"stage": "diffusion", "diffusion.both": True}
+    return setting.job("diffusion", "TI-DiffRec and T-DiffRec", fields)
+
+
+def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIANTS) -> Job:
+    """An encoder without and with plugins, on the preferences of ``diffusion_job``."""
+    fields = {
+        "stage": "encoder",
+        "encoder.name": encoder,
+        "encoder.variants": tuple(variants),
+        "preferences_from": str(diffusion_job(setting).workdir),
+    }
+    return setting.job(encoder, f"{encoder}: {', '.join(variants)}", fields)
+
+
+def ablation_job(setting: Setting) -> Job:
+    """All plugins on the preferences of a SASRec, "w/o TI-DiffRec" of Sec. 5.3."""
+    fields = {"preferences_by": "sasrec", "encoder.name": "sasrec"}
+    return setting.job(
+        "without-ti-diffrec",
+        "sasrec without TI-DiffRec",
+        {**fields, "encoder.variants": ("base", "hbr+nns+dpa")},
+    )
+
+
+def sweep_jobs(setting: Setting, field: str, values: Sequence[Any]) -> list[Job]:
+    """A job for each value of a field; the diffusion model is shared where the field allows."""
+    jobs = []
+    encoder = setting.config.encoder.name
+    borrowed = not field.startswith((*_OF_PREFERENCES, *_DIFFUSION))
+    for value in values:
+        fields: dict[str, Any] = {field: value}
+        if borrowed:
+            source = str(diffusion_job(setting).workdir)
+            fields |= {"stage": "encoder", "preferences_from": source}
+        name = f"sweep-{encoder}-{field}={_slug(value)}"
+        jobs.append(setting.job(name, f"{encoder}, {field} = {value!r}", fields))
+    return ([diffusion_job(setting)] if borrowed else []) + jobs
+
+
+def known_encoders(asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The encoders of the paper that are there, or those that are asked for.
+
+    Raises:
+      UserError: one that is asked for is not there.
+    """
+    if asked is not None:
+        for name in asked:
+            registry.find(name)
+        return tuple(asked)
+    found = []
+    for name in ENCODERS:
+        try:
+            registry.find(name)
+        except UserError:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def _slug(value: Any) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))

@@ -1,0 +1,188 @@
+"""What can be reproduced: its runs, and its table from what was run so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pdrec_jax.data import sources
+from pdrec_jax.data.splits import leave_one_out
+from pdrec_jax.encoders import registry
+from pdrec_jax.evaluation.paper import TOLERANCE, published
+from pdrec_jax.reproduce.cells import FLAG, Cell, Row, Table
+from pdrec_jax.reproduce.plan import (
+    SWEEPS,
+    Job,
+    Setting,
+    ablation_job,
+    diffusion_job,
+    encoder_job,
+    sweep_jobs,
+)
+
+# Heading and metric, as in the paper's Table 1.
+METRICS = {
+    "N@1": "NDCG@1", "N@5": "NDCG@5", "N@10": "NDCG@10",
+    "HR@5": "HR@5", "HR@10": "HR@10", "AUC": "AUC",
+}  # fmt: skip
+_DIFFUSION = {"diffusion-position": "T-DiffRec", "diffusion": "TI-DiffRec"}
+_NOTES = (
+    "A cell: the paper's figure, ours (mean and standard deviation over seeds), the difference; "
+    f"{FLAG} where it exceeds the paper's own {TOLERANCE:g}. No figure of the paper stands where "
+    "none was verified, none of ours where nothing was run.",
+)
+_SIMULATED = "SIMULATED DATA: not comparable with figures of any real log."
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A table or figure.
+
+    Attributes:
+      name: of its files.
+      jobs: its runs, in order, for the datasets in order.
+      table: its table from what was run so far.
+      curves: a figure of lines instead of bars.
+      drawn: whether it is a figure.
+    """
+
+    name: str
+    jobs: Callable[[Setting], list[Job]]
+    table: Callable[[Sequence[Setting]], Table]
+    drawn: bool = False
+    curves: bool = False
+
+
+def main_table(number: int, encoders: Sequence[str]) -> Target:
+    """Table 1, or 3 for the configs of the cross-domain pairs: all models, all metrics."""
+
+    def jobs(setting: Setting) -> list[Job]:
+        return [diffusion_job(setting), *(encoder_job(setting, name) for name in encoders)]
+
+    def table(settings: Sequence[Setting]) -> Table:
+        rows = []
+        for setting in settings:
+            made = jobs(setting)
+            rows += [_row(made[0], key, name) for key, name in _DIFFUSION.items()]
+            rows += [row for job in made[1:] for row in _variants(job)]
+        return _table(f"Table {number}", settings, rows)
+
+    return Target(f"table{number}", jobs, table)
+
+
+def statistics() -> Target:
+    """Table 2: users, items and events of each log; nothing is trained."""
+
+    def table(settings: Sequence[Setting]) -> Table:
+        rows = []
+        for setting in settings:
+            log, _ = sources.load(setting.config, sources.find_files(setting.config))
+            split = leave_one_out(log).train
+            users, items = split.num_users, split.num_items
+            events = split.num_events + 2 * users
+            cells = [Cell(ours=float(count), decimals=0) for count in (users, items, events)]
+            cells += [
+                Cell(ours=events / users, decimals=2),
+                Cell(ours=100 * (1 - events / users / items), decimals=3),
+            ]
+            rows.append(Row(setting.dataset, "target domain", cells))
+        columns = ("users", "items", "events", "events a user", "sparsity (%)")
+        return dataclasses.replace(_table("Table 2", settings, rows), columns=columns)
+
+    return Target("table2", lambda setting: [], table)
+
+
+def ablation(encoders: Sequence[str]) -> Target:
+    """Figure 4: what each plugin adds, and what is lost without TI-DiffRec."""
+
+    def encoder_jobs(setting: Setting) -> list[Job]:
+        return [encoder_job(setting, name) for name in encoders]
+
+    def jobs(setting: Setting) -> list[Job]:
+        return [diffusion_job(setting), *encoder_jobs(setting), ablation_job(setting)]
+
+    def table(settings: Sequence[Setting]) -> Table:
+        rows = []
+        for setting in settings:
+            rows += [row for job in encoder_jobs(setting) for row in _variants(job)]
+            key = "sasrec+hbr+nns+dpa"
+            rows.append(_row(ablation_job(setting), key, "SASRec w/o TI-DiffRec", paper=False))
+        return _table("Figure 4", settings, rows)
+
+    return Target("figure4", jobs, table, drawn=True)
+
+
+def sweep(name: str, title: str, fields: dict[str, tuple[Any, ...]] | None = None) -> Target:
+    """Figure 5, or a sweep over any fields: all plugins, a run a value."""
+    fields = SWEEPS if fields is None else fields
+
+    def prepared(setting: Setting) -> Setting:
+        config = setting.config.copy_and_resolve_references()
+        if "encoder.variants" not in setting.by_hand:
+            config.encoder.variants = ("hbr+nns+dpa",)
+        return dataclasses.replace(setting, config=config)
+
+    def jobs(setting: Setting) -> list[Job]:
+        setting = prepared(setting)
+        found: dict[Path, Job] = {}
+        for field, values in fields.items():
+            found |= {job.workdir: job for job in sweep_jobs(setting, field, values)}
+        return list(found.values())
+
+    def table(settings: Sequence[Setting]) -> Table:
+        rows = []
+        for setting in settings:
+            for job in jobs(setting):
+                field, value = next(iter(job.changed.items()))
+                if field not in fields:
+                    continue
+                variants = job.config.encoder.variants
+                for variant in variants:
+                    label = f"{field} = {value}" + f" ({variant})" * (len(variants) > 1)
+                    rows.append(_row(job, _key(job, variant), label, paper=False))
+        return _table(title, settings, rows)
+
+    return Target(name, jobs, table, drawn=True, curves=True)
+
+
+def _variants(job: Job) -> list[Row]:
+    title, _ = registry.find(job.config.encoder.name)
+    return [
+        _row(job, _key(job, variant), title + _suffix(variant).upper())
+        for variant in job.config.encoder.variants
+    ]
+
+
+def _key(job: Job, variant: str) -> str:
+    return job.config.encoder.name + _suffix(variant)
+
+
+def _suffix(variant: str) -> str:
+    return "" if variant == "base" else f"+{variant}"
+
+
+def _row(job: Job, key: str, name: str, *, paper: bool = True) -> Row:
+    results = job.results or {}
+    models = {model["key"]: model for model in results.get("models", [])}
+    simulated = (results.get("data") or {}).get("source") == "simulated"
+    known = published(job.config.name, key) if paper and not simulated else {}
+    model = models.get(key, {})
+    deviation = (model.get("deviation") or {}).get("sampled", {})
+    cells = [
+        Cell(known.get(metric), (model.get("sampled") or {}).get(metric), deviation.get(metric))
+        for metric in METRICS.values()
+    ]
+    return Row(job.dataset, name, cells)
+
+
+def _table(title: str, settings: Sequence[Setting], rows: Sequence[Row]) -> Table:
+    config = settings[0].config
+    seeds = f"seed {config.seed}"
+    if config.seeds > 1:
+        seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}"
+    simulated = any(sources.find_files(setting.config) is None for setting in settings)
+    notes = (*_NOTES, *([_SIMULATED] if simulated else []))
+    head = f"{title} | protocol {config.protocol} | {seeds}"
+    return Table(head, tuple(METRICS), rows, notes)

@@ -1,0 +1,241 @@
+"""Several seeds of one experiment: a whole run each, and what they come to together.
+
+Each seed has a folder ``seed-N`` of its own, which is what a run of that seed alone leaves: its own
+diffusion model, preferences, candidates and encoders. So every phase of every seed is kept by
+itself, a run of more seeds goes on where one of fewer ended, and what is trained side by side is a
+matter of speed alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pdrec_jax import phases
+from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.encoders import together
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.phases import Given, Prepared
+from pdrec_jax.report.seeds import seeds_table, write_seeds_report
+from pdrec_jax.report.tables import title
+from pdrec_jax.training import Run, fit_together
+from pdrec_jax.workdir import Workdir
+
+RunOne = Callable[[ConfigDict, list[Path] | None, Path, Prepared | None], dict[str, Any]]
+
+
+def run_head(config: ConfigDict, files: list[Path] | None) -> dict[str, Any]:
+    """Returns what names a run in its results and titles."""
+    return {
+        "name": config.name,
+        "protocol": config.protocol,
+        "seed": config.seed,
+        "negatives": config.evaluation.negatives,
+        "data": {"source": "simulated" if files is None else "real"},
+    }
+
+
+def open_log(config: ConfigDict, place: Workdir) -> MetricLog:
+    """Opens the log of a run."""
+    progress = None if config.progress else False
+    return MetricLog(place.path, progress=progress, tensorboard=config.tensorboard)
+
+
+def of_seed(config: ConfigDict) -> Path:
+    """Where a seed reads another run's preferences: from that run's folder of the same seed.
+
+    A run of a single seed has one folder for all, so its preferences are shared.
+    """
+    path = Path(config.preferences_from)
+    own = path / folder(config.seed)
+    return own if own.is_dir() else path
+
+
+def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
+    """Reads another run's preferences, or makes sure that those of this run are there or will be.
+
+    Raises:
+      UserError: the encoder stage is to run alone, with plugins, and there are none.
+    """
+    config = given.config
+    if config.stage != "encoder" or not phases.needs_preferences(config):
+        return None
+    if config.preferences_from:
+        return phases.read_preferences(given, of_seed(config))
+    if place.phase("preferences") is None:
+        raise UserError(
+            "config.stage: the encoder stage alone needs preferences: name the workdir of a run "
+            "that has them with --config.preferences_from=DIR"
+        )
+    return None
+
+
+def folder(seed: int) -> str:
+    """Returns the name of a seed's folder."""
+    return f"seed-{seed}"
+
+
+def seed_configs(config: ConfigDict) -> list[ConfigDict]:
+    """Returns the config of each seed's run; all of them are on one log, simulated or not."""
+    configs = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        own = config.copy_and_resolve_references()
+        if own.simulation.seed < 0:
+            own.simulation.seed = config.seed
+        own.seed, own.seeds = seed, 1
+        configs.append(own)
+    return configs
+
+
+def run(
+    config: ConfigDict, files: list[Path] | None, path: Path, run_one: RunOne
+) -> dict[str, Any]:
+    """Runs or resumes several seeds, and prints the table of all.
+
+    The diffusion stage of each seed runs in turn, then each variant of the encoder trains for all
+    seeds side by side (``seeds_at_once``), then each seed's run is finished.
+
+    Args:
+      config: resolved and checked.
+      files: the logs, None where one is simulated.
+      path: directory of the run.
+      run_one: runs one seed in its folder.
+
+    Returns:
+      means, deviations and comparisons, see ``evaluation.over_seeds``.
+
+    Raises:
+      UserError: anything the user can mend.
+    """
+    configs = seed_configs(config)
+    numbers = [own.seed for own in configs]
+    head = {**run_head(config, files), "seeds": numbers}
+    place = Workdir(path, config, head["data"]["source"])
+    print(title(head), flush=True)
+    done = place.results()
+    if done is not None and done["seeds"] == numbers and done["stage"] in (config.stage, "all"):
+        print(f"{place.path}: finished, these are its results", flush=True)
+        print(seeds_table(done), flush=True)
+        return done
+
+    # The first seed's preparation finds what is wrong before a file is written.
+    given, data = phases.prepare(configs[0], files)
+    prepared = [(phases.of_seed(given, own), data) for own in configs]
+    paths = [path / folder(seed) for seed in numbers]
+    for own, (each, _), where in zip(configs, prepared, paths, strict=True):
+        preferences_at_hand(each, Workdir(where, own, data["source"]))
+    place.begin(data)
+    if config.stage != "encoder":
+        for own, one, where in zip(configs, prepared, paths, strict=True):
+            first = own.copy_and_resolve_references()
+            first.stage = "diffusion"
+            run_one(first, files, where, one)
+    if config.stage != "diffusion" and config.seeds_at_once != 1:
+        for variant in config.encoder.variants:
+            _train_together(config, variant, prepared, paths)
+    results = [
+        run_one(own, files, where, one)
+        for own, one, where in zip(configs, prepared, paths, strict=True)
+    ]
+    places = [
+        Workdir(where, own, data["source"]) for where, own in zip(paths, configs, strict=True)
+    ]
+    ranks = _stacked([each.per_user() for each in places])
+    times = [result["times"] for result in results]
+    summary = {
+        **head,
+        "stage": results[0]["stage"],
+        "data": data,
+        "models": over_seeds([result["models"] for result in results]),
+        "comparisons": comparisons(
+            results[0]["models"], ranks, config.evaluation.negatives, seed=config.seed
+        ),
+        "times": {key: round(sum(t.get(key, 0.0) for t in times), 2) for key in times[0]},
+        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
+        "versions": results[0]["versions"],
+        "device": results[0]["device"],
+    }
+    write_seeds_report(path, summary)
+    place.finish(summary)
+    print(seeds_table(summary), flush=True)
+    return summary
+
+
+def _train_together(
+    config: ConfigDict, variant: str, prepared: Sequence[Prepared], paths: Sequence[Path]
+) -> None:
+    """Trains a variant of the encoder for all seeds that lack it, up to its best parameters."""
+    key = phases.encoder_key(config, variant)
+    with contextlib.ExitStack() as stack:
+        trainings, logs = [], []
+        for (given, data), path in zip(prepared, paths, strict=True):
+            place = Workdir(path, given.config, data["source"])
+            if place.phase(key) is not None:
+                continue
+            preferences = None
+            if variant != "base":
+                source = of_seed(given.config) if config.preferences_from else path
+                preferences = phases.read_preferences(given, source)
+            place.begin(data)
+            trainings.append(phases.encoder_training(given, variant, preferences, path))
+            logs.append(stack.enter_context(open_log(given.config, place)))
+        if len(trainings) > 1:
+            began = time.monotonic()
+            train_together(trainings, logs, config.seeds_at_once, key)
+            spent = time.monotonic() - began
+            logs[0].phase(f"{key}: {len(trainings)} seeds side by side in {spent:.0f} s")
+
+
+def train_together(
+    trainings: Sequence[phases.EncoderTraining], logs: Sequence[MetricLog], at_once: int, label: str
+) -> None:
+    """Trains one variant of several seeds, and leaves each as ``phases.encoder_phase`` leaves it.
+
+    On an accelerator the seeds of a group share one program; on a processor, which such a program
+    keeps no busier, a thread each.
+
+    Args:
+      trainings: a seed each.
+      logs: of the seeds' runs.
+      at_once: seeds in a group, 0 to choose: what fits an accelerator's memory, or a processor's
+        cores.
+      label: for the progress bar.
+    """
+    shared = jax.default_backend() != "cpu"
+    runs = [
+        Run(made.task, made.settings, made.store, log)
+        for made, log in zip(trainings, logs, strict=True)
+    ]
+    runs = [run for run in runs if not run.finished]
+    if not runs:
+        return
+    if not at_once:
+        at_once = together.seeds_that_fit(runs[0].state) if shared else _cores()
+    if shared:
+        groups = [runs[i : i + at_once] for i in range(0, len(runs), at_once)]
+        for group in groups:
+            fit_together(group, label, together.run_epochs)
+    else:
+        fit_together(runs, label, workers=min(at_once, len(runs)))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _stacked(arrays: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Puts the ranks of all seeds together, [S, U] by ``KEY/KIND_rank``."""
+    names = [name for name in arrays[0] if name.endswith("_rank")]
+    return {name: np.stack([found[name] for found in arrays]) for name in names}

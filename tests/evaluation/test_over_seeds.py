@@ -1,0 +1,85 @@
+"""Means and deviations of several runs, and the family of comparisons with the base."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pdrec_jax.evaluation.metrics import user_values
+from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
+from pdrec_jax.evaluation.significance import holm, paired_t
+
+MODELS = [
+    {"key": "diffusion", "stage": "diffusion"},
+    {"key": "sasrec", "stage": "encoder"},
+    {"key": "sasrec+hbr", "stage": "encoder"},
+    {"key": "sasrec+hbr+nns", "stage": "encoder"},
+]
+
+
+@pytest.fixture
+def ranks():
+    rng = np.random.default_rng(0)
+    made = {
+        f"{model['key']}/{block}_rank": rng.integers(0, 100, (3, 60)).astype(np.float32)
+        for model in MODELS
+        for block in ("sampled", "full")
+    }
+    for array in made.values():
+        array[:, :5] = np.nan
+    return made
+
+
+def test_means_and_deviations():
+    runs = [
+        [
+            {
+                "key": "a",
+                "sampled": {"AUC": auc},
+                "validation": None,
+                "best_epoch": 3 + i,
+                "epochs": 9,
+            }
+        ]
+        for i, auc in enumerate((0.5, 0.6, 0.8))
+    ]
+    (found,) = over_seeds(runs)
+    assert found["sampled"]["AUC"] == pytest.approx(1.9 / 3)
+    assert found["deviation"] == {
+        "sampled": {"AUC": pytest.approx(np.std([0.5, 0.6, 0.8], ddof=1))}
+    }
+    assert found["by_seed"]["sampled"] == {"AUC": [0.5, 0.6, 0.8]}
+    assert found["by_seed"]["best_epoch"] == [3, 4, 5]
+    assert (found["best_epoch"], found["epochs"], found["validation"]) == (4, 9, None)
+
+
+def test_every_variant_against_its_base(ranks):
+    found = comparisons(MODELS, ranks, 99, draws=50)
+    assert len(found) == 2 * (12 + 11)
+    assert {each["key"] for each in found} == {"sasrec+hbr", "sasrec+hbr+nns"}
+    for each in found:
+        ours, theirs = (
+            user_values(each["metric"], ranks[f"{key}/{each['block']}_rank"][:, 5:], 99)
+            for key in (each["key"], "sasrec")
+        )
+        gain = ours - theirs
+        assert each["difference"] == pytest.approx(gain.mean())
+        p = paired_t(gain.mean(axis=0))[1]
+        assert each["p_users"] == (None if math.isnan(p) else pytest.approx(p, rel=1e-9))
+
+
+def test_a_block_is_one_family(ranks):
+    found = comparisons(MODELS, ranks, 99, draws=50)
+    for block, count in (("sampled", 24), ("full", 22)):
+        family = [each for each in found if each["block"] == block]
+        assert len(family) == count
+        for name in ("p_users", "p_seeds"):
+            raw = np.array([each[name] for each in family], np.float64)  # None becomes NaN
+            corrected = np.array([each[f"{name}_holm"] for each in family], np.float64)
+            np.testing.assert_allclose(corrected, holm(raw), rtol=1e-12)
+
+
+def test_nothing_to_compare(ranks):
+    assert comparisons(MODELS[:2], ranks, 99) == []
+    assert comparisons([MODELS[2]], ranks, 99) == []
+    assert comparisons(MODELS, {}, 99) == []

@@ -1,0 +1,58 @@
+"""What fills the preferences, and the other diffusion model beside the run's own."""
+
+import numpy as np
+import pytest
+
+from pdrec_jax.checkpoints import Store
+
+ENCODER = "--config.stage=encoder"
+
+
+@pytest.fixture(scope="module")
+def by_sasrec(folder, call):
+    done = call(folder / "by_sasrec", "--config.preferences_by=sasrec")
+    assert done.status == 0, done.err
+    return done
+
+
+def test_a_sasrec_fills_the_preferences(by_sasrec, strict):
+    results = by_sasrec.results
+    assert [model["key"] for model in results["models"]] == ["sasrec", "sasrec+hbr+nns+dpa"]
+    assert results["stage"] == "all"
+    # The base is trained once, and is that of any run.
+    assert results["models"][0] == strict.results["models"][1]
+    assert results["models"][1] != strict.results["models"][2]
+    assert not (by_sasrec.path / "diffusion").exists()
+    assert results["plugins"]["dpa"] != strict.results["plugins"]["dpa"]
+
+
+def test_they_are_told_from_those_of_a_diffusion_model(by_sasrec, strict, call, tmp_path):
+    flags = [ENCODER, f"--config.preferences_from={strict.path}"]
+    done = call(tmp_path / "run", *flags, "--config.preferences_by=sasrec")
+    assert done.status == 2
+    assert "made with another maker (diffusion), expected sasrec" in done.err
+    assert Store(by_sasrec.path).restore_meta("preferences")["maker"] == "sasrec"
+
+
+def test_stage_by_stage(by_sasrec, call, tmp_path):
+    flag = "--config.preferences_by=sasrec"
+    first = call(tmp_path, flag, "--config.stage=diffusion")
+    assert [model["key"] for model in first.results["models"]] == ["sasrec"]
+    assert call(tmp_path, flag).lasting == by_sasrec.lasting
+
+
+def test_both_diffusion_models(strict, call, tmp_path):
+    done = call(tmp_path, "--config.diffusion.both=True", "--config.stage=diffusion")
+    assert done.status == 0
+    models = done.results["models"]
+    assert [model["name"] for model in models] == ["TI-DiffRec", "T-DiffRec"]
+    assert [model["stage"] for model in models] == ["diffusion", "diffusion"]
+    assert models[0] == strict.results["models"][0]
+    assert models[1]["sampled"] != models[0]["sampled"]
+    with np.load(tmp_path / "per_user.npz", allow_pickle=False) as file:
+        assert "diffusion-position/sampled_rank" in file.files
+    # The same as a run of its own.
+    alone = call(
+        tmp_path / "alone", "--config.diffusion.weighting=position", "--config.stage=diffusion"
+    )
+    assert alone.results["models"][0]["sampled"] == models[1]["sampled"]

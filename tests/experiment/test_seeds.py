@@ -1,0 +1,161 @@
+"""Several seeds in one run: what each is, what they come to, and what happens when it is killed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pdrec_jax import phases, seeds
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.report.seeds import seeds_table
+
+KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
+SEEDS = "--config.seeds=2"
+# So that the second seed alone has the log of the first.
+SAME_LOG = "--config.simulation.seed=0"
+
+
+@pytest.fixture(scope="module")
+def two(folder, call):
+    done = call(folder / "two", SEEDS, SAME_LOG)
+    assert done.status == 0, done.err
+    return done
+
+
+def test_output(two):
+    lines = two.out.splitlines()
+    assert lines[0] == "SIMULATED DATA | tiny | protocol strict | seeds 0 to 1"
+    assert two.out.endswith(seeds_table(two.results) + "\n")
+    assert two.out.count("Full ranking: ") == 1
+    assert max(map(len, lines)) <= 100
+    assert "SASRec+HBR+NNS+DPA less SASRec" in lines
+
+
+def test_each_seed_is_a_run_of_its_own(two, call, tmp_path, strict):
+    for seed, alone in ((0, strict), (1, call(tmp_path, "--config.seed=1", SAME_LOG))):
+        where = two.path / f"seed-{seed}"
+        found = json.loads((where / "results.json").read_text())
+        assert [m["key"] for m in found["models"]] == KEYS
+        for model, expected in zip(found["models"], alone.results["models"], strict=True):
+            assert model["best_epoch"] == expected["best_epoch"]
+            for block in ("sampled", "full", "validation"):
+                assert model[block] == pytest.approx(expected[block], abs=1e-5)
+        assert (where / "report.md").is_file()
+        assert not list(where.rglob("state"))
+
+
+def test_means_and_deviations(two):
+    results = two.results
+    each = [json.loads((two.path / f"seed-{seed}" / "results.json").read_text()) for seed in (0, 1)]
+    assert results["seeds"] == [0, 1]
+    assert results["stage"] == "all"
+    for index, model in enumerate(results["models"]):
+        values = [one["models"][index]["sampled"]["NDCG@10"] for one in each]
+        assert model["sampled"]["NDCG@10"] == pytest.approx(np.mean(values))
+        assert model["deviation"]["sampled"]["NDCG@10"] == pytest.approx(np.std(values, ddof=1))
+        assert model["by_seed"]["sampled"]["NDCG@10"] == values
+
+
+def test_comparisons(two):
+    found = two.results["comparisons"]
+    assert {each["key"] for each in found} == {KEYS[2]}
+    assert {each["base"] for each in found} == {KEYS[1]}
+    assert len(found) == 12 + 11
+    models = {model["key"]: model for model in two.results["models"]}
+    for each in found:
+        gain = [models[key][each["block"]][each["metric"]] for key in (KEYS[2], KEYS[1])]
+        assert each["difference"] == pytest.approx(gain[0] - gain[1], abs=1e-6)
+        for kind in ("users", "seeds"):
+            p = each[f"p_{kind}"]
+            assert p is None or p <= each[f"p_{kind}_holm"] <= 1
+
+
+def test_again(two, call, monkeypatch):
+    monkeypatch.setattr(phases, "prepare", None)
+    before = two.stamps
+    done = call(two.path, SEEDS, SAME_LOG)
+    assert (done.status, done.err) == (0, "")
+    assert "finished, these are its results" in done.out
+    assert two.stamps == before
+
+
+def test_more_seeds_later(two, call, tmp_path):
+    assert (
+        call(tmp_path, SEEDS, SAME_LOG, "--config.stage=diffusion").results["stage"] == "diffusion"
+    )
+    done = call(tmp_path, SEEDS, SAME_LOG, "--config.seeds_at_once=1")  # in turn
+    assert done.status == 0
+    for ours, expected in zip(done.results["models"], two.results["models"], strict=True):
+        for block in ("sampled", "full"):
+            assert ours[block] == pytest.approx(expected[block], abs=1e-5)
+    stamps = {name: stamp for name, stamp in done.stamps.items() if name.startswith("seed-")}
+    more = call(tmp_path, "--config.seeds=3", SAME_LOG)
+    assert more.status == 0
+    assert more.results["seeds"] == [0, 1, 2]
+    kept = {name: stamp for name, stamp in more.stamps.items() if name in stamps}
+    assert kept == stamps
+
+
+def test_one_and_several_do_not_mix(two, call, strict):
+    done = call(two.path, SAME_LOG)
+    assert done.status == 2
+    assert "differs in seeds; name another" in done.err
+    done = call(strict.path, SEEDS)
+    assert "differs in seeds; name another" in done.err
+
+
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_killed_while_two_train(two, call, tmp_path, monkeypatch, vmapped):
+    if vmapped:
+        monkeypatch.setattr(seeds.jax, "default_backend", lambda: "gpu")
+    write, lines = MetricLog.write, 0
+
+    def write_and_die(log: MetricLog, name: str, epoch: int, **values) -> None:
+        nonlocal lines
+        write(log, name, epoch, **values)
+        lines += name == KEYS[2]
+        if lines == 3:
+            raise KeyboardInterrupt
+
+    flags = [SEEDS, SAME_LOG, "--config.save_seconds=0", "--config.seeds_at_once=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricLog, "write", write_and_die)
+        killed = call(tmp_path, *flags)
+    assert killed.status == 130
+    assert killed.results == {}
+    assert len(list(tmp_path.rglob("state"))) == 2
+    done = call(tmp_path, *flags)
+    assert done.status == 0
+    for ours, expected in zip(done.results["models"], two.results["models"], strict=True):
+        assert ours["best_epoch"] == expected["best_epoch"]
+        assert ours["sampled"] == pytest.approx(expected["sampled"], abs=1e-5)
+    assert done.half_written == []
+
+
+def test_too_many(call, tmp_path):
+    done = call(tmp_path, "--config.seed=2147483647", SEEDS)
+    assert done.status == 2
+    assert done.err.startswith("error: config.seeds: seeds of at most 2147483647 are expected")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_encoder_stage_without_preferences_writes_nothing(two, call, tmp_path):
+    flags = [SEEDS, SAME_LOG, "--config.stage=encoder"]
+    done = call(tmp_path / "run", *flags)
+    assert done.status == 2
+    assert "the encoder stage alone needs preferences" in done.err
+    assert not (tmp_path / "run").exists()
+    done = call(tmp_path / "run", *flags, f"--config.preferences_from={tmp_path}")
+    assert done.status == 2
+    assert "no checkpoint here" in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_seed_reads_the_preferences_of_its_number(two, call, tmp_path):
+    flags = [SEEDS, SAME_LOG, "--config.stage=encoder"]
+    done = call(tmp_path, *flags, f"--config.preferences_from={two.path}")
+    assert done.status == 0
+    for ours, expected in zip(done.results["models"], two.results["models"][1:], strict=True):
+        assert ours["by_seed"]["sampled"]["NDCG@10"] == pytest.approx(
+            expected["by_seed"]["sampled"]["NDCG@10"], abs=1e-5
+        )

@@ -1,0 +1,69 @@
+"""Cells of three lines, in three forms."""
+
+import csv
+import io
+
+from pdrec_jax.reproduce.cells import Cell, Row, Table, comma_separated, latex, markdown, write
+
+TABLE = Table(
+    "Table 1 | protocol strict | seeds 0 to 1",
+    ("N@10", "AUC"),
+    [
+        Row("toy", "SASRec", [Cell(0.2020, 0.2313, 0.0012), Cell(None, 0.5783)]),
+        Row("toy", "A_B", [Cell(0.2286), Cell()]),
+        Row("game", "SASRec", [Cell(), Cell()]),
+    ],
+    ["A note."],
+)
+
+
+def test_difference_and_flag():
+    assert Cell(0.2, 0.204).difference == 0.204 - 0.2
+    assert not Cell(0.2, 0.204).flagged
+    assert Cell(0.2, 0.2041).flagged
+    assert Cell(0.2, 0.1959).flagged
+    assert not Cell(None, 0.1).flagged
+    assert Cell(0.2).difference is None
+
+
+def test_markdown():
+    lines = markdown(TABLE).splitlines()
+    assert lines[0] == "# Table 1 | protocol strict | seeds 0 to 1"
+    assert "A note." in lines
+    assert "| SASRec | 0.2020<br>0.2313 ± 0.0012<br>+0.0293 ! | <br>0.5783<br> |" in lines
+    assert "| A_B | 0.2286<br><br> |  |" in lines
+    assert "| SASRec |  |  |" in lines
+    assert [line for line in lines if line.startswith("## ")] == ["## toy", "## game"]
+
+
+def test_comma_separated():
+    rows = list(csv.DictReader(io.StringIO(comma_separated(TABLE))))
+    assert len(rows) == 6
+    assert rows[0] == {
+        "dataset": "toy", "model": "SASRec", "column": "N@10", "paper": "0.202",
+        "ours": "0.2313", "deviation": "0.0012", "difference": "0.0293", "flagged": "true",
+    }  # fmt: skip
+    assert rows[2]["paper"] == "0.2286"
+    assert rows[2]["ours"] == rows[2]["difference"] == rows[2]["flagged"] == ""
+
+
+def test_latex():
+    lines = latex(TABLE).splitlines()
+    assert (
+        r"toy & SASRec & \shortstack[r]{0.2020\\0.2313 $\pm$ 0.0012\\+0.0293 !} & "
+        r"\shortstack[r]{\\0.5783\\} \\" in lines
+    )
+    assert r" & A\_B & \shortstack[r]{0.2286\\\\} &  \\" in lines
+    assert lines.count(r"\midrule") == 2
+    assert lines[-1] == r"\end{tabular}"
+
+
+def test_whole_numbers():
+    assert Cell(ours=37868.0, decimals=0).lines("±") == ["", "37,868", ""]
+
+
+def test_files(tmp_path):
+    files = write(TABLE, tmp_path / "new", "table1")
+    assert [file.name for file in files] == ["table1.md", "table1.csv", "table1.tex"]
+    assert all(file.read_text() for file in files)
+    assert len(list((tmp_path / "new").iterdir())) == 3

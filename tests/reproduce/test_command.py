@@ -1,0 +1,219 @@
+"""What the command plans, runs, leaves out and writes; the runs themselves are stand-ins."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pdrec_jax import experiment
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.metrics import CUTOFFS
+from pdrec_jax.reproduce.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = Path("runs/reproduce")
+
+
+def keys_of(config) -> list[str]:
+    keys = [] if config.stage == "encoder" else ["diffusion", "diffusion-position"]
+    if config.stage != "diffusion":
+        names = [v for v in config.encoder.variants if v != "base"]
+        keys += [config.encoder.name, *(f"{config.encoder.name}+{name}" for name in names)]
+    return keys
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The runs that were asked for; each leaves results at once. `runs.die_at` kills one."""
+
+    class Runs(list):
+        die_at = None
+
+    made = Runs()
+
+    def run(config, by_hand, workdir):
+        made.append(workdir)
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        if made.die_at == len(made):
+            raise KeyboardInterrupt
+        names = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS] + ["AUC", "MRR"]
+        figures = {name: 0.23 for name in names}
+        models = [
+            {"key": key, "sampled": figures, "deviation": {"sampled": dict.fromkeys(names, 0.001)}}
+            for key in keys_of(config)
+        ]
+        seeds = list(range(config.seed, config.seed + config.seeds))
+        results = {"seed": config.seed, "stage": config.stage, "models": models,
+                   "data": {"source": config.data.source}}  # fmt: skip
+        if len(seeds) > 1:
+            results["seeds"] = seeds
+        (Path(workdir) / "results.json").write_text(json.dumps(results))
+
+    monkeypatch.setattr(experiment, "run", run)
+    return made
+
+
+@pytest.fixture
+def real_log(tmp_path):
+    rows = [f"{u},{u * 40 + i},{i}\n" for u in range(9) for i in range(30)]
+    (tmp_path / "none.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    return f"--config.data.dir={tmp_path}"
+
+
+def test_table_1(reproduce, runs, real_log):
+    done = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", real_log)
+    assert (done.status, done.err) == (0, "")
+    folder = "runs/reproduce/toy-strict-0-seeds"
+    assert runs == [f"{folder}/diffusion", f"{folder}/sasrec"]
+    text = (OUT / "strict" / "table1.md").read_text()
+    assert text.startswith("# Table 1 | protocol strict | seeds 0 to 1\n")
+    assert "0.2020<br>0.2300 ± 0.0010<br>+0.0280 !" in text
+    assert "0.2286<br>0.2300 ± 0.0010<br>+0.0014 " in text
+    models = ["T-DiffRec", "TI-DiffRec", "SASRec", "SASRec+HBR", "SASRec+HBR+NNS",
+              "SASRec+HBR+NNS+DPA"]  # fmt: skip
+    lines = [line.split(" | ")[0] for line in text.splitlines() if "0.2300" in line]
+    assert lines == [f"| {name}" for name in models]
+    assert "SIMULATED" not in text
+    again = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", real_log)
+    assert again.status == 0
+    assert len(runs) == 2  # nothing is missing
+
+
+def test_killed_and_run_again(reproduce, runs, real_log):
+    runs.die_at = 2
+    flags = ("--table=1", "--encoders=sasrec", real_log)
+    killed = reproduce(*flags)
+    assert killed.status == 130
+    assert killed.err == "interrupted; the same command resumes the runs\n"
+    text = (OUT / "strict" / "table1.md").read_text()
+    assert "| TI-DiffRec |  | " not in text
+    # Not run: the paper's figure alone.
+    assert "| SASRec |  |  | 0.2020<br><br> |  |  |  |" in text
+    planned = reproduce(*flags, "--dry-run").out
+    assert planned.startswith("finished toy: TI-DiffRec and T-DiffRec\n")
+    assert "begun    toy: sasrec" in planned
+    assert planned.endswith("1 of 2 runs are left\n")
+    assert reproduce(*flags).status == 0
+    assert [Path(workdir).name for workdir in runs] == ["diffusion", "sasrec", "sasrec"]
+
+
+def test_dry_run_writes_nothing(reproduce, runs, real_log, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    done = reproduce(
+        "--figure=4", "--encoders=sasrec", "--protocol=reference", "--dry-run", real_log
+    )
+    assert done.status == 0
+    assert runs == []
+    assert set(tmp_path.rglob("*")) == before
+    assert done.out.count("missing  toy: ") == 3
+    assert "--config.preferences_by=sasrec" in done.out
+    assert "--config.encoder.variants=(" in done.out.replace(
+        "'--config.encoder", "--config.encoder"
+    )
+
+
+def test_statistics(reproduce, runs, real_log):
+    assert reproduce("--table=2", real_log).status == 0
+    assert runs == []
+    rows = (OUT / "strict" / "table2.csv").read_text().splitlines()
+    assert rows[1:4] == [
+        "toy,target domain,users,,9.0,,,", "toy,target domain,items,,270.0,,,",
+        "toy,target domain,events,,270.0,,,",
+    ]  # fmt: skip
+
+
+def test_a_figure(reproduce, runs, real_log):
+    assert reproduce("--figure=4", "--encoders=sasrec", real_log).status == 0
+    names = {path.name for path in (OUT / "strict").iterdir()}
+    assert names == {f"figure4.{end}" for end in ("md", "csv", "tex", "png", "svg")}
+    assert "SASRec w/o TI-DiffRec" in (OUT / "strict" / "figure4.md").read_text()
+
+
+def test_a_sweep(reproduce, runs, real_log):
+    assert reproduce("--sweep=hbr.clip=1,2.5", real_log).status == 0
+    names = ["diffusion", "sweep-sasrec-hbr.clip=1.0", "sweep-sasrec-hbr.clip=2.5"]
+    assert [Path(workdir).name for workdir in runs] == names
+    text = (OUT / "strict" / "sweep-hbr.clip.md").read_text()
+    assert "| hbr.clip = 2.5 | <br>0.2300 ± 0.0010<br> |" in text
+    runs.clear()
+    # The pools hang on this one: other preferences cannot serve.
+    assert reproduce("--sweep=nns.first_fraction=0.5,0.9", real_log).status == 0
+    assert len(runs) == 2
+
+
+def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simulated):
+    assert reproduce("--table=1", "--encoders=sasrec", simulated).status == 0
+    text = (OUT / "strict" / "table1.md").read_text()
+    assert "SIMULATED DATA" in text
+    assert "0.2020" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "one of the arguments --table --figure --sweep is required"),
+        (("--table=4",), "argument --table: invalid choice"),
+        (("--table=1",), "none: not found in"),  # no log, and none is simulated unasked
+        (
+            ("--table=1", "--protocol=paper"),
+            "config.protocol: one of strict, reference is expected",
+        ),
+        (("--table=1", "--seeds=0"), "config.seeds: an integer of at least 1 is expected"),
+        (("--table=1", "--seeds=two"), "config.seeds: an integer"),
+        (("--table=1", "--encoders=caser"), "encoder.name: expected one of"),
+        (("--table=1", "--config.encoder.widht=3"), "config.encoder.widht: unknown field"),
+        (("--table=1", "--datasets=nowhere"), "--config: configs/nowhere.py: no such file"),
+        (
+            ("--table=1", "--datasets=toy,toy"),
+            "argument --datasets: different names joined by commas",
+        ),
+        (("--table=1", "--quick"), "unexpected argument '--quick'"),
+        (("--figure=4", "--metric=F1"), "--metric: one of N@1, "),
+        (("--sweep=hbr.clip",), "--sweep: FIELD=V1,V2,.. is expected"),
+        (("--sweep=hbr.clap=1",), "config.hbr.clap: unknown field, did you mean"),
+        (("--sweep=hbr.clip=1,no",), "--sweep: a number above 0 is expected"),
+        (("--sweep=hbr.clip=1,-1",), "config.hbr.clip: a number above 0 is expected, got -1"),
+    ],
+)
+def test_mistakes(reproduce, runs, tmp_path, flags, message):
+    done = reproduce(*flags)
+    assert done.status == 2
+    assert done.err.startswith(f"error: {message}")
+    assert done.err.count("\n") == 1
+    assert runs == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_table_3_is_of_pairs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--table=3"]) == 2
+    assert "--config: configs/toy_game.py: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table", ["1", "3"])
+def test_the_default_configs_are_there(table, runs, capsys):
+    flags = ["--config.data.source=simulated", "--dry-run", f"--configs={ROOT / 'configs'}"]
+    assert main([f"--table={table}", "--encoders=sasrec", *flags]) == 0
+    assert capsys.readouterr().out.count("missing  ") == 8
+
+
+def test_an_error_in_a_run_ends_all(reproduce, runs, real_log, monkeypatch):
+    def fail(*_):
+        raise UserError("the loss is nan")
+
+    monkeypatch.setattr(experiment, "run", fail)
+    done = reproduce("--table=1", "--encoders=sasrec", real_log)
+    assert (done.status, done.err) == (2, "error: the loss is nan\n")
+
+
+@pytest.mark.slow
+@pytest.mark.loose_jax("dtypes")
+def test_the_real_thing(reproduce, simulated, quick_compilation):
+    done = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", simulated)
+    assert (done.status, done.err.count("error")) == (0, 0)
+    text = (OUT / "strict" / "table1.csv").read_text()
+    values = [line.split(",")[4] for line in text.splitlines()[1:]]
+    assert len(values) == 36
+    assert all(0 <= float(value) <= 1 for value in values)
+    again = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", simulated, "--dry-run")
+    assert again.out.endswith("0 of 2 runs are left\n")
