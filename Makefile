@@ -15,7 +15,7 @@ run: $(VENV)/ready-to-run
 	$(VENV)/bin/python -m pdrec_jax.main --config=$(CONFIG) $(ARGS)
 
 test: $(VENV)/ready-to-develop
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=auto $(ARGS)
 
 setup: $(VENV)/ready-to-develop
 

@@ -6,6 +6,7 @@ user to L would be 80 to 93 % of the work. Rows of L cells hold several users (s
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterable
 
@@ -85,7 +86,7 @@ class PackedRows:
     """Where each cell of some rows takes its event from, in groups of rows of one length.
 
     A segment is the last ``min(length, L)`` events of one user, in order, in neighbouring cells of
-    a row. See ``Layout`` for which row it goes to.
+    a row. See ``Layout`` for which row it goes to; a short one may fill what is left of a long row.
 
     Attributes:
       event: a group each, [..., R, L] int32, index into the flat events; 0 in an empty cell.
@@ -99,36 +100,41 @@ class PackedRows:
     last: NDArray[np.int32]
 
 
-def assign_rows(lengths: NDArray, row_length: int) -> tuple[NDArray, NDArray, int]:
-    """Assigns segments to rows: the longest that are left, then the shortest that still fit.
+def assign_rows(
+    lengths: NDArray, row_length: int, above: int = 0, least: int = 0
+) -> tuple[NDArray, NDArray, int]:
+    """Assigns segments to rows: the longest that is left, then always the longest that still fits.
 
     Args:
       lengths: [B], each between 1 and ``row_length``.
       row_length: L.
+      above: no row is begun with a segment of at most this length, which may go elsewhere,
+      least: but for this many rows, which are there in any case.
 
     Returns:
-      row [B], first column [B], and the number of rows.
+      row [B], -1 where a segment is left over; first column [B]; and the number of rows.
     """
-    order = np.argsort(-lengths, kind="stable").tolist()
-    sizes = lengths.tolist()
-    row, column = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
-    first, last, rows = 0, len(order) - 1, 0
-    while first <= last:
-        used = 0
-        while first <= last and used + sizes[order[first]] <= row_length:
-            segment = order[first]
+    ascending = np.argsort(lengths, kind="stable").tolist()
+    sizes = lengths[ascending].tolist()
+    row, column = np.full(len(sizes), -1, np.int64), np.zeros(len(sizes), np.int64)
+    rows = 0
+    while sizes and (rows < least or sizes[-1] > above):
+        used, place = 0, len(sizes) - 1
+        while place >= 0:
+            segment = ascending.pop(place)
             row[segment], column[segment] = rows, used
-            used, first = used + sizes[segment], first + 1
-        while first <= last and used + sizes[order[last]] <= row_length:
-            segment = order[last]
-            row[segment], column[segment] = rows, used
-            used, last = used + sizes[segment], last - 1
+            used += sizes.pop(place)
+            place = bisect.bisect_right(sizes, row_length - used) - 1
         rows += 1
     return row, column, rows
 
 
 def rows_needed(
-    offsets: NDArray, users: NDArray, max_length: int, layout: Layout = PACKED
+    offsets: NDArray,
+    users: NDArray,
+    max_length: int,
+    layout: Layout = PACKED,
+    least: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
     """Returns how many rows one batch of users needs, see ``pack``.
 
@@ -137,6 +143,7 @@ def rows_needed(
       users: [B] indices.
       max_length: L.
       layout: of the rows.
+      least: rows of each group that are there in any case, and take what they can.
 
     Returns:
       a number for each group: of its rows where rows are shared; otherwise of the rows that are at
@@ -144,12 +151,44 @@ def rows_needed(
     """
     lengths = np.minimum(offsets[users + 1] - offsets[users], max_length)
     widths = layout.row_lengths(max_length)
-    return _shared_rows(lengths, widths)[3] if layout.shared else _at_least(lengths, widths)
+    if not layout.shared:
+        return _at_least(lengths, widths)
+    return _shared_rows(lengths, widths, least)[3]
 
 
 def most_rows(needs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     """Returns the largest number of each group among several batches."""
     return tuple(max(need) for need in zip(*needs, strict=True))
+
+
+def enough_rows(
+    offsets: NDArray,
+    batches: NDArray,
+    max_length: int,
+    layout: Layout = PACKED,
+    least: tuple[int, ...] | None = None,
+) -> tuple[int, ...]:
+    """Returns numbers of rows that every one of some batches fits in.
+
+    Where rows are shared the longest are settled first: most batches need fewer of them than the
+    largest does, and put short segments there.
+
+    Args:
+      offsets: [U+1], CSR of the events.
+      batches: [n, B] users.
+      max_length: L.
+      layout: of the rows.
+      least: numbers to keep where they are enough; beyond them a number grows in steps of 4.
+    """
+    settled = [0] * len(layout.row_lengths(max_length)) if least is None else list(least)
+    for number in reversed(range(len(settled))):
+        there = (*[0] * (number + 1), *settled[number + 1 :])
+        need = max(
+            rows_needed(offsets, users, max_length, layout, there)[number] for users in batches
+        )
+        if need > settled[number]:
+            settled[number] = need if least is None else -(-need // 4) * 4
+    return tuple(settled)
 
 
 def pack(
@@ -174,7 +213,7 @@ def pack(
     lengths = np.minimum(offsets[users + 1] - offsets[users], max_length)
     ends, widths = offsets[users + 1], layout.row_lengths(max_length)
     if layout.shared:
-        group, row, column, needed = _shared_rows(lengths, widths)
+        group, row, column, needed = _shared_rows(lengths, widths, rows)
         counts = _enough(needed, rows, widths)
     else:
         given = _enough(_at_least(lengths, widths), rows, widths)
@@ -212,14 +251,21 @@ def _enough(
     return given
 
 
-def _shared_rows(lengths: NDArray, widths: tuple[int, ...]) -> Placement:
+def _shared_rows(
+    lengths: NDArray, widths: tuple[int, ...], least: tuple[int, ...] | None
+) -> Placement:
     """Places segments in rows that several share: group, row, column [B] each, and R of a group."""
-    group, counts = np.searchsorted(widths, lengths), []
-    row, column = np.zeros_like(lengths), np.zeros_like(lengths)
-    for number, width in enumerate(widths):
-        members = np.flatnonzero(group == number)
-        row[members], column[members], count = assign_rows(lengths[members], width)
-        counts.append(count)
+    group, row, column = (np.zeros_like(lengths) for _ in range(3))
+    counts = [0] * len(widths)
+    left = np.arange(len(lengths))
+    # The longest rows first, since short segments fill what is left of them.
+    for number in reversed(range(len(widths))):
+        above = widths[number - 1] if number else 0
+        there = least[number] if least else 0
+        rows, columns, counts[number] = assign_rows(lengths[left], widths[number], above, there)
+        taken = left[rows >= 0]
+        group[taken], row[taken], column[taken] = number, rows[rows >= 0], columns[rows >= 0]
+        left = left[rows < 0]
     return group, row, column, tuple(counts)
 
 

@@ -35,6 +35,7 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.row_adam import AdamW, Tails, tails
 
 _STEPS_A_DISPATCH = 5  # the progress bar moves this often
+_LOOKED_AHEAD = 8  # epochs whose batches decide the number of tokens
 
 
 def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
@@ -156,11 +157,9 @@ class DiffusionTask:
         self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in a few dispatches, see ``training.Task``."""
-        config, size = self.config, self.config.batch_size
-        users = draw_users(
-            self.users, (self.steps, size), seed=(config.seed, 1, epoch), repeat=config.batch_repeat
-        )
-        tokens = token_budget(self.vectors, users)
+        config, users = self.config, self._draw(epoch)
+        # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
+        tokens = max(token_budget(self.vectors, users), self._usual_tokens)
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         losses = []
         # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
@@ -171,7 +170,7 @@ class DiffusionTask:
             batch = jax.tree.map(lambda *rows: np.stack(rows), *batches)
             first = (epoch - 1) * self.steps + begin
             given = state, batch, np.arange(first, first + len(chunk)), rate
-            static = self.model, config.weight_decay, config.seed, size
+            static = self.model, config.weight_decay, config.seed, config.batch_size
             if self.model.windowed:
                 state, loss = train_steps_by_rows(*given, self._tails, *static)
             else:
@@ -179,6 +178,22 @@ class DiffusionTask:
             losses.append(np.asarray(loss))
             advance(len(chunk))
         return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        """The users of an epoch's batches, [steps, B]; nothing but seed and epoch decide them."""
+        config = self.config
+        return draw_users(
+            self.users,
+            (self.steps, config.batch_size),
+            seed=(config.seed, 1, epoch),
+            repeat=config.batch_repeat,
+        )
+
+    @functools.cached_property
+    def _usual_tokens(self) -> int:
+        """Tokens that nearly every epoch's batches fit in."""
+        epochs = range(1, _LOOKED_AHEAD + 1)
+        return max(token_budget(self.vectors, self._draw(epoch)) for epoch in epochs)
 
     @functools.cached_property
     def _tails(self) -> Tails:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from pdrec_jax.data.batches import most_rows, pack, rows_needed
+from pdrec_jax.data.batches import enough_rows, pack
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.encoders.model import Batch, EncoderModel, Params, final_states, score_all
@@ -58,7 +58,7 @@ def infer_preferences(
     index = np.flatnonzero(users)
     cut = [index[i : i + block] for i in range(0, len(index), block)]
     full = [np.concatenate([b, np.full(block - len(b), b[0])]) for b in cut]
-    rows = most_rows(rows_needed(train.offsets, b, model.max_length) for b in full)
+    rows = enough_rows(train.offsets, np.stack(full), model.max_length)
     histories = jax.device_put((train.offsets.astype(np.int32), train.items))
 
     def score_blocks(some: np.ndarray) -> Array:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from pdrec_jax.data.batches import most_rows, pack, rows_needed
+from pdrec_jax.data.batches import enough_rows, pack
 from pdrec_jax.encoders.model import (
     Batch,
     EncoderModel,
@@ -52,7 +52,7 @@ class Evaluation:
         full = [np.concatenate([b, np.full(self.block - len(b), b[0])]) for b in cut]
         length = self.model.max_length
         layout = self.model.layout
-        rows = most_rows(rows_needed(self.offsets, b, length, layout) for b in full)
+        rows = enough_rows(self.offsets, np.stack(full), length, layout)
         packed = []
         for block, users in zip(cut, full, strict=True):
             cells = pack(self.offsets, users, length, rows, layout)

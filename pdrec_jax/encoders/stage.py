@@ -15,7 +15,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from pdrec_jax import training
-from pdrec_jax.data.batches import draw_users, extend_train, most_rows, pack, rows_needed
+from pdrec_jax.data.batches import draw_users, enough_rows, extend_train, pack
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
@@ -235,17 +235,15 @@ class EncoderTask:
             repeat=config.batch_repeat,
         )
 
-    def _rows(self, users: np.ndarray) -> tuple[int, ...]:
+    def _rows(self, users: np.ndarray, least: tuple[int, ...] | None = None) -> tuple[int, ...]:
         model = self.model
-        return most_rows(
-            rows_needed(self.offsets, row, model.max_length, model.layout) for row in users
-        )
+        return enough_rows(self.offsets, users, model.max_length, model.layout, least)
 
     @functools.cached_property
     def _usual_rows(self) -> tuple[int, ...]:
         """Rows that nearly every epoch fits in, the same for every seed and after a resume."""
         ahead = range(1, _LOOKED_AHEAD + 1)
-        return most_rows(self._rows(self._draw(epoch, _ROWS_SEED)) for epoch in ahead)
+        return self._rows(np.concatenate([self._draw(epoch, _ROWS_SEED) for epoch in ahead]))
 
     @functools.cached_property
     def _tail(self) -> Tails:
@@ -257,10 +255,7 @@ class EncoderTask:
         """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
         users = self._draw(epoch)
         # A rare epoch that needs more gets spare rows, so that few shapes are ever compiled.
-        rows = tuple(
-            usual if need <= usual else -(-need // 4) * 4
-            for need, usual in zip(self._rows(users), self._usual_rows, strict=True)
-        )
+        rows = self._rows(users, self._usual_rows)
         model = self.model
         packed = [pack(self.offsets, row, model.max_length, rows, model.layout) for row in users]
         return Batch(

@@ -14,6 +14,7 @@ from pdrec_jax.data.batches import (
     PACKED,
     assign_rows,
     draw_users,
+    enough_rows,
     extend_train,
     most_rows,
     pack,
@@ -147,6 +148,7 @@ class TestPack:
         owner = np.concatenate([group.reshape(-1) for group in packed.segment])
         width = np.concatenate([np.full(g.size, g.shape[1]) for g in packed.event])
         row = np.concatenate([np.arange(g.size) // g.shape[1] for g in packed.event])
+        column = np.concatenate([np.arange(g.size) % g.shape[1] for g in packed.event])
         for number, user in enumerate(users):
             cells = np.flatnonzero(owner == number)
             # Its last events, each once, in order, side by side in one row.
@@ -155,8 +157,9 @@ class TestPack:
             assert (np.diff(cells) == 1).all()
             assert len(set(zip(row[cells], width[cells], strict=True))) == 1
             assert packed.last[number] == cells[-1]
-            # In the shortest row that holds it.
-            assert width[cells[0]] == min(w for w in widths if w >= len(cells))
+            # A row of a longer kind is begun for what fits no other, and filled with anything.
+            if column[cells[0]] == 0:
+                assert width[cells[0]] == min(w for w in widths if w >= len(cells))
 
     @given(packing=packings())
     @settings(deadline=None, max_examples=20)
@@ -170,8 +173,9 @@ class TestPack:
         offsets, users = offsets_of([3, 70, 5]), np.arange(3)
         packed = pack(offsets, users, 200, rows=(4, 2))
         assert [group.shape for group in packed.event] == [(4, 64), (2, 200)]
-        assert (packed.segment[0] < 3).sum() == 8
-        assert (packed.segment[1] < 3).sum() == 70
+        # The long rows are there in any case, and one of them takes all.
+        assert (packed.segment[0] < 3).sum() == 0
+        assert (packed.segment[1] < 3).sum(axis=1).tolist() == [78, 0]
         # The last cells count the spare rows too.
         flat = np.concatenate([group.reshape(-1) for group in packed.event])
         assert flat[packed.last].tolist() == [2, 72, 77]
@@ -182,7 +186,20 @@ class TestPack:
     )
     def test_too_few_rows(self, rows, complaint):
         with pytest.raises(ValueError, match=complaint):
-            pack(offsets_of([3, 70]), np.arange(2), 200, rows)
+            pack(offsets_of([3, 198]), np.arange(2), 200, rows)
+
+    def test_what_fits_every_batch(self):
+        """Two batches, one of which has no long history: its short ones share the long row."""
+        offsets, batches = offsets_of([150, 60, 60, 60]), np.array([[0, 1, 1], [1, 2, 3]])
+        assert rows_needed(offsets, batches[1], 200) == (3, 0)
+        assert enough_rows(offsets, batches, 200) == (2, 1)
+        for users in batches:
+            packed = pack(offsets, users, 200, (2, 1))
+            assert sum((group < 3).sum() for group in packed.segment) == (
+                270 if 0 in users else 180
+            )
+        assert enough_rows(offsets, batches, 200, least=(0, 1)) == (4, 1)
+        assert enough_rows(offsets, batches, 200, least=(9, 2)) == (9, 2)
 
     def test_a_group_may_be_empty(self):
         packed = pack(offsets_of([3, 4]), np.arange(2), 200)
