@@ -49,7 +49,9 @@ class Store:
             max_to_keep=1, create=True, enable_async_checkpointing=False
         )
         # Without named handlers a save's metadata cannot be read back.
-        handlers = {"tree": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        # Of what is saved one gigabyte at a time is copied.
+        tree = ocp.StandardCheckpointHandler(save_concurrent_gb=1)
+        handlers = {"tree": tree, "meta": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self.directory / slot, options=options, item_handlers=handlers)
 
     def step(self, slot: str) -> int | None:

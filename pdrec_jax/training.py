@@ -135,15 +135,16 @@ class Run:
             self.course = Course(**meta)
             store.delete("state")  # left by a kill right after the last save
             return
-        self.state = task.initial()
-        best = self.state["params"]
-        self.course = Course()
-        if store.step("state") is not None:
-            saved, meta = store.restore("state", {"state": self.state, "best": best})
-            self.state, best, self.course = saved["state"], saved["best"], Course(**meta)
+        if store.step("state") is None:
+            self.state, self.course = task.initial(), Course()
+            # The epoch donates the state, so what is kept must be a copy.
+            self._best = jax.tree.map(jnp.copy, self.state["params"])
+        else:
+            # Only shapes, since two states at once may be more than fits.
+            like = jax.eval_shape(task.initial)
+            saved, meta = store.restore("state", {"state": like, "best": like["params"]})
+            self.state, self._best, self.course = saved["state"], saved["best"], Course(**meta)
         log.rewind(task.name, self.course.epoch)
-        # The epoch donates the state, so what is kept must be a copy.
-        self._best = jax.tree.map(jnp.copy, best)
         self._saved_at = time.monotonic()
 
     @property

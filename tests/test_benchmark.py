@@ -23,6 +23,7 @@ from pdrec_jax.benchmark.contest import (
     Contestant,
     Result,
     Row,
+    large_copy,
     largest_difference,
     matrix_product,
     measure,
@@ -98,7 +99,7 @@ def test_every_stage_is_reported_in_order(outcome: Outcome) -> None:
 def test_json_keeps_every_time_and_what_follows_from_it(outcome: Outcome) -> None:
     for comparison in outcome.report["comparisons"]:
         assert comparison["compilations"] == 0
-        for row in (*comparison["rows"], comparison["ceiling"]):
+        for row in (*comparison["rows"], comparison["ceiling"], comparison["copy"]):
             seconds = np.array(row["seconds"])
             assert seconds.shape == (ROUNDS,)
             assert (seconds > 0).all()
@@ -148,12 +149,15 @@ def test_one_wrong_cell_breaks_the_agreement(monkeypatch) -> None:
 
 
 def test_windowed_noise_does_less_and_differs_by_its_draw(outcome: Outcome) -> None:
-    dense, window = outcome.comparison("diffusion_step")["rows"]
+    dense, window, windows = outcome.comparison("diffusion_step")["rows"]
     slots, width = 701, 88
     assert dense["name"] == "dense, 701 slots"
     assert dense["flops"] == 2 * 16 * 16 * 5 * slots * TINY.steps
     assert window["flops"] == 2 * 16 * 16 * (2 * width + 3 * slots) * TINY.steps
+    assert windows["flops"] == 2 * 16 * 16 * (2 * width + 3 * 2 * width) * TINY.steps
+    assert windows["moved"] < dense["moved"] == 8 * 4 * 16 * 2 * slots * TINY.steps
     assert 0 < window["difference"] < 0.5
+    assert 0 < windows["difference"] < 1
 
 
 def test_tables_fit_and_name_the_data(outcome: Outcome) -> None:
@@ -165,7 +169,8 @@ def test_tables_fit_and_name_the_data(outcome: Outcome) -> None:
         assert f"{comparison['stage']}: {comparison['title']}" in lines
         for row in comparison["rows"]:
             assert sum(line.startswith(row["name"] + " ") for line in lines) >= 2
-    assert sum(line.startswith("matrix product 64") for line in lines) == len(comparisons)
+    for ceiling in ("matrix product 64", "copy 262,144 B"):
+        assert sum(line.startswith(ceiling) for line in lines) == len(comparisons)
     assert outcome.printed.strip() == (outcome.directory / "benchmark.txt").read_text().strip()
 
 
@@ -177,7 +182,8 @@ def test_markdown_has_a_whole_table_for_each_comparison(outcome: Outcome) -> Non
     for table, comparison in zip(found, comparisons, strict=True):
         assert len({line.count("|") for line in table}) == 1
         names = [line.split(" | ")[0].removeprefix("| ") for line in table[2:]]
-        assert names == [row["name"] for row in (*comparison["rows"], comparison["ceiling"])]
+        ceilings = comparison["ceiling"], comparison["copy"]
+        assert names == [row["name"] for row in (*comparison["rows"], *ceilings)]
 
 
 def test_the_encoder_is_timed_without_and_with_plugins() -> None:
@@ -211,9 +217,9 @@ def test_both_catalogues_are_compared_where_there_are_two() -> None:
     comparison = next(diffusion_step.comparisons(sizes, "simulated"))
     assert [(c.name, c.twin) for c in comparison.contestants] == [
         ("dense, 1,001 slots", None),
-        ("window 0.125, 1,001 slots", "dense, 1,001 slots"),
         ("dense, 701 slots", "dense, 1,001 slots"),
-        ("window 0.125, 701 slots", "dense, 1,001 slots"),
+        ("window, 701 slots", "dense, 1,001 slots"),
+        ("windows, 701 slots", "dense, 1,001 slots"),
     ]
 
 
@@ -250,15 +256,29 @@ def test_contestants_take_turns() -> None:
         Contestant(name, lambda name=name: calls.append(name), 1, 1.0) for name in ("a", "b")
     ]
     ceiling = Contestant("ceiling", lambda: calls.append("-"), 1, 1.0)
-    result = measure(comparison_of(*contestants), None, ceiling)
+    copy = Contestant("copy", lambda: calls.append("="), 1, moved=1.0)
+    result = measure(comparison_of(*contestants), None, ceiling, copy)
 
-    assert "".join(calls) == "---" + "bbbaaa" + "-ab" + "ab-" + "b-a"
+    assert "".join(calls) == "---===" + "bbbaaa" + "-=ab" + "=ab-" + "ab-="
     assert [row.name for row in result.rows] == ["a", "b"]
-    assert result.ceiling.name == "ceiling"
+    assert (result.ceiling.name, result.copy.name) == ("ceiling", "copy")
     assert {len(row.seconds) for row in result.rows} == {3}
     calls.clear()
-    measure(comparison_of(*contestants), 1, ceiling)
-    assert "".join(calls) == "---" + "bbbaaa" + "-ab"
+    measure(comparison_of(*contestants), 1, ceiling, copy)
+    assert "".join(calls) == "---===" + "bbbaaa" + "-=ab"
+
+
+def test_the_floor_is_what_binds_more() -> None:
+    def row(seconds: float, flops: float | None, moved: float | None) -> Row:
+        return Row("", 1, flops, None, (seconds,), 5.0, 1, None, None, None, moved=moved)
+
+    ceiling, copy = row(2.0, 20.0, None), row(0.5, None, 4.0)  # 10 operations, 8 bytes a second
+    result = Result("reverse", "", "", "user", "", (), (), ceiling, copy, 0)
+    assert result.floor(row(9.0, 30.0, 8.0)) == 3.0
+    assert result.floor(row(9.0, 30.0, 80.0)) == 10.0
+    assert result.floor(row(9.0, None, 80.0)) == 10.0
+    assert result.floor(row(9.0, None, None)) is None
+    assert result.floor(ceiling) == 2.0
 
 
 def test_a_ratio_is_of_one_unit() -> None:
@@ -266,7 +286,7 @@ def test_a_ratio_is_of_one_unit() -> None:
         return Row(name, units, None, twin, seconds, 5.0, 1, None, None, None)
 
     slow, fast = row("slow", 2, (4.0, 6.0, 2.0), None), row("fast", 4, (1.0, 4.0, 2.0), "slow")
-    result = Result("reverse", "", "", "user", "", (), (slow, fast), slow, 0)
+    result = Result("reverse", "", "", "user", "", (), (slow, fast), slow, slow, 0)
     ratios = result.ratios(fast)
     assert ratios is not None
     assert ratios.tolist() == [8.0, 3.0, 2.0]
@@ -279,7 +299,7 @@ def test_a_compilation_under_the_clock_is_reported() -> None:
     sizes = iter(range(1, 100))
     double = jax.jit(lambda x: x * 2)
     changing = Contestant("changing", lambda: double(np.zeros(next(sizes), np.float32)), 1)
-    result = measure(comparison_of(changing), None, matrix_product(8))
+    result = measure(comparison_of(changing), None, matrix_product(8), large_copy(8))
     assert result.compilations == 3
     text = tables.text_table(result, suite.describe_machine())
     assert "WARNING: compiled 3 times while the clock ran" in text
@@ -291,7 +311,7 @@ def test_added_memory_is_that_of_the_call() -> None:
     size = 64 * 2**20
     eating = Contestant("eating", lambda: np.ones(size, np.uint8).sum(), 1)
     modest = Contestant("modest", lambda: None, 1)
-    result = measure(comparison_of(eating, modest), 1, matrix_product(8))
+    result = measure(comparison_of(eating, modest), 1, matrix_product(8), large_copy(8))
     eaten, spared = (row.added_bytes for row in result.rows)
     assert abs(eaten - size) < size // 8  # the kernel counts pages in batches
     assert spared < size // 8

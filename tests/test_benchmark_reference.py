@@ -240,7 +240,7 @@ def test_speedups_are_of_one_unit_and_against_the_reference_alone() -> None:
         return Row(name, units, None, None, seconds, 0.0, 0, None, None, None, foreign)
 
     rows = (row("theirs", 2, (4.0, 8.0), True), row("ours", 10, (1.0, 2.0)))
-    result = Result("stage", "title", "data", "step", "", (), rows, row("c", 1, (1.0,)), 0)
+    result = Result("stage", "title", "data", "step", "", (), rows, *[row("c", 1, (1.0,))] * 2, 0)
     table = tables.speedups([result])
     assert "| stage | ours | 150.0 ms a step | 20.0x (20.0 to 20.0) theirs |" in table
     assert tables.speedups([dataclasses.replace(result, rows=rows[1:])]) == ""

@@ -186,7 +186,7 @@ class TestFlags:
         assert "'hbr+hbr'" in complaint("--config.encoder.variants=hbr+hbr")
         twice = complaint("--config.encoder.variants=('hbr+nns', 'nns+hbr')")
         assert twice.startswith("config.encoder.variants: a tuple of different variants is expect")
-        assert "['sasrec'], got 'gru'" in complaint("--config.encoder.name=gru")
+        assert "'sasrec'], got 'gru'" in complaint("--config.encoder.name=gru")
 
     def test_other_flags(self, complaint) -> None:
         assert complaint("--confg=1").startswith("Unknown command line flag 'confg'")

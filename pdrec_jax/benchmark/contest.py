@@ -2,7 +2,8 @@
 
 Whatever else the machine does hits all contestants of a round alike, and the ratio of two is taken
 round by round, so that a busy machine widens the spread more than it moves the median. A large
-matrix product runs in every round too: the ceiling that the others' operations are held against.
+matrix product and a large copy run in every round too: the ceilings that the others' operations and
+bytes are held against.
 
 A contestant is a function of nothing, so one that asks another process to do its share (the PyTorch
 reference) can run beside those of this package; it says itself how long that took, `Elapsed`.
@@ -52,6 +53,8 @@ class Contestant:
         as two; None where they were not counted.
       twin: name of the slow twin, which a ratio is taken to.
       foreign: not of this package; every row of this package is held against it too.
+      moved: bytes that one call has to read from memory or write there, on paper; None where they
+        were not counted.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Contestant:
     flops: float | None = None
     twin: str | None = None
     foreign: bool = False
+    moved: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Row:
       device_peak_bytes: see ``memory.device_peak``, after a call.
       difference: from the twin; None where there is none.
       foreign: see ``Contestant``.
+      moved: see there.
     """
 
     name: str
@@ -119,6 +124,7 @@ class Row:
     device_peak_bytes: int | None
     difference: float | None
     foreign: bool = False
+    moved: float | None = None
 
     def quantile(self, share: float) -> float:
         """Seconds of a call that this share of the calls stayed below."""
@@ -134,6 +140,11 @@ class Row:
         """Operations a second, at the median."""
         return None if self.flops is None else self.flops / self.quantile(0.5)
 
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes a second, at the median."""
+        return None if self.moved is None else self.moved / self.quantile(0.5)
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -148,6 +159,7 @@ class Result:
       notes: see there.
       rows: of the contestants, in their order.
       ceiling: of the matrix product.
+      copy: of the large copy.
       compilations: how often something was compiled while the clock ran; 0 unless shapes change.
     """
 
@@ -159,7 +171,20 @@ class Result:
     notes: tuple[str, ...]
     rows: tuple[Row, ...]
     ceiling: Row
+    copy: Row
     compilations: int
+
+    def floor(self, row: Row) -> float | None:
+        """Seconds that a call takes at least at the ceilings measured beside it (its roofline)."""
+        bounds = [
+            amount / ceiling
+            for amount, ceiling in (
+                (row.flops, self.ceiling.rate),
+                (row.moved, self.copy.bandwidth),
+            )
+            if amount is not None and ceiling is not None
+        ]
+        return max(bounds, default=None)
 
     def ratios(self, row: Row) -> np.ndarray | None:
         """Time of the twin over that of a row for one unit, round by round; None without a twin."""
@@ -179,18 +204,34 @@ def matrix_product(side: int) -> Contestant:
     return Contestant(f"matrix product {side:,}", lambda: product(a, b), 1, 2.0 * side**3)
 
 
-def measure(comparison: Comparison, repeats: int | None, ceiling: Contestant) -> Result:
+def large_copy(side: int) -> Contestant:
+    """The machine's own ceiling of bytes: reads an array far larger than a cache, writes another.
+
+    Args:
+      side: of the matrix product; the array has as many numbers as 16 of its matrices.
+    """
+    source = jnp.zeros(16 * side**2)
+    copy = jax.jit(lambda array: array + 1)
+    return Contestant(
+        f"copy {4 * source.size:,} B", lambda: copy(source), 1, moved=8.0 * source.size
+    )
+
+
+def measure(
+    comparison: Comparison, repeats: int | None, ceiling: Contestant, copy: Contestant
+) -> Result:
     """Warms up, measures memory and agreement, then times all contestants in turns.
 
     Args:
       comparison: what to time.
       repeats: rounds; None for the comparison's own number.
       ceiling: from ``matrix_product``; takes part in every round.
+      copy: from ``large_copy``, likewise.
     """
-    contestants = (ceiling, *comparison.contestants)
+    contestants = (ceiling, copy, *comparison.contestants)
     first, peaks = {}, {}
     # The slow twin last: the accelerator's peak is that since the start, and would hide the others.
-    for contestant in (ceiling, *reversed(comparison.contestants)):
+    for contestant in (ceiling, copy, *reversed(comparison.contestants)):
         first[contestant.name] = _seconds(contestant)
         peaks[contestant.name] = _peak(contestant)
     differences = comparison.agree()
@@ -207,12 +248,13 @@ def measure(comparison: Comparison, repeats: int | None, ceiling: Contestant) ->
             *peaks[c.name],
             differences.get(c.name),
             c.foreign,
+            c.moved,
         )
         for number, c in enumerate(contestants)
     )
     shared = ("stage", "title", "data", "unit", "agreement", "notes")
     head = {name: getattr(comparison, name) for name in shared}
-    return Result(**head, rows=rows[1:], ceiling=rows[0], compilations=len(compiled))
+    return Result(**head, rows=rows[2:], ceiling=rows[0], copy=rows[1], compilations=len(compiled))
 
 
 def _rounds(contestants: tuple[Contestant, ...], repeats: int) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""Stage ``diffusion_step``: noise on all slots against noise on a window of them."""
+"""Stage ``diffusion_step``: noise and error on all slots against those on windows of them."""
 
 import dataclasses
 import functools
@@ -13,26 +13,29 @@ from pdrec_jax.benchmark.workload import Workload, make_workload
 from pdrec_jax.diffusion.stage import DiffusionTask, build
 from pdrec_jax.diffusion.step import training_loss
 from pdrec_jax.diffusion.vectors import gather_batch, token_budget
+from pdrec_jax.diffusion.windows import number_of_windows
 from pdrec_jax.settings import seeded
 
 
 def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
-    """Yields one comparison: dense and windowed noise, over all slots and the target's alone.
+    """Yields one comparison: dense over all slots and the target's alone, and there on windows.
 
     Args:
       sizes: of the work.
       source: see ``make_workload``.
     """
     workload = make_workload(sizes, source)
-    fractions = dict.fromkeys((1.0, sizes.noise_fraction))
+    noise, error = sizes.noise_fraction, sizes.error_fraction
+    windows = {"dense": (1.0, 1.0), "window": (noise, 1.0), "windows": (noise, error)}
     contestants: list[Contestant] = []
     pairs: list[tuple[Training, dict[str, DiffusionTask]]] = []
     for source_slots in dict.fromkeys((sizes.source_items > 0, False)):
         tasks = {}
-        for fraction in fractions:
-            task = _task(workload, sizes, fraction, source_slots)
-            noise = "dense" if fraction == 1 else f"window {fraction:g}"
-            tasks[f"{noise}, {task.model.num_slots:,} slots"] = task
+        for name, fractions in windows.items():
+            if source_slots and fractions != (1.0, 1.0):
+                continue
+            task = _task(workload, sizes, fractions, source_slots)
+            tasks[f"{name}, {task.model.num_slots:,} slots"] = task
         state = Training(next(iter(tasks.values())).initial())
         pairs.append((state, tasks))
         for name, task in tasks.items():
@@ -43,6 +46,7 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
                     sizes.steps,
                     sizes.steps * _flops(sizes, task),
                     contestants[0].name if contestants else None,
+                    moved=sizes.steps * _moved(sizes, task),
                 )
             )
     yield Comparison(
@@ -54,14 +58,21 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
         tuple(contestants),
         repeats=7,
         agree=functools.partial(_agree, pairs, sizes.diffusion_batch),
-        agreement="one step's loss from dense noise on the same slots, by the draw of the noise",
-        notes=("Operations are those of the five large products, less what the window saves.",),
+        agreement="one step's loss from the dense form on the same slots, by the draw of the noise",
+        notes=(
+            f"Window: {noise:g} of the slots carry noise; windows: and the error of {error:g}, of "
+            "popular slots and of a user's own is looked at.",
+            "Operations are those of the five large products, less what windows save; bytes those "
+            "of the two tables, their moments and their gradients.",
+        ),
     )
 
 
-def _task(workload: Workload, sizes: Sizes, fraction: float, source_slots: bool) -> DiffusionTask:
+def _task(
+    workload: Workload, sizes: Sizes, fractions: tuple[float, float], source_slots: bool
+) -> DiffusionTask:
     config = workload.copy()
-    config.diffusion.noise_fraction = fraction
+    config.diffusion.noise_fraction, config.diffusion.error_fraction = fractions
     config.diffusion.source_slots = source_slots
     task, _ = build(
         seeded(config, "diffusion"),
@@ -94,12 +105,25 @@ def _agree(
     return found
 
 
-def _flops(sizes: Sizes, task: DiffusionTask) -> float:
-    """Operations of a step: forward and gradient of two layers, without that of the input.
+def _slots(task: DiffusionTask) -> tuple[int, int]:
+    """How many slots carry noise in a step, and of how many it looks at the error."""
+    model = task.model
+    entries, exits = (
+        -(-model.num_slots // number_of_windows(fraction))
+        for fraction in (model.noise_fraction, model.error_fraction)
+    )
+    return entries, min(exits + len(model.head), model.num_slots)
 
-    The first layer's two products see the window alone.
-    """
-    fraction = task.model.noise_fraction
-    slots = task.model.num_slots
-    window = slots if fraction == 1 else -(-slots // round(1 / fraction))
-    return 2.0 * sizes.diffusion_batch * sizes.hidden * (2 * window + 3 * slots)
+
+def _flops(sizes: Sizes, task: DiffusionTask) -> float:
+    """Operations of a step: forward and gradient of two layers, without that of the input."""
+    entries, exits = _slots(task)
+    return 2.0 * sizes.diffusion_batch * sizes.hidden * (2 * entries + 3 * exits)
+
+
+def _moved(sizes: Sizes, task: DiffusionTask) -> float:
+    """Bytes of a step: of each row value, both moments and gradient, read and written."""
+    rows = 2 * task.model.num_slots
+    if task.model.windowed:
+        rows = min(rows, sum(_slots(task)) + 2 * sizes.diffusion_batch * sizes.nonzeros)
+    return 8 * 4.0 * sizes.hidden * rows

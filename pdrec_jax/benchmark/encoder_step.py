@@ -96,6 +96,8 @@ def _compare(
                 sizes.steps,
                 _flops(sizes, encoder, layouts[name], dpa=task.model.dpa_fine > 0),
                 None if name == _PADDED else _PADDED,
+                # Of the table value, moments and gradient, read and written.
+                moved=sizes.steps * 8 * 4.0 * workload.split.train.num_items * sizes.width,
             )
             for name, task in tasks.items()
         ),

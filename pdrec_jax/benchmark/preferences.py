@@ -71,6 +71,8 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
                 run,
                 len(index),
                 2.0 * slots * hidden**2 + len(index) * a_user,
+                # Both tables for the coupling, then the output's once a block, and the scores.
+                moved=4.0 * slots * (hidden * (2 + -(-len(index) // config.block)) + len(index)),
             ),
         ),
         repeats=5,

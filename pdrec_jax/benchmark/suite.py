@@ -22,7 +22,13 @@ from pdrec_jax.benchmark import (
     side_by_side,
     tables,
 )
-from pdrec_jax.benchmark.contest import Comparison, Result, matrix_product, measure
+from pdrec_jax.benchmark.contest import (
+    Comparison,
+    Result,
+    large_copy,
+    matrix_product,
+    measure,
+)
 from pdrec_jax.benchmark.reference import check_clone
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.benchmark.workload import make_config
@@ -75,7 +81,7 @@ def run(
         stages = [stage for stage in stages if stage in side_by_side.STAGES]
     if out is not None:
         _prepare(out)
-    ceiling = matrix_product(sizes.product)
+    ceilings = matrix_product(sizes.product), large_copy(sizes.product)
     began = describe_machine()
     results: list[Result] = []
     texts: list[str] = []
@@ -84,7 +90,7 @@ def run(
         print(f"{stage}: preparing and timing", file=sys.stderr, flush=True)
         for comparison in _comparisons(stage, sizes, source, reference):
             machine = describe_machine()
-            results.append(measure(comparison, repeats, ceiling))
+            results.append(measure(comparison, repeats, *ceilings))
             texts.append(tables.text_table(results[-1], machine))
             print(texts[-1] + "\n", flush=True)
             report = tables.as_json(results, began | {"load_at_end": _load()}, sizes)

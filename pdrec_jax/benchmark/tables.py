@@ -44,7 +44,8 @@ def text_table(result: Result, machine: Mapping[str, Any]) -> str:
       machine: from ``suite.describe_machine``, before the comparison.
 
     Returns:
-      the lines, without a newline at the end: times first, then costs.
+      the lines, without a newline at the end: times first, then how far they are from what the
+      machine could do, then costs.
     """
     lines = [
         f"{result.stage}: {result.title}",
@@ -53,7 +54,9 @@ def text_table(result: Result, machine: Mapping[str, Any]) -> str:
         "",
         *_grid(f"ms a {result.unit}", _times(), result, result.rows),
         "",
-        *_grid("of one call", _costs(), result, (*result.rows, result.ceiling)),
+        *_grid("against the floor", _floors(), result, (*result.rows, result.ceiling, result.copy)),
+        "",
+        *_grid("of one call", _costs(), result, result.rows),
         *([""] * bool(_notes(result))),
         *_notes(result),
     ]
@@ -99,11 +102,11 @@ def markdown(results: Sequence[Result], machine: Mapping[str, Any]) -> str:
     if table := speedups(results):
         parts.append(table)
     for result in results:
-        columns = (*_times(), *_costs())
+        columns = (*_times(), *_floors(), *_costs())
         head = [f"ms a {result.unit}", *(name for name, _, _ in columns)]
         rows = [
             [row.name, *(cell(result, row) for _, _, cell in columns)]
-            for row in (*result.rows, result.ceiling)
+            for row in (*result.rows, result.ceiling, result.copy)
         ]
         rounds = f"{len(result.ceiling.seconds)} rounds"
         parts += [
@@ -129,7 +132,7 @@ def as_json(results: Sequence[Result], machine: Mapping[str, Any], sizes: Any) -
         comparisons.append(
             {name: getattr(result, name) for name in shared}
             | {"rows": [_plain(result, row) for row in result.rows]}
-            | {"ceiling": _plain(result, result.ceiling)}
+            | {"ceiling": _plain(result, result.ceiling), "copy": _plain(result, result.copy)}
         )
     return {
         "format": 1,
@@ -149,6 +152,8 @@ def _plain(result: Result, row: Row) -> dict[str, Any]:
         "units_per_second": row.units / row.quantile(0.5),
         "flops_per_second": row.rate,
         "share_of_ceiling": _share(result, row),
+        "bytes_per_second": row.bandwidth,
+        "floor_seconds": result.floor(row),
         "ratio": None if ratios is None else _quartiles(ratios),
         "faster_than": {
             other.name: _quartiles(result.ratios_to(other, row))
@@ -197,19 +202,35 @@ def _times() -> tuple[_Column, ...]:
     )
 
 
-def _costs() -> tuple[_Column, ...]:
-    def share(result: Result, row: Row) -> str:
-        value = _share(result, row)
+def _floors() -> tuple[_Column, ...]:
+    def percent(value: float | None) -> str:
         return _MISSING if value is None else f"{value:.0%}"
 
+    def floor(result: Result, row: Row) -> str:
+        seconds = result.floor(row)
+        return _MISSING if seconds is None else _figure(1e3 * seconds / row.units)
+
+    def of_floor(result: Result, row: Row) -> str:
+        seconds = result.floor(row)
+        return percent(None if seconds is None else seconds / row.quantile(0.5))
+
+    return (
+        ("GFLOP", 10, lambda result, row: _billions(row.flops)),
+        ("GFLOP/s", 10, lambda result, row: _billions(row.rate)),
+        ("of ceiling", 11, lambda result, row: percent(_share(result, row))),
+        ("GB", 9, lambda result, row: _billions(row.moved)),
+        ("GB/s", 9, lambda result, row: _billions(row.bandwidth)),
+        ("floor", 10, floor),
+        ("of floor", 10, of_floor),
+    )
+
+
+def _costs() -> tuple[_Column, ...]:
     return (
         ("compile", 9, lambda result, row: f"{row.compile_seconds:.1f} s"),
         ("peak MiB", 10, lambda result, row: _mebibytes(row.peak_bytes)),
         ("added MiB", 10, lambda result, row: _mebibytes(row.added_bytes)),
         ("device MiB", 11, lambda result, row: _mebibytes(row.device_peak_bytes)),
-        ("GFLOP", 10, lambda result, row: _billions(row.flops)),
-        ("GFLOP/s", 10, lambda result, row: _billions(row.rate)),
-        ("of ceiling", 11, share),
     )
 
 

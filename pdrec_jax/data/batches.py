@@ -163,7 +163,7 @@ def most_rows(needs: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 def enough_rows(
     offsets: NDArray,
-    batches: NDArray,
+    batches: Iterable[NDArray],
     max_length: int,
     layout: Layout = PACKED,
     least: tuple[int, ...] | None = None,
@@ -175,17 +175,19 @@ def enough_rows(
 
     Args:
       offsets: [U+1], CSR of the events.
-      batches: [n, B] users.
+      batches: users, [B] each.
       max_length: L.
       layout: of the rows.
       least: numbers to keep where they are enough; beyond them a number grows in steps of 4.
     """
+    batches = list(batches)
     settled = [0] * len(layout.row_lengths(max_length)) if least is None else list(least)
     for number in reversed(range(len(settled))):
         there = (*[0] * (number + 1), *settled[number + 1 :])
-        need = max(
+        needs = (
             rows_needed(offsets, users, max_length, layout, there)[number] for users in batches
         )
+        need = max(needs, default=0)
         if need > settled[number]:
             settled[number] = need if least is None else -(-need // 4) * 4
     return tuple(settled)

@@ -58,7 +58,7 @@ def infer_preferences(
     index = np.flatnonzero(users)
     cut = [index[i : i + block] for i in range(0, len(index), block)]
     full = [np.concatenate([b, np.full(block - len(b), b[0])]) for b in cut]
-    rows = enough_rows(train.offsets, np.stack(full), model.max_length)
+    rows = enough_rows(train.offsets, full, model.max_length)
     histories = jax.device_put((train.offsets.astype(np.int32), train.items))
 
     def score_blocks(some: np.ndarray) -> Array:

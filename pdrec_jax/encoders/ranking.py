@@ -52,7 +52,7 @@ class Evaluation:
         full = [np.concatenate([b, np.full(self.block - len(b), b[0])]) for b in cut]
         length = self.model.max_length
         layout = self.model.layout
-        rows = enough_rows(self.offsets, np.stack(full), length, layout)
+        rows = enough_rows(self.offsets, full, length, layout)
         packed = []
         for block, users in zip(cut, full, strict=True):
             cells = pack(self.offsets, users, length, rows, layout)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from pdrec_jax.diffusion.optimise import make_optimiser
 from pdrec_jax.diffusion.process import (
     coefficients,
     denoising_loss,
@@ -14,7 +15,6 @@ from pdrec_jax.diffusion.process import (
     predict_x0,
     q_sample,
 )
-from pdrec_jax.diffusion.stage import _optimiser
 
 TARGETS = ("x0", "epsilon")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -96,7 +96,7 @@ class TestGoldens:
             gradient,
             expected,
         )
-        optimiser = _optimiser(0.5)
+        optimiser = make_optimiser(0.5)
         start = optimiser.init(tiny.params)
         updates, _ = jax.jit(optimiser.update)(gradient, start, tiny.params)
         params = jax.tree.map(lambda p, u: p - 5e-5 * u, tiny.params, updates)
