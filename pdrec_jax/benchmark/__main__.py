@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: the Toy logs in $PDREC_DATA or data/, else a simulated one (default: auto)",
     )
+    parser.add_argument("--fast", action="store_true", help="leave out the slow twins")
     sizes = parser.add_argument_group("sizes of the work")
     for field in dataclasses.fields(Sizes):
         if "choices" in field.metadata:
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             repeats=given.repeats,
             out=given.out,
             reference=given.reference,
+            fast=given.fast,
         )
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -55,6 +56,7 @@ def run(
     repeats: int | None,
     out: Path | None,
     reference: Path | None = None,
+    fast: bool = False,
 ) -> dict[str, Any]:
     """Runs stages, and prints the table of each comparison as soon as it is done.
 
@@ -66,6 +68,7 @@ def run(
       out: directory for ``benchmark.txt``, ``.md`` and ``.json``, which grow with each comparison.
       reference: clone of the PyTorch reference; where given, each stage runs beside it instead of
         beside its slow twin.
+      fast: leave out the slow twins.
 
     Returns:
       what ``benchmark.json`` holds.
@@ -89,6 +92,8 @@ def run(
     for stage in stages:
         print(f"{stage}: preparing and timing", file=sys.stderr, flush=True)
         for comparison in _comparisons(stage, sizes, source, reference):
+            if fast:
+                comparison = _without_twins(comparison)
             machine = describe_machine()
             results.append(measure(comparison, repeats, *ceilings))
             texts.append(tables.text_table(results[-1], machine))
@@ -109,6 +114,17 @@ def _comparisons(
     if reference is None:
         return STAGES[stage](sizes, source)
     return side_by_side.comparisons(stage, sizes, source, reference)
+
+
+def _without_twins(comparison: Comparison) -> Comparison:
+    """Keeps what has a twin or is none, with nothing to be compared to."""
+    twins = {row.twin for row in comparison.contestants}
+    kept = (
+        dataclasses.replace(row, twin=None)
+        for row in comparison.contestants
+        if row.name not in twins
+    )
+    return dataclasses.replace(comparison, contestants=tuple(kept), agree=dict, agreement="")
 
 
 def describe_machine() -> dict[str, Any]:
