@@ -163,7 +163,8 @@ class DiffusionTask:
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         losses = []
         # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
-        stride = self.steps if self.model.windowed else _STEPS_A_DISPATCH
+        by_rows = self.model.error_fraction < 1
+        stride = self.steps if by_rows else _STEPS_A_DISPATCH
         for begin in range(0, self.steps, stride):
             chunk = users[begin : begin + stride]
             batches = [gather_batch(self.vectors, row, tokens) for row in chunk]
@@ -171,7 +172,7 @@ class DiffusionTask:
             first = (epoch - 1) * self.steps + begin
             given = state, batch, np.arange(first, first + len(chunk)), rate
             static = self.model, config.weight_decay, config.seed, config.batch_size
-            if self.model.windowed:
+            if by_rows:
                 state, loss = train_steps_by_rows(*given, self._tails, *static)
             else:
                 state, loss = train_steps(*given, *static)
