@@ -214,8 +214,8 @@ def compute_preferences(
     )
     width = _padded_width(train.lengths[index].max(initial=1))
     key = jax.random.key(seed)
-
-    def cut(real: np.ndarray) -> tuple[Array, ...]:
+    for begin in range(0, len(index), block):
+        real = index[begin : begin + block]
         rows = np.concatenate([real, np.full(block - len(real), real[0])])
         events = _event_rows(train.offsets, train.items, rows, width)
         seen = _fit(distinct_rows(train.offsets, train.items, rows), width)
@@ -223,9 +223,8 @@ def compute_preferences(
         if exclude_heldout:
             held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)
             excluded = _add_distinct(seen, held)
-        return _cut_block(score_blocks(rows), events, seen, excluded, key, rows, rules, num_items)
-
-    def keep(real: np.ndarray, parts: tuple[Array, ...]) -> None:
+        scores = score_blocks(rows)
+        parts = _cut_block(scores, events, seen, excluded, key, rows, rules, num_items)
         candidates, negatives, sizes, observed, padding = (
             np.asarray(part)[: len(real)] for part in parts
         )
@@ -244,17 +243,6 @@ def compute_preferences(
         target = (train.offsets[:-1][real][:, None] + np.arange(width)[None, :])[within]
         out.observed[target] = observed[within]
         advance(len(real))
-
-    # The next block is begun before this one is waited for: its products fill the processors while
-    # this one's rows are cut.
-    begun: list[tuple[np.ndarray, tuple[Array, ...]]] = []
-    for begin in range(0, len(index), block):
-        real = index[begin : begin + block]
-        begun.append((real, cut(real)))
-        if len(begun) > 1:
-            keep(*begun.pop(0))
-    for left in begun:
-        keep(*left)
     return out
 
 
