@@ -123,7 +123,7 @@ def _run(given: argparse.Namespace) -> None:
         load_config(given.config)
     recommender = Recommender.load(given.workdir, given.variant)
     faults = Faults()
-    print(_title(recommender), flush=True)
+    print(recommender.title, flush=True)
     counts = {"users": 0, "popular": 0, "rows": 0}
 
     def fill(file: BinaryIO) -> None:
@@ -162,16 +162,6 @@ def _histories(
         raise UserError("--user, --item, --time: different columns are expected")
     yield from from_files(
         paths, wanted, recommender.catalogue, faults, block=BLOCK, beside=given.out.parent
-    )
-
-
-def _title(recommender: Recommender) -> str:
-    label = "SIMULATED DATA" if recommender.simulated else "real data"
-    trained = recommender.trained
-    return (
-        f"{label} | {recommender.place.config.name} | {trained.name} "
-        f"({trained.chosen_by} NDCG@10 {trained.figure:.4f}) | "
-        f"{recommender.catalogue.num_target_items:,} items"
     )
 
 

@@ -89,6 +89,16 @@ class Recommender:
         """Whether the run was on a simulated log: then what it recommends means nothing."""
         return self.place.data.get("source") == "simulated"
 
+    @property
+    def title(self) -> str:
+        """Source of the data, run, model and catalogue in one line."""
+        label = "SIMULATED DATA" if self.simulated else "real data"
+        trained = self.trained
+        return (
+            f"{label} | {self.place.config.name} | {trained.name} ({trained.chosen_by} NDCG@10 "
+            f"{trained.figure:.4f}) | {self.catalogue.num_target_items:,} items"
+        )
+
     def recommend(
         self,
         histories: Sequence[Sequence[int | str]],
