@@ -204,7 +204,11 @@ def score_items(
 
 
 def user_factors(
-    model: DiffusionModel, params: Params, coupled: tuple[Array, Array], batch: SparseBatch, size: int
+    model: DiffusionModel,
+    params: Params,
+    coupled: tuple[Array, Array],
+    batch: SparseBatch,
+    size: int,
 ) -> Array:
     """The users' side of ``score_all`` of a factored model, [B, H' + 1].
 

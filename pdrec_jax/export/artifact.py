@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -28,7 +29,13 @@ from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.model import EncoderModel, Params
 from pdrec_jax.errors import UserError
 from pdrec_jax.export.readme import readme
-from pdrec_jax.files import atomic_fill, atomic_savez, atomic_write_bytes, atomic_write_text, write_errors
+from pdrec_jax.files import (
+    atomic_fill,
+    atomic_savez,
+    atomic_write_bytes,
+    atomic_write_text,
+    write_errors,
+)
 from pdrec_jax.recommend.models import load_encoder
 from pdrec_jax.recommend.recommender import Recommender
 
@@ -55,6 +62,7 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
     if not recommender.trained.is_encoder:
         raise UserError("--variant: an encoder is expected; a diffusion model is not exported")
     require_free(out)
+    _require_flatbuffers()
     place, trained, catalogue = recommender.place, recommender.trained, recommender.catalogue
     encoder = load_encoder(place, trained, catalogue, block=1)
     model, targets = encoder.model, catalogue.num_target_items
@@ -81,8 +89,8 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
-            atomic_write_bytes(temporary / "recommend.jax", recommend.serialize())
-            atomic_write_bytes(temporary / "user_vectors.jax", users.serialize())
+            atomic_write_bytes(temporary / "recommend.jax", bytes(recommend.serialize()))
+            atomic_write_bytes(temporary / "user_vectors.jax", bytes(users.serialize()))
             atomic_savez(
                 temporary / "parameters.npz", **{n: np.asarray(v) for n, v in flat.items()}
             )
@@ -98,6 +106,15 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return manifest
+
+
+def _require_flatbuffers() -> None:
+    # Its absence would be found after the work is done, by an error of jax's own.
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(
+            "export: jax.export writes files by the package flatbuffers, which is not there; "
+            "pip install 'pdrec-jax[export]'"
+        )
 
 
 def require_free(out: Path) -> None:

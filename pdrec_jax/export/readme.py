@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SCRIPT = '''\
+SCRIPT = """\
 import jax, numpy as np
 from jax import export
 
@@ -21,39 +21,28 @@ def recommend(histories, k=20):  # lists of item ids, oldest first
     seen = np.array([some + [0] * (width - len(some)) for some in known], np.int32)
     items, scores = model.call(parameters, rows, seen)
     return [ids[found[found > 0] - 1].tolist() for found in np.asarray(items)[:, :k]]
-'''
+"""
 
 
-def readme(manifest: dict[str, Any]) -> str:
-    """The README of an artifact.
+_TEXT = """\
+# {model}, exported
 
-    Args:
-      manifest: content of ``artifact.json``.
-    """
-    label = (
-        "**SIMULATED DATA**: the run's log was made by the simulator, and what is recommended means "
-        "nothing.\n\n"
-        if manifest["data"] == "simulated"
-        else ""
-    )
-    return f"""# {manifest["model"]}, exported
-
-{label}{manifest["items_recommended"]:,} items, the last {manifest["length"]} events of a history, vectors of \
-{manifest["width"]} numbers. Written by jax {manifest["written_by"]["jax"]} for \
-{", ".join(manifest["platforms"])}; a jax of the following six months reads it, for longer see
-jax.export's promise of compatibility. It needs jax and numpy, and nothing of pdrec_jax:
+{label}{items_recommended:,} items, the last {length} events of a history, vectors of {width}
+numbers. Written by jax {jax} for {platforms}; a jax of the following six months reads it, for
+longer see jax.export's promise of compatibility. It needs jax, numpy and flatbuffers (by which
+jax.export reads files), and nothing of pdrec_jax:
 
 ```python
-{SCRIPT}```
+{script}```
 
 | file | holds |
 | --- | --- |
-| `recommend.jax` | `(parameters, histories [b, {manifest["length"]}], seen [b, s]) -> items, scores [b, {manifest["k"]}]` |
-| `user_vectors.jax` | `(parameters, histories [b, {manifest["length"]}]) -> vectors [b, {manifest["width"]}]` |
+| `recommend.jax` | `(parameters, histories [b, {length}], seen [b, s]) -> items, scores [b, {k}]` |
+| `user_vectors.jax` | `(parameters, histories [b, {length}]) -> vectors [b, {width}]` |
 | `parameters.npz` | the first argument of both |
 | `item_ids.npy` | external ids; item n of the functions is in row n - 1 |
-| `item_vectors.npy` | [{manifest["items_recommended"]}, {manifest["width"]}] float32 of length 1, in that order, for a vector index |
-| `item_vectors.parquet` | the same with its ids, columns `item` and `vector` |
+| `item_vectors.npy` | [{items_recommended}, {width}] float32 of length 1, in that order |
+| `item_vectors.parquet` | the same with its ids, columns `item` and `vector`, for a vector index |
 | `artifact.json` | these figures |
 
 A score is the inner product of a user's vector and an item's: search an index by inner product. A
@@ -64,3 +53,23 @@ Histories are int32, the oldest item first, at the right end of the row; 0 fills
 compiled once: keep to a few. A history without a known item says nothing; give such a user popular
 items.
 """
+
+_SIMULATED = """\
+**SIMULATED DATA**: the run's log was made by the simulator, and what is recommended means nothing.
+
+"""
+
+
+def readme(manifest: dict[str, Any]) -> str:
+    """The README of an artifact.
+
+    Args:
+      manifest: content of ``artifact.json``.
+    """
+    words = {
+        "label": _SIMULATED if manifest["data"] == "simulated" else "",
+        "jax": manifest["written_by"]["jax"],
+        "platforms": ", ".join(manifest["platforms"]),
+        "script": SCRIPT,
+    }
+    return _TEXT.format(**{**manifest, **words})

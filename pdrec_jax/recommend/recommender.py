@@ -185,8 +185,8 @@ class Recommender:
         for found, expected in zip(source["files"], self.place.data["files"], strict=False):
             if found["sha256"] != expected["sha256"]:
                 raise UserError(
-                    f"{found['name']}: another content, by its checksum, than {self.place.path} was "
-                    "trained on"
+                    f"{found['name']}: another content, by its checksum, than {self.place.path} "
+                    "was trained on"
                 )
         if log.domains is not None and not config.data.mixed:
             log = target_only(log.take(log.items <= log.num_target_items))

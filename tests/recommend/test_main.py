@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it tells, and that every mistake is one line and no file."""
+"""The command line: what it writes and tells, and that every mistake is one line and no file."""
 
 import csv
 import json
@@ -17,7 +17,9 @@ Call = Callable[..., SimpleNamespace]
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
     """`call(run, *flags)` runs the command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -47,7 +49,9 @@ class TestUsers:
             "SIMULATED DATA: the run's log was made by the simulator",
         ]
         rows = rows_of("recs.csv")
-        assert [row["user"] for row in rows] == [u for u in ("7", "3", "nobody", "7") for _ in "12345"]
+        assert [row["user"] for row in rows] == [
+            u for u in ("7", "3", "nobody", "7") for _ in "12345"
+        ]
         assert [row["rank"] for row in rows] == list("12345") * 4
         found = Recommender.load(run).recommend_users([7, 3, "nobody"], k=5)
         given = [row["item"] for row in rows]
@@ -141,4 +145,6 @@ class TestMistakes:
 
     def test_a_directory_as_the_file(self, run: Path, call: Call) -> None:
         Path("recs.csv").mkdir()
-        assert "is a directory, a file is expected" in call(run, "--all_users", "--out=recs.csv").err
+        assert (
+            "is a directory, a file is expected" in call(run, "--all_users", "--out=recs.csv").err
+        )
