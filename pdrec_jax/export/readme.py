@@ -14,6 +14,7 @@ parameters = jax.device_put(dict(np.load(folder + "parameters.npz")))
 ids = np.load(folder + "item_ids.npy")
 number = {item: n for n, item in enumerate(ids.tolist(), 1)}  # 0 is no item
 
+
 def recommend(histories, k=20):  # lists of item ids, oldest first
     known = [[number[item] for item in history if item in number] for history in histories]
     length, width = model.in_avals[-2].shape[1], max(map(len, known))
