@@ -25,6 +25,7 @@ SHARED = frozenset(
         "rows",
         "sharding",
         "checkpoints",
+        "compilation",
         "training",
     }
 )
