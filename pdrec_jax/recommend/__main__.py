@@ -110,10 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
+    from pdrec_jax import compilation
     from pdrec_jax.files import atomic_fill, write_errors
     from pdrec_jax.recommend.histories import Faults
     from pdrec_jax.recommend.output import format_of, open_writer
     from pdrec_jax.recommend.recommender import Recommender
+    from pdrec_jax.workdir import Workdir
 
     suffix, out = format_of(given.out), given.out
     with write_errors(out):
@@ -121,6 +123,7 @@ def _run(given: argparse.Namespace) -> None:
             raise UserError(f"--out: {out}: is a directory, a file is expected")
     if given.config:
         load_config(given.config)
+    compilation.use_cache(Workdir.open(given.workdir).config.compilation_cache)
     recommender = Recommender.load(given.workdir, given.variant)
     faults = Faults()
     print(recommender.title, flush=True)

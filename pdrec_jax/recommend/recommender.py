@@ -259,6 +259,5 @@ class Recommender:
 
 def _seen(histories: Histories) -> np.ndarray:
     """Distinct items of each user, [B, K] int32, of one of few widths K."""
-    table = distinct_rows(histories.offsets, histories.items, np.arange(len(histories)))
-    width = max(64, 1 << (table.shape[1] - 1).bit_length())
-    return np.pad(table, ((0, 0), (0, width - table.shape[1])))
+    width = max(64, 1 << (int(histories.lengths.max()) - 1).bit_length())
+    return distinct_rows(histories.offsets, histories.items, np.arange(len(histories)), width)
