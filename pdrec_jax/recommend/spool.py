@@ -26,6 +26,7 @@ from pdrec_jax.recommend.histories import Faults, Histories, group
 
 _IN_MEMORY = 1 << 20
 _BUCKETS = 256
+_PIECE = 1 << 16  # rows that are dealt out at once
 
 
 def from_files(
@@ -140,6 +141,10 @@ class _Spool:
 
     def add(self, table: Any) -> None:
         """Deals the rows of a table out to the buckets."""
+        for begin in range(0, len(table), _PIECE):
+            self._deal(table.slice(begin, _PIECE))
+
+    def _deal(self, table: Any) -> None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
