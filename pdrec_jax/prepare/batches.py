@@ -33,6 +33,7 @@ def read_batches(
     skipped: Skipped,
     progress: Callable[[int], None],
     positions: dict[str, int] | None = None,
+    block: int | None = None,
 ) -> Iterator[Batch]:
     """Reads a file.
 
@@ -42,6 +43,8 @@ def read_batches(
         skipped: rows that could not even be cut into fields are counted here.
         progress: is told how many more bytes of the file were read.
         positions: for text without a header, where each column stands.
+        block: bytes of a text table that are parsed at once; a row must be shorter. Some ten blocks
+            are read ahead. None for 16 MiB.
 
     Yields:
         Arrow arrays of one length by name, in the order of the file: binary (dictionary-encoded or
@@ -57,7 +60,7 @@ def read_batches(
         with Unpacked(path, packing, lambda _: None) as stream:
             layout = _Layout(path, suffix, wanted, stream, positions)
         with UnpackedText(path, packing, progress) as text:
-            yield from layout.batches(text, skipped)
+            yield from layout.batches(text, skipped, block or _BLOCK)
     else:
         with Unpacked(path, packing, progress) as stream:
             yield from _json_lines(path, wanted, skipped, stream)
@@ -110,7 +113,7 @@ class _Layout:
         except csv.Error as error:
             raise UserError(f"{where}: {one_line(error)}") from error
 
-    def batches(self, stream: Unpacked, skipped: Skipped) -> Iterator[Batch]:
+    def batches(self, stream: Unpacked, skipped: Skipped, block: int) -> Iterator[Batch]:
         import pyarrow as pa
         import pyarrow.csv as pa_csv
 
@@ -131,7 +134,7 @@ class _Layout:
                 pa_csv.ReadOptions(
                     column_names=[str(place) for place in range(self.width)],
                     skip_rows=int(self.headings),
-                    block_size=_BLOCK,
+                    block_size=block,
                 ),
                 pa_csv.ParseOptions(
                     delimiter=self.delimiter,

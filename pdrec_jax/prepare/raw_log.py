@@ -109,6 +109,7 @@ def usable_batches(
     wanted: Columns,
     skipped: Skipped,
     positions: dict[str, int] | None = None,
+    block: int | None = None,
 ) -> Iterator[UsableRows]:
     """Reads files one after the other, in pieces that fit the memory.
 
@@ -117,6 +118,7 @@ def usable_batches(
         wanted: their columns.
         skipped: counts the rows that cannot be used, by what is wrong with them.
         positions: for text without a header, where each column stands.
+        block: see `read_batches`.
 
     Yields:
         The good rows of a batch: ids by column, times as in `RawLog` (None for a log without), and
@@ -136,7 +138,7 @@ def usable_batches(
                 bar.update(((done + more) >> 10) - (done >> 10))
                 done += more
 
-            for batch in read_batches(path, wanted, skipped, tell, positions):
+            for batch in read_batches(path, wanted, skipped, tell, positions, block):
                 good, values, dates = _usable(batch, path, wanted, skipped, dates)
                 yield good, values, dates
 

@@ -26,6 +26,7 @@ from pdrec_jax.recommend.histories import Faults, Histories, group
 
 _IN_MEMORY = 1 << 20
 _BUCKETS = 256
+_BYTES = 2 << 20  # of a text table, parsed at once
 _PIECE = 1 << 16  # rows that are dealt out at once
 
 
@@ -61,7 +62,7 @@ def from_files(
     rows = 0
     with contextlib.ExitStack() as stack:
         spool: _Spool | None = None
-        for ids, times, _ in usable_batches(paths, wanted, faults.rows):
+        for ids, times, _ in usable_batches(paths, wanted, faults.rows, block=_BYTES):
             table = _coded(ids[wanted.user], ids[wanted.item], times, catalogue, faults)
             rows += len(table)
             if spool is None and rows > in_memory:
