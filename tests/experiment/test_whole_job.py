@@ -73,7 +73,7 @@ class TestWholeJob:
         names = ["TI-DiffRec", "SASRec", "SASRec+HBR+NNS+DPA"]
         assert [model["name"] for model in results["models"]] == names
         assert results["plugins"].keys() == {"hbr", "dpa", "nns"}
-        assert results["times"].keys() == {"data", *KEYS, "preferences", "total"}
+        assert results["times"].keys() == {"data", *KEYS, "preferences", "total", "compiling"}
         parts = [spent for name, spent in results["times"].items() if name != "total"]
         assert results["times"]["total"] == pytest.approx(sum(parts), abs=0.05)
         assert results["peak_memory_bytes"] > 2**27
