@@ -2,13 +2,27 @@
 
 Nothing heavy is imported here: take what you need from its modules
 (`pdrec_jax.data.interactions`, `pdrec_jax.diffusion.preferences`, ...). Import one of them before
-the first JAX computation, so that `xla_flags` can still take effect.
+the first JAX computation, so that `xla_flags` can still take effect. `pdrec_jax.Recommender`, which
+recommends with a trained run, is loaded when it is first asked for.
 """
 
 import os
+from typing import TYPE_CHECKING
 
 from pdrec_jax.xla_flags import keep_sums_right
 
+if TYPE_CHECKING:
+    from pdrec_jax.recommend.recommender import Recommender
+
+__all__ = ["Recommender", "__version__"]
 __version__ = "0.1.0"
 
 keep_sums_right(os.environ)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Recommender":
+        from pdrec_jax.recommend.recommender import Recommender
+
+        return Recommender
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from pdrec_jax import phases, seeds
 from pdrec_jax.data import sources
+from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.phases import Given, Outcome, Prepared
@@ -101,6 +102,10 @@ def run_one(
         print(title(head), flush=True)
     done = place.results()
     if done is not None and done.get("stage") in (config.stage, "all"):
+        if not (place.path / CATALOGUE).is_file():  # of a run older than `recommend`
+            given, data = prepared or phases.prepare(config, files)
+            place.begin(data)
+            save_catalogue(place.path, catalogue_of(given.split, files))
         if not is_written(place.path):
             with open_log(config, place) as log:
                 write_report(place.path, done, log.read(), place.per_user())
@@ -113,6 +118,7 @@ def run_one(
     given = dataclasses.replace(given, config=config)
     preferences = preferences_at_hand(given, place)
     place.begin(data)
+    save_catalogue(place.path, catalogue_of(given.split, files))
     with open_log(config, place) as log:
         dropped = f", {data['dropped_users']:,} users with fewer than 3 events dropped"
         log.phase(

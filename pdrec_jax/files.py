@@ -65,6 +65,20 @@ def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -
             raise
 
 
+def atomic_fill(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
+    """Writes a file of any length piece by piece, which is seen as a whole or not at all.
+
+    Args:
+        path: The file to write or replace; its folder must exist.
+        fill: Writes the content to the open file that it is given; if it raises, `path` stays as it
+            was.
+
+    Raises:
+        UserError: As `atomic_write_bytes`.
+    """
+    _replace(path, fill)
+
+
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file as a whole or not at all.
 

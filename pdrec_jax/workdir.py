@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_savez, atomic_write_text, write_errors
-from pdrec_jax.settings import differences
+from pdrec_jax.settings import default_config, differences, flatten, put
 
 _CONFIG, _DATA, _RESULTS, _PER_USER = "config.json", "data.json", "results.json", "per_user.npz"
 _ANOTHER = "name another --workdir or remove it"
@@ -52,6 +52,38 @@ class Workdir:
                 )
         elif self.path.is_dir() and any(not _is_temporary(p) for p in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; name another --workdir")
+
+    @classmethod
+    def open(cls, path: str | Path) -> Workdir:
+        """Opens the run that is in a directory, with the config that it was begun with.
+
+        Raises:
+          UserError: there is no run, or one of several seeds, which are a run each.
+        """
+        path = Path(path)
+        saved, data = _read_json(path / _CONFIG), _read_json(path / _DATA)
+        if saved is None or data is None:
+            raise UserError(f"{path}: the workdir of a run is expected, with {_CONFIG} and {_DATA}")
+        try:
+            config = _resolved(saved)
+        except (UserError, TypeError) as error:
+            raise UserError(f"{path / _CONFIG}: {error}") from error
+        if config.seeds > 1:
+            raise UserError(
+                f"{path}: holds several seeds, name the folder of one, such as "
+                f"{path / f'seed-{config.seed}'}"
+            )
+        return cls(path, config, data.get("source", ""))
+
+    @property
+    def config(self) -> ConfigDict:
+        """A copy of the run's config."""
+        return _resolved(self._config)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Source of the data, and its files with checksums, of a run that has begun."""
+        return dict(self._saved_data or {})
 
     def begin(self, data: dict[str, Any]) -> None:
         """Makes the directory, or takes up the run in it.
@@ -121,6 +153,18 @@ class Workdir:
 
 def _checksums(data: dict[str, Any]) -> list[str]:
     return [file["sha256"] for file in data["files"]]
+
+
+def _resolved(saved: dict[str, Any]) -> ConfigDict:
+    """The config of JSON: what the run is too old to know has its default, a list is a tuple."""
+    config = default_config()
+    for field, value in flatten(ConfigDict(saved)):
+        put(config, field, _as_tuples(value))
+    return config
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _is_temporary(path: Path) -> bool:

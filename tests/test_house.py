@@ -29,7 +29,9 @@ SHARED = frozenset(
 )
 # First part of a module's name below pdrec_jax -> the first parts that it may import.
 MAY_IMPORT: dict[str, frozenset[str]] = {
-    "": frozenset({"xla_flags"}),  # pdrec_jax/__init__.py, which everyone loads first
+    # pdrec_jax/__init__.py, which everyone loads first; what it offers of `recommend` is loaded when
+    # somebody asks for it.
+    "": frozenset({"xla_flags", "recommend"}),
     "xla_flags": frozenset(),
     **dict.fromkeys(SHARED, SHARED),
     "data": SHARED | {"data"},
@@ -51,16 +53,21 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # Explains one user of a run; nobody may know it.
     "inspect": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
-    | {"main", "inspect"},
+    | {"recommend", "main", "inspect"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
+    # Serves what the main job trained, with the readers that made its log.
+    "recommend": SHARED
+    | {"data", "evaluation", "diffusion", "encoders", "prepare", "main"}
+    | {"recommend"},
+    "export": SHARED | {"data", "encoders", "recommend", "main", "export"},
     # Times whatever there is; nobody may know it.
     "benchmark": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"}
     | {"benchmark"},
 }
 STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
-USERS_OF_STAGES = ("phases", "benchmark", "inspect")
+USERS_OF_STAGES = ("phases", "benchmark", "recommend", "inspect")
 PREFERENCES = ("pdrec_jax.diffusion.preferences",)
 
 OWNERS = {

@@ -106,7 +106,7 @@ def leave_one_out(log: Interactions) -> Split:
     in_training = np.arange(log.num_events) < np.repeat(test, log.lengths)
     in_training[valid] = False
     return Split(
-        train=_target_only(log.take(in_training & is_target)),
+        train=target_only(log.take(in_training & is_target)),
         mixed=None if log.domains is None else log.take(in_training),
         valid_items=log.items[valid],
         valid_times=None if log.times is None else log.times[valid],
@@ -150,5 +150,6 @@ def with_source_events(log: Interactions, *, between: bool) -> Split:
     return dataclasses.replace(split, train=log.take(trained), history=log.take(before_test))
 
 
-def _target_only(log: Interactions) -> Interactions:
+def target_only(log: Interactions) -> Interactions:
+    """A log of two domains whose events are all of the target domain, as a log of that alone."""
     return dataclasses.replace(log, domains=None, item_ids=log.item_ids[: log.num_target_items + 1])

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pdrec_jax.diffusion import reverse
@@ -63,6 +64,12 @@ class DiffusionModel:
     def affine(self) -> bool:
         """Whether the loop can run in H dimensions."""
         return not (self.normalise or self.sampling_noise)
+
+    @property
+    def factored(self) -> bool:
+        """Whether a score is an inner product of a user's vector and an item's."""
+        c = self.schedule.affine(self.target)[1]
+        return self.affine and self.sampling_steps == 0 and float(np.prod(c)) == 0
 
 
 def couple(model: DiffusionModel, params: Params) -> tuple[Array, Array] | None:
@@ -194,3 +201,27 @@ def score_items(
         start = _dense_start(model, batch, key, users)
         scores = scores + out.k * jnp.take_along_axis(start, items, axis=1)
     return scores
+
+
+def user_factors(
+    model: DiffusionModel, params: Params, coupled: tuple[Array, Array], batch: SparseBatch, size: int
+) -> Array:
+    """The users' side of ``score_all`` of a factored model, [B, H' + 1].
+
+    Args:
+      model: static, ``factored``.
+      params: of the denoiser.
+      coupled: from ``couple``.
+      batch: interaction vectors of the users.
+      size: B.
+    """
+    # A factored model draws no noise: which users they are decides nothing.
+    users = jnp.zeros((size,), jnp.int32)
+    out = _readout(model, params, coupled, batch, jax.random.key(0), users)
+    return jnp.concatenate([out.s, jnp.full((size, 1), out.r)], axis=1)
+
+
+def item_factors(params: Params) -> Array:
+    """The items' side, [I, H' + 1]: inner products with ``user_factors`` are the scores."""
+    output = params["output"]
+    return jnp.concatenate([output["kernel"], output["bias"][:, None]], axis=1)

@@ -47,6 +47,19 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
         ``source_slots``, the source items, which stay empty.
     """
     slots = 1 + split.train.num_items + (split.num_source_items if config.source_slots else 0)
+    return model_of_slots(config, slots, _head(split, slots, config.error_fraction))
+
+
+def model_of_slots(
+    config: ConfigDict, slots: int, head: tuple[int, ...] = ()
+) -> tuple[DiffusionModel, Any]:
+    """The same from the number of slots alone.
+
+    Args:
+      config: section ``diffusion`` with ``seed``.
+      slots: I.
+      head: see ``DiffusionModel``; needed to train on windows of the error.
+    """
     schedule = make_schedule(
         config.schedule,
         config.steps,
@@ -75,7 +88,7 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
         sampling_noise=config.sampling_noise,
         noise_fraction=config.noise_fraction,
         error_fraction=config.error_fraction,
-        head=_head(split, slots, config.error_fraction),
+        head=head,
     )
     return model, jax.jit(lambda: make()[1])
 

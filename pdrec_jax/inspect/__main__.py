@@ -49,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         "--top", type=_count, default=10, metavar="K", help="items of each model (default: 10)"
     )
     parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="where the run's log is now, if it was moved; with a source domain two with a comma",
+    )
+    parser.add_argument(
         "--config",
         metavar="FILE",
         help="the run's config file, needed only where it registers an encoder of its own",
@@ -90,7 +95,8 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.inspect.text import as_text
     from pdrec_jax.inspect.trained import open_run
 
-    told = explain(open_run(given.workdir), given.user, given.top)
+    log = [Path(name) for name in given.log.split(",") if name] if given.log else []
+    told = explain(open_run(given.workdir, log), given.user, given.top)
     if given.html is not None:
         # Before the text: who sees it can open the page.
         atomic_write_text(given.html, as_page(told))

@@ -42,13 +42,14 @@ def explain(run: TrainedRun, name: str, top: int = 10) -> Explanation:
     """
     user, config = find_user(run, name), run.given.config
     notes = []
-    known = {model.key: scores(run, model, user) for model in run.models}
+    known = {model.key: scores(run, run.place, model, user) for model in run.models}
     made = maker_of(run)
     preferred, section = None, None
     if made is not None:
         there, model = made
-        section = there.given.config.diffusion if model.diffusion else None
-        preferred = (known[model.key] if there is run else scores(there, model, user))[0]
+        section = None if model.is_encoder else there.config.diffusion
+        here = there is run.place
+        preferred = (known[model.key] if here else scores(run, there, model, user))[0]
     part = _part_of(user)
     preferences = _of_user(run.preferences, run, user)
     if preferences is None:
@@ -167,7 +168,7 @@ def _candidates(
     names, part = user.split.train.item_ids[items].astype(str), _part_of(user)
     picked: dict[int, list[str]] = {int(item): [] for item in items}
     for model in run.models:
-        if model.diffusion or "dpa" not in model.key.split("+")[1:]:
+        if "dpa" not in model.key.split("+")[1:]:
             continue
         # The state after the training events is what DPA lets the encoder pick by.
         order = np.argsort(-known[model.key][0][items], kind="stable")

@@ -1,4 +1,4 @@
-"""What there is to say of one user of a run; ``explain`` fills it, ``text`` and ``page`` show it."""
+"""What there is to say of a user of a run; ``explain`` fills it, ``text`` and ``page`` show it."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Letters: E records.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,51 @@ def read_raw_log(
     times: list[NDArray[np.float64]] = []
     dates: bool | None = None
     usable = 0
+    for good, values, dates in usable_batches(paths, wanted, skipped, positions):
+        users.add(good[wanted.user])
+        items.add(good[wanted.item])
+        usable += len(good[wanted.user])
+        if values is not None:
+            times.append(values)
+    read = usable + sum(skipped.values())
+    if not usable:
+        raise nothing_usable(paths, skipped)
+    return RawLog(
+        users=users.vocabulary(),
+        items=items.vocabulary(),
+        times=np.concatenate(times) if wanted.time is not None else None,
+        dates=bool(dates),
+        read=read,
+        skipped=skipped,
+    )
+
+
+# Ids by column as arrow dictionary arrays, times, and whether those were dates.
+UsableRows = tuple[dict[str, Any], NDArray[np.float64] | None, bool | None]
+
+
+def usable_batches(
+    paths: Sequence[Path],
+    wanted: Columns,
+    skipped: Skipped,
+    positions: dict[str, int] | None = None,
+) -> Iterator[UsableRows]:
+    """Reads files one after the other, in pieces that fit the memory.
+
+    Args:
+        paths: the files, of any formats.
+        wanted: their columns.
+        skipped: counts the rows that cannot be used, by what is wrong with them.
+        positions: for text without a header, where each column stands.
+
+    Yields:
+        The good rows of a batch: ids by column, times as in `RawLog` (None for a log without), and
+        whether they are dates, None as long as that is not known.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    dates: bool | None = None
     for path in paths:
         size = path.stat().st_size if path.is_file() else 0
         done = 0
@@ -92,29 +137,19 @@ def read_raw_log(
 
             for batch in read_batches(path, wanted, skipped, tell, positions):
                 good, values, dates = _usable(batch, path, wanted, skipped, dates)
-                users.add(good[wanted.user])
-                items.add(good[wanted.item])
-                usable += len(good[wanted.user])
-                if values is not None:
-                    times.append(values)
-    read = usable + sum(skipped.values())
-    if not usable:
-        reasons = ", ".join(f"{count:,} rows with {what}" for what, count in skipped.items())
-        where = ", ".join(str(path) for path in paths[:3])
-        raise UserError(f"{where}: no record that can be used ({reasons or 'no rows'})")
-    return RawLog(
-        users=users.vocabulary(),
-        items=items.vocabulary(),
-        times=np.concatenate(times) if wanted.time is not None else None,
-        dates=bool(dates),
-        read=read,
-        skipped=skipped,
-    )
+                yield good, values, dates
+
+
+def nothing_usable(paths: Sequence[Path], skipped: Skipped) -> UserError:
+    """The error for files of which not one row can be used."""
+    reasons = ", ".join(f"{count:,} rows with {what}" for what, count in skipped.items())
+    where = ", ".join(str(path) for path in paths[:3])
+    return UserError(f"{where}: no record that can be used ({reasons or 'no rows'})")
 
 
 def _usable(
     batch: Batch, path: Path, wanted: Columns, skipped: Skipped, dates: bool | None
-) -> tuple[dict[str, Any], NDArray[np.float64] | None, bool | None]:
+) -> UsableRows:
     """The good rows of a batch: ids by column, times, and whether they are dates."""
     import pyarrow as pa
 

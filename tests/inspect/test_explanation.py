@@ -29,7 +29,7 @@ def test_ranks_are_those_that_the_run_kept(run) -> None:
 def test_scores_are_those_that_the_preferences_kept(run, index) -> None:
     train, kept = run.given.split.train, run.preferences.observed
     there, model = maker_of(run)
-    found = scores(there, model, find_user(run, str(train.user_ids[index])))[0]
+    found = scores(run, there, model, find_user(run, str(train.user_ids[index])))[0]
     own = slice(train.offsets[index], train.offsets[index + 1])
     # Another batch size adds in another order.
     np.testing.assert_allclose(found[train.items[own]], kept[own], rtol=2e-4, atol=1e-6)
@@ -86,7 +86,7 @@ def test_candidates_are_the_highest_unseen(run, told, index) -> None:
 
 def test_picks_are_what_the_plugged_encoder_scores_highest(run, told, index) -> None:
     model = run.models[-1]
-    after, _ = scores(run, model, find_user(run, told.user))
+    after, _ = scores(run, run.place, model, find_user(run, told.user))
     items = run.preferences.candidates[index]
     best = set(sorted(items, key=lambda item: -after[item])[:3])
     picked = {
@@ -140,7 +140,7 @@ class TestWhatCannotBeOpened:
         before = log.read_bytes()
         try:
             log.write_bytes(before + b"user 1,item 3,1700000000\n")
-            with pytest.raises(UserError, match=r"not the log that .* was trained on"):
+            with pytest.raises(UserError, match="another content, by its checksum"):
                 open_run(workdir)
         finally:
             log.write_bytes(before)
@@ -148,7 +148,7 @@ class TestWhatCannotBeOpened:
     def test_nothing_is_trained(self, workdir, tmp_path) -> None:
         for name in ("config.json", "data.json"):
             (tmp_path / name).write_bytes((workdir / name).read_bytes())
-        with pytest.raises(UserError, match="no model is trained yet"):
+        with pytest.raises(UserError, match="no trained model is in it yet"):
             open_run(tmp_path)
 
     @pytest.mark.parametrize("content", ["", "[]", '{"seed": "one"}', '{"unknown": 1}', "\x00"])

@@ -1,0 +1,1 @@
+"""Recommendations from a trained run: external ids in and out, any number of users."""

@@ -1,0 +1,209 @@
+"""Command line that recommends with a trained run.
+
+python -m pdrec_jax.recommend --workdir=DIR --users=ids.txt --k=20 --out=recs.parquet
+python -m pdrec_jax.recommend --workdir=DIR --histories=new.csv --k=20 --out=recs.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from pdrec_jax.errors import UserError
+from pdrec_jax.main import INTERRUPTED, MISTAKE, load_config
+
+if TYPE_CHECKING:
+    from pdrec_jax.recommend.histories import Faults, Histories, Unknown
+    from pdrec_jax.recommend.recommender import Recommender
+
+_MOST = 10_000
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _wanted(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= _MOST:
+        raise argparse.ArgumentTypeError(
+            f"a whole number of at least 1 and at most {_MOST:,} is expected, got {text!r}"
+        )
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pdrec_jax.recommend",
+        description="Recommends items that a user has not had yet, by a trained run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help=".parquet, .csv or .jsonl"
+    )
+    parser.add_argument("--k", type=_wanted, default=20, metavar="K", help="items a user (20)")
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument(
+        "--users",
+        type=Path,
+        metavar="FILE",
+        help="users of the run's log, an id a line; all that they did there counts",
+    )
+    who.add_argument("--all_users", action="store_true", help="all users of the run's log")
+    who.add_argument(
+        "--histories",
+        action="append",
+        metavar="FILE",
+        help="what new users did, a row an event: .csv, .tsv, .inter, .jsonl (each also .gz or "
+        ".zst) or .parquet; several with commas or by repeating the flag",
+    )
+    parser.add_argument("--user", default="user_id", metavar="COLUMN", help="(user_id)")
+    parser.add_argument("--item", default="item_id", metavar="COLUMN", help="(item_id)")
+    parser.add_argument(
+        "--time", metavar="COLUMN", help="of the histories; without it their rows are in order"
+    )
+    parser.add_argument(
+        "--variant",
+        help="of the encoder (base, hbr+nns+dpa, ..) or diffusion; by default the encoder with "
+        "the best validation figure",
+    )
+    parser.add_argument(
+        "--include_seen", action="store_true", help="items of the history can be recommended"
+    )
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="where the run's log is now, if it was moved; with a source domain two with a comma",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="config file that registers an encoder of your own"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: without the program's name; None for those of the process.
+
+    Returns:
+      The exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+    """
+    try:
+        _run(_parser().parse_args(arguments))
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(f"disk full ({error})")
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    from pdrec_jax.files import atomic_fill, write_errors
+    from pdrec_jax.recommend.histories import Faults
+    from pdrec_jax.recommend.output import format_of, open_writer
+    from pdrec_jax.recommend.recommender import Recommender
+
+    suffix, out = format_of(given.out), given.out
+    with write_errors(out):
+        if out.is_dir():
+            raise UserError(f"--out: {out}: is a directory, a file is expected")
+    if given.config:
+        load_config(given.config)
+    recommender = Recommender.load(given.workdir, given.variant)
+    faults = Faults()
+    print(_title(recommender), flush=True)
+    counts = {"users": 0, "popular": 0, "rows": 0}
+
+    def fill(file: BinaryIO) -> None:
+        # Asked for here, so that a file that cannot be made is found before the log is read.
+        histories = _histories(given, recommender, faults)
+        with open_writer(file, suffix, recommender.catalogue.item_ids) as writer:
+            for ranked in recommender.blocks(histories, given.k, include_seen=given.include_seen):
+                counts["users"] += len(ranked.users)
+                counts["popular"] += int((~ranked.known).sum())
+                counts["rows"] += writer.write(ranked)
+
+    atomic_fill(out, fill)
+    for line in _summary(out, recommender, counts, faults):
+        print(line, flush=True)
+
+
+def _histories(
+    given: argparse.Namespace, recommender: Recommender, faults: Faults
+) -> Iterator[Histories]:
+    from pdrec_jax.data.columns import Columns
+    from pdrec_jax.recommend.histories import read_ids
+    from pdrec_jax.recommend.recommender import BLOCK
+    from pdrec_jax.recommend.spool import from_files
+
+    files = [Path(name) for name in given.log.split(",")] if given.log else None
+    if given.histories is None:
+        log = recommender.users_of_log(files)
+        for ids in log.all(BLOCK) if given.all_users else read_ids(given.users, BLOCK):
+            yield log.histories(ids, faults)
+        return
+    paths = [Path(name) for names in given.histories for name in names.split(",") if name]
+    wanted = Columns(given.user, given.item, given.time or None)
+    if not paths:
+        raise UserError("--histories: a file is expected")
+    if len(set(wanted.names)) < len(wanted.names) or "" in wanted.names:
+        raise UserError("--user, --item, --time: different columns are expected")
+    yield from from_files(
+        paths, wanted, recommender.catalogue, faults, block=BLOCK, beside=given.out.parent
+    )
+
+
+def _title(recommender: Recommender) -> str:
+    label = "SIMULATED DATA" if recommender.simulated else "real data"
+    trained = recommender.trained
+    return (
+        f"{label} | {recommender.place.config.name} | {trained.name} "
+        f"({trained.chosen_by} NDCG@10 {trained.figure:.4f}) | "
+        f"{recommender.catalogue.num_target_items:,} items"
+    )
+
+
+def _summary(
+    out: Path, recommender: Recommender, counts: dict[str, Any], faults: Faults
+) -> Iterator[str]:
+    for what, number in sorted(faults.rows.items()):
+        yield f"skipped: {number:,} rows, {what}"
+    if faults.items.count:
+        yield f"skipped: {_told(faults.items, 'events', 'an item that the model does not know')}"
+    if faults.users.count:
+        yield f"unknown: {_told(faults.users, 'users', 'an id that is not in the log')}"
+    if counts["popular"]:
+        yield (
+            f"by popularity: {counts['popular']:,} users without an item that the model knows get "
+            "the most popular ones"
+        )
+    yield f"{out}: {counts['rows']:,} recommendations for {counts['users']:,} users"
+    if recommender.simulated:
+        yield "SIMULATED DATA: the run's log was made by the simulator"
+
+
+def _told(unknown: Unknown, what: str, why: str) -> str:
+    from pdrec_jax.data.columns import shown
+
+    return f"{unknown.count:,} {what} with {why}, for instance {shown(unknown.example)}"
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
