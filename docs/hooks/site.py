@@ -95,9 +95,10 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every field with its default, what it means and what it may be. A file in `configs/` starts",
-        "from these defaults; on the command line a field is set as `--config.FIELD=VALUE`, and wins",
-        "over the file. This page is written from `pdrec_jax/settings.py` when the site is built.",
+        "Every field with its default, what it means and what it may be. A file in `configs/`",
+        "starts from these defaults; on the command line a field is set as",
+        "`--config.FIELD=VALUE`, and wins over the file. This page is written from",
+        "`pdrec_jax/settings.py` when the site is built.",
     ]
     by_section: dict[str, list[str]] = {section: [] for section in SECTIONS}
     for name in FIELDS:

@@ -124,6 +124,11 @@ def _safe(text: str) -> str:
     return html.escape(shown(text))
 
 
+def _model(name: str) -> str:
+    """A model's name, which may go on in the next line behind each plugin."""
+    return _safe(name).replace("+", "+<wbr>")
+
+
 def _id(text: str) -> str:
     return f'<td class="id">{_safe(text)}</td>'
 
@@ -146,7 +151,7 @@ def _row(part: str, cells: Iterable[str]) -> str:
 def _table(label: str, head: Sequence[tuple[str, bool]], rows: Iterable[str]) -> str:
     """A table that scrolls by itself; ``head`` says which columns are numbers."""
     cells = "".join(
-        f'<th scope="col"{" class=n" if numeric else ""}>{_safe(name)}</th>'
+        f'<th scope="col"{" class=n" if numeric else ""}>{_model(name)}</th>'
         for name, numeric in head
     )
     return (
@@ -167,7 +172,7 @@ def _dot(kind: str, name: str) -> str:
 
 def _ranks(told: Explanation) -> str:
     rows = (
-        f'<tr><th scope="row">{_safe(view.name)}</th>{_n(rank(view.validation_rank))}'
+        f'<tr><th scope="row">{_model(view.name)}</th>{_n(rank(view.validation_rank))}'
         f"{_n(rank(view.test_rank))}{_n(f'{view.ranked:,}')}{_n(rank(view.sampled_rank))}</tr>"
         for view in told.views
     )
@@ -226,7 +231,7 @@ def _candidates(told: Explanation) -> str:
                 _n(str(place + 1)),
                 f'<td class="id">{_safe(candidate.item)}{_badge(candidate.part)}</td>',
                 _n(score(candidate.score)),
-                f"<td>{_safe(', '.join(candidate.picked_by))}</td>",
+                f"<td>{_model(', '.join(candidate.picked_by))}</td>",
             ],
         )
         for place, candidate in enumerate(told.candidates)

@@ -13,7 +13,7 @@ from pdrec_jax.inspect.text import as_text
 from pdrec_jax.inspect.words import number, rank, shown, when
 
 SCRIPT = "<script>alert(1)</script>"
-VOID = {"meta", "link"}
+VOID = {"meta", "link", "wbr"}
 
 
 class Reader(HTMLParser):
