@@ -12,15 +12,16 @@ import numpy as np
 
 from pdrec_jax import phases
 from pdrec_jax.checkpoints import Store
+from pdrec_jax.data import sources
 from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, load_catalogue
-from pdrec_jax.data.sources import find_files
-from pdrec_jax.data.splits import Split
+from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.inference import couple, score_all
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.diffusion.vectors import gather_batch, token_budget
 from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.protocol import get_protocol, user_sets
 from pdrec_jax.phases import Given
 from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.recommend.models import Trained, load_encoder, trained_models
@@ -69,11 +70,7 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     models = _in_order(place)
-    given, data = phases.prepare(config, _files(place, log))
-    expected = [file["sha256"] for file in place.data.get("files", [])]
-    if expected != [file["sha256"] for file in data["files"]]:
-        names = ", ".join(file["name"] for file in data["files"])
-        raise UserError(f"{names}: another content, by its checksum, than {path} was trained on")
+    given, data = _load(place, log)
     origin: Workdir | None = place
     source = of_seed(config) if config.preferences_from else path
     if source != path:
@@ -84,6 +81,25 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
     return TrainedRun(place, given, data, models, preferences, origin)
 
 
+def _load(place: Workdir, log: Sequence[Path]) -> tuple[Given, dict[str, Any]]:
+    """Reads the log and splits it; candidates of the sampled ranking are not drawn again."""
+    config = place.config
+    events, data = sources.load(config, _files(place, log))
+    expected = [file["sha256"] for file in place.data.get("files", [])]
+    if expected != [file["sha256"] for file in data["files"]]:
+        names = ", ".join(file["name"] for file in data["files"])
+        raise UserError(
+            f"{names}: another content, by its checksum, than {place.path} was trained on"
+        )
+    protocol = get_protocol(config.protocol)
+    if config.data.mixed:
+        split = with_source_events(events, between=protocol.trains_between)
+    else:
+        split = leave_one_out(events)
+    none = np.zeros((split.train.num_users, 0), np.int32)
+    return Given(config, protocol, split, user_sets(protocol, split), none, none), data
+
+
 def _files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
     if place.data.get("source") == "simulated":
         return None
@@ -92,7 +108,7 @@ def _files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
     if not log:
         config = place.config
         config.data.source = "real"
-        return find_files(config)
+        return sources.find_files(config)
     for file in log:
         if not file.is_file():
             raise UserError(
