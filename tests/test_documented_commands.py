@@ -57,7 +57,7 @@ SHORTER = {
 # In scripts: how many rows they make.
 FEWER = {"- 1000000 <<": "- 3000 <<", "default_rng(0), 1_000_000": "default_rng(0), 1_000"}
 # A page whose commands go on in the folder of another one.
-GOES_ON = {"docs/inspect.md": "docs/tutorial.md"}
+GOES_ON = {"docs/inspect.md": "docs/tutorial.md", "docs/recommend.md": "README.md"}
 # Modules that hand on what they do not know; others take fields of the config.
 HANDS_ON = {"pdrec_jax.benchmark.growth": "pdrec_jax.benchmark"}
 
@@ -118,6 +118,8 @@ def lay_out(folder: Path) -> None:
     (folder / "mean.py").write_text(found[1])
     rows = (f"u{n % 90},i{n * 7919 % 211},{1_600_000_000 + n * 3600}\n" for n in range(1200))
     (folder / "log.csv").write_text("user,item,time\n" + "".join(rows))
+    (folder / "new.csv").write_text("user_id,item_id,timestamp\nann,i3,1\nann,i9,2\nbo,i7,1\n")
+    (folder / "ids.txt").write_text("u1\nu2\n")
 
 
 class Parsed(BaseException):

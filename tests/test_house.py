@@ -22,15 +22,17 @@ SHARED = frozenset(
         "metric_log",
         "random_bits",
         "row_adam",
+        "rows",
         "sharding",
         "checkpoints",
+        "compilation",
         "training",
     }
 )
 # First part of a module's name below pdrec_jax -> the first parts that it may import.
 MAY_IMPORT: dict[str, frozenset[str]] = {
-    # pdrec_jax/__init__.py, which everyone loads first; what it offers of `recommend` is loaded when
-    # somebody asks for it.
+    # pdrec_jax/__init__.py, which everyone loads first; what it offers of `recommend` is loaded
+    # when somebody asks for it.
     "": frozenset({"xla_flags", "recommend"}),
     "xla_flags": frozenset(),
     **dict.fromkeys(SHARED, SHARED),
@@ -60,7 +62,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "recommend": SHARED
     | {"data", "evaluation", "diffusion", "encoders", "prepare", "main"}
     | {"recommend"},
-    "export": SHARED | {"data", "encoders", "recommend", "main", "export"},
+    "export": SHARED | {"data", "diffusion", "encoders", "recommend", "main", "export"},
     # Times whatever there is; nobody may know it.
     "benchmark": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"}
@@ -267,6 +269,9 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("benchmark.reverse", "from pdrec_jax import main"),
         ("benchmark.reverse", "import torch"),
         ("prepare.download", "from pdrec_jax.phases import Given"),
+        ("prepare.own", "from pdrec_jax.recommend import recommender"),
+        ("recommend.models", "from pdrec_jax import phases"),
+        ("export.artifact", "from pdrec_jax.encoders.stage import make_model"),
         ("prepare.reference", "import pickle"),
         ("data.sources", "from pdrec_jax.prepare import own"),
         ("utils", "import numpy"),
@@ -287,6 +292,8 @@ def test_a_forbidden_import_is_found(module: str, source: str) -> None:
         ("encoders.stage", "from pdrec_jax.plugins import hbr\nfrom . import sasrec"),
         ("encoders.sasrec", "from pdrec_jax.diffusion import preferences"),
         ("encoders.sasrec", "from flax import nnx"),
+        ("recommend.models", "from pdrec_jax.encoders import stage"),
+        ("export.artifact", "from pdrec_jax.recommend.models import load_encoder"),
         ("diffusion.denoiser", "from flax import nnx"),
         ("checkpoints", "import orbax.checkpoint as ocp"),
         ("sharding", "import jax\nmesh = jax.make_mesh((2,), ('data',))"),
@@ -312,6 +319,16 @@ def test_a_violating_module_is_found_in_a_package_on_disk(tmp_path: Path) -> Non
         "pdrec_jax.plugins:1: may not know pdrec_jax.diffusion.reverse",
         "pdrec_jax.plugins.nns:4: torch is imported inside the function that needs it",
     ]
+
+
+def test_the_package_itself_loads_nothing_heavy() -> None:
+    script = "import sys, pdrec_jax; pdrec_jax.__version__; print(*sys.modules, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({*LAZY, "jax", "numpy", "flax", "orbax"})
 
 
 @pytest.mark.skipif(not (PACKAGE / "main.py").is_file(), reason="pdrec_jax/main.py is not written")

@@ -188,3 +188,39 @@ class TestInterruptions:
         left = contents(tmp_path).keys()
         assert left <= {str(tmp_path / "run" / "config.json")}
         begun(tmp_path / "run")
+
+
+class TestServing:
+    def test_a_run_is_opened_with_its_config(self, tmp_path: Path) -> None:
+        begun(tmp_path / "a", REAL, seed=3, diffusion__hidden=(8, 4))
+        place = Workdir.open(tmp_path / "a")
+        config = place.config
+        assert (config.seed, config.diffusion.hidden) == (3, (8, 4))
+        assert config.encoder.variants == ("base", "hbr+nns+dpa")
+        assert place.data == REAL
+        config.seed = 4
+        assert place.config.seed == 3
+
+    def test_a_field_that_the_run_is_too_old_to_know_has_its_default(self, tmp_path: Path) -> None:
+        begun(tmp_path / "a")
+        saved = json.loads((tmp_path / "a" / "config.json").read_text())
+        del saved["encoder"]["width"], saved["seeds"]
+        (tmp_path / "a" / "config.json").write_text(json.dumps(saved))
+        assert Workdir.open(tmp_path / "a").config.encoder.width == 64
+
+    @pytest.mark.parametrize(
+        ("content", "complaint"),
+        [
+            ('{"seeds": 3, "seed": 5}', "holds several seeds.*seed-5"),
+            ('{"nonsense": 1}', "config.json: config.nonsense: unknown field"),
+            ('{"encoder": 1}', "config.json: config.encoder: is a section"),
+            ("[1]", "a JSON object is expected"),
+        ],
+    )
+    def test_what_is_no_run_is_refused(self, tmp_path: Path, content: str, complaint: str) -> None:
+        with pytest.raises(UserError, match="the workdir of a run is expected"):
+            Workdir.open(tmp_path)
+        (tmp_path / "config.json").write_text(content)
+        (tmp_path / "data.json").write_text(json.dumps(SIMULATED))
+        with pytest.raises(UserError, match=complaint):
+            Workdir.open(tmp_path)

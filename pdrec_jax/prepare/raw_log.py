@@ -80,7 +80,8 @@ def read_raw_log(
     times: list[NDArray[np.float64]] = []
     dates: bool | None = None
     usable = 0
-    for good, values, dates in usable_batches(paths, wanted, skipped, positions):
+    for good, values, are_dates in usable_batches(paths, wanted, skipped, positions):
+        dates = are_dates
         users.add(good[wanted.user])
         items.add(good[wanted.item])
         usable += len(good[wanted.user])

@@ -110,10 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
+    from pdrec_jax import compilation
     from pdrec_jax.files import atomic_fill, write_errors
     from pdrec_jax.recommend.histories import Faults
     from pdrec_jax.recommend.output import format_of, open_writer
     from pdrec_jax.recommend.recommender import Recommender
+    from pdrec_jax.workdir import Workdir
 
     suffix, out = format_of(given.out), given.out
     with write_errors(out):
@@ -121,9 +123,10 @@ def _run(given: argparse.Namespace) -> None:
             raise UserError(f"--out: {out}: is a directory, a file is expected")
     if given.config:
         load_config(given.config)
+    compilation.use_cache(Workdir.open(given.workdir).config.compilation_cache)
     recommender = Recommender.load(given.workdir, given.variant)
     faults = Faults()
-    print(_title(recommender), flush=True)
+    print(recommender.title, flush=True)
     counts = {"users": 0, "popular": 0, "rows": 0}
 
     def fill(file: BinaryIO) -> None:
@@ -162,16 +165,6 @@ def _histories(
         raise UserError("--user, --item, --time: different columns are expected")
     yield from from_files(
         paths, wanted, recommender.catalogue, faults, block=BLOCK, beside=given.out.parent
-    )
-
-
-def _title(recommender: Recommender) -> str:
-    label = "SIMULATED DATA" if recommender.simulated else "real data"
-    trained = recommender.trained
-    return (
-        f"{label} | {recommender.place.config.name} | {trained.name} "
-        f"({trained.chosen_by} NDCG@10 {trained.figure:.4f}) | "
-        f"{recommender.catalogue.num_target_items:,} items"
     )
 
 

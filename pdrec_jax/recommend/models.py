@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
@@ -90,8 +89,8 @@ def choose(place: Workdir, variant: str | None) -> Trained:
 
     Args:
       place: of the run.
-      variant: of the encoder (``base``, ``hbr+nns+dpa``, plugins in any order) or the key of a phase
-        (``sasrec+hbr+nns+dpa``, ``diffusion``); None for the encoder with the best figure.
+      variant: of the encoder (``base``, ``hbr+nns+dpa``, plugins in any order) or the key of a
+        phase (``sasrec+hbr+nns+dpa``, ``diffusion``); None for the encoder with the best figure.
 
     Raises:
       UserError: there is no such model, or no encoder to choose from.

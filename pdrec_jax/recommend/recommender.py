@@ -89,6 +89,16 @@ class Recommender:
         """Whether the run was on a simulated log: then what it recommends means nothing."""
         return self.place.data.get("source") == "simulated"
 
+    @property
+    def title(self) -> str:
+        """Source of the data, run, model and catalogue in one line."""
+        label = "SIMULATED DATA" if self.simulated else "real data"
+        trained = self.trained
+        return (
+            f"{label} | {self.place.config.name} | {trained.name} ({trained.chosen_by} NDCG@10 "
+            f"{trained.figure:.4f}) | {self.catalogue.num_target_items:,} items"
+        )
+
     def recommend(
         self,
         histories: Sequence[Sequence[int | str]],
@@ -175,8 +185,8 @@ class Recommender:
         for found, expected in zip(source["files"], self.place.data["files"], strict=False):
             if found["sha256"] != expected["sha256"]:
                 raise UserError(
-                    f"{found['name']}: another content, by its checksum, than {self.place.path} was "
-                    "trained on"
+                    f"{found['name']}: another content, by its checksum, than {self.place.path} "
+                    "was trained on"
                 )
         if log.domains is not None and not config.data.mixed:
             log = target_only(log.take(log.items <= log.num_target_items))
@@ -249,6 +259,5 @@ class Recommender:
 
 def _seen(histories: Histories) -> np.ndarray:
     """Distinct items of each user, [B, K] int32, of one of few widths K."""
-    table = distinct_rows(histories.offsets, histories.items, np.arange(len(histories)))
-    width = max(64, 1 << (table.shape[1] - 1).bit_length())
-    return np.pad(table, ((0, 0), (0, width - table.shape[1])))
+    width = max(64, 1 << (int(histories.lengths.max()) - 1).bit_length())
+    return distinct_rows(histories.offsets, histories.items, np.arange(len(histories)), width)

@@ -1,8 +1,8 @@
 """Histories from files of events, grouped by user in constant memory.
 
 The events of a user may stand anywhere in the files. Up to a million rows are grouped in memory;
-beyond that, rows go to one of 256 files on the disk by a hash of the user's id, and each of those is
-then grouped by itself.
+beyond that, rows go to one of 256 files on the disk by a hash of the user's id, and each of those
+is then grouped by itself.
 """
 
 from __future__ import annotations

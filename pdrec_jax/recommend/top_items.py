@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdrec_jax.diffusion.selection import by_rows, top
+from pdrec_jax.diffusion.selection import top
+from pdrec_jax.rows import by_rows
 
 _BLOCK = 16_384
 _ROUND = 64

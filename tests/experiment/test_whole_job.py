@@ -32,6 +32,7 @@ class TestWholeJob:
 
     def test_files(self, strict) -> None:
         assert {path.name for path in strict.path.iterdir()} == {
+            "catalogue.npz",
             "config.json",
             "data.json",
             "diffusion",

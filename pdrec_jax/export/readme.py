@@ -1,0 +1,76 @@
+"""The README of an artifact, with the script that runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SCRIPT = """\
+import jax, numpy as np
+from jax import export
+
+folder = "artifact/"
+model = export.deserialize(bytearray(open(folder + "recommend.jax", "rb").read()))
+parameters = jax.device_put(dict(np.load(folder + "parameters.npz")))
+ids = np.load(folder + "item_ids.npy")
+number = {item: n for n, item in enumerate(ids.tolist(), 1)}  # 0 is no item
+
+
+def recommend(histories, k=20):  # lists of item ids, oldest first
+    known = [[number[item] for item in history if item in number] for history in histories]
+    length, width = model.in_avals[-2].shape[1], max(map(len, known))
+    rows = np.array([([0] * length + some)[-length:] for some in known], np.int32)
+    seen = np.array([some + [0] * (width - len(some)) for some in known], np.int32)
+    items, scores = model.call(parameters, rows, seen)
+    return [ids[found[found > 0] - 1].tolist() for found in np.asarray(items)[:, :k]]
+"""
+
+
+_TEXT = """\
+# {model}, exported
+
+{label}{items_recommended:,} items, the last {length} events of a history, vectors of {width}
+numbers. Written by jax {jax} for {platforms}; a jax of the following six months reads it, for
+longer see jax.export's promise of compatibility. It needs jax, numpy and flatbuffers (by which
+jax.export reads files), and nothing of pdrec_jax:
+
+```python
+{script}```
+
+| file | holds |
+| --- | --- |
+| `recommend.jax` | `(parameters, histories [b, {length}], seen [b, s]) -> items, scores [b, {k}]` |
+| `user_vectors.jax` | `(parameters, histories [b, {length}]) -> vectors [b, {width}]` |
+| `parameters.npz` | the first argument of both |
+| `item_ids.npy` | external ids; item n of the functions is in row n - 1 |
+| `item_vectors.npy` | [{items_recommended}, {width}] float32 of length 1, in that order |
+| `item_vectors.parquet` | the same with its ids, columns `item` and `vector`, for a vector index |
+| `artifact.json` | these figures |
+
+A score is the inner product of a user's vector and an item's: search an index by inner product. A
+user's vector is as long as the model's temperature, so cosine gives the same order.
+
+Histories are int32, the oldest item first, at the right end of the row; 0 fills the left. Items in
+`seen` are left out of the result (all zeros: none are). b and s are free, and each pair of them is
+compiled once: keep to a few. A history without a known item says nothing; give such a user popular
+items.
+"""
+
+_SIMULATED = """\
+**SIMULATED DATA**: the run's log was made by the simulator, and what is recommended means nothing.
+
+"""
+
+
+def readme(manifest: dict[str, Any]) -> str:
+    """The README of an artifact.
+
+    Args:
+      manifest: content of ``artifact.json``.
+    """
+    words = {
+        "label": _SIMULATED if manifest["data"] == "simulated" else "",
+        "jax": manifest["written_by"]["jax"],
+        "platforms": ", ".join(manifest["platforms"]),
+        "script": SCRIPT,
+    }
+    return _TEXT.format(**{**manifest, **words})

@@ -1,0 +1,105 @@
+"""Directories of runs that are as a job leaves them, but for the training: parameters are drawn."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pdrec_jax import phases
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.data.catalogue import catalogue_of, save_catalogue
+from pdrec_jax.diffusion import stage as diffusion_stage
+from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.settings import default_config, put, seeded
+from pdrec_jax.workdir import Workdir
+
+FIELDS = {
+    "name": "tiny", "data.source": "simulated", "evaluation.negatives": 20,
+    "simulation.num_users": 80, "simulation.num_items": 300, "simulation.mean_length": 8.0,
+    "diffusion.hidden": (16,), "diffusion.steps": 3, "diffusion.embedding_size": 4,
+    "encoder.width": 8, "encoder.blocks": 1, "encoder.max_length": 16, "encoder.temperature": 4.0,
+    "dpa.coarse": 10, "dpa.fine": 2, "nns.kept": 16,
+}  # fmt: skip
+
+
+def record(place: Workdir, key: str, name: str, validation: float | None, test: float) -> None:
+    model = {"name": name, "key": key, "sampled": {"NDCG@10": test}, "validation": None}
+    if validation is not None:
+        model["validation"] = {"NDCG@10": validation}
+    place.finish_phase(key, {"model": model})
+
+
+@pytest.fixture(autouse=True)
+def hurried() -> Iterator[None]:
+    """Compiles with little care: what is computed is tiny, and compiled for one test."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """`make_run(path, files=None, **fields)` makes the directory of a run, of which it returns the
+    path: a diffusion model, the base encoder and one with all plugins, which validates best."""
+
+    def make_run(path: Path, files: list[Path] | None = None, **fields: Any) -> Path:
+        config = configured(fields)
+        given, data = phases.prepare(config, files)
+        place = Workdir(path, config, data["source"])
+        place.begin(data)
+        save_catalogue(path, catalogue_of(given.split, files))
+        _, initialise = diffusion_stage.make_model(seeded(config, "diffusion"), given.split)
+        Store(path / "diffusion").save("best", 1, drawn(initialise, 0), {})
+        record(place, "diffusion", "TI-DiffRec", 0.4, 0.4)
+        for number, (variant, figure) in enumerate((("base", 0.1), ("hbr+nns+dpa", 0.2))):
+            plugins = encoder_stage.parse_variant(variant)
+            _, initialise = encoder_stage.make_model(config, plugins, given.split.train.num_items)
+            key = phases.encoder_key(config, variant)
+            Store(path / "encoders" / key).save("best", 1, drawn(initialise, number), {})
+            title = encoder_stage.title_of(config.encoder, variant)
+            record(place, key, title, figure, 0.3 - figure)
+        return path
+
+    return make_run
+
+
+def drawn(initialise: Callable[[], Any], seed: int) -> Any:
+    """Parameters of the right shapes; compiling those that a run begins with would take longer."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), jax.eval_shape(initialise)
+    )
+
+
+def configured(fields: dict[str, Any]) -> ConfigDict:
+    config = default_config()
+    for field, value in {**FIELDS, **fields}.items():
+        put(config, field, value)
+    return config
+
+
+@pytest.fixture(scope="session")
+def run(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a simulated log."""
+    return make_run(tmp_path_factory.mktemp("recommend") / "run")
+
+
+@pytest.fixture(scope="session")
+def texts(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a file log.csv beside it: ids of text, users with their items in order of time.
+
+    User `u7` took `item 7`, `item 8`, .. `item 11`, and everybody `the hit` first.
+    """
+    folder = tmp_path_factory.mktemp("texts")
+    rows = ["user_id,item_id,timestamp"]
+    for user in range(40):
+        rows.append(f"u{user},the hit,{user}")
+        rows += [f"u{user},item {user + n},{100 * n + user}" for n in range(1, 5)]
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    fields = {"data.source": "real", "data.target": str(folder / "log.csv"), "dpa.coarse": 5}
+    return make_run(folder / "run", [folder / "log.csv"], **fields)

@@ -1,0 +1,150 @@
+"""The command line: what it writes and tells, and that every mistake is one line and no file."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+
+from pdrec_jax.recommend.__main__ import main
+from pdrec_jax.recommend.recommender import Recommender
+
+Call = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """`call(run, *flags)` runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(run: Path, *flags: str) -> SimpleNamespace:
+        status = main([f"--workdir={run}", *flags])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(status=status, out=out.splitlines(), err=err)
+
+    return call
+
+
+def rows_of(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestUsers:
+    def test_what_is_told_and_written(self, run: Path, call: Call) -> None:
+        Path("ids.txt").write_text("7\n3\nnobody\n7\n")
+        done = call(run, "--users=ids.txt", "--k=5", "--out=recs.csv")
+        assert (done.status, done.err) == (0, "")
+        assert done.out == [
+            "SIMULATED DATA | tiny | SASRec+HBR+NNS+DPA (validation NDCG@10 0.2000) | 300 items",
+            "unknown: 1 users with an id that is not in the log, for instance 'nobody'",
+            "by popularity: 1 users without an item that the model knows get the most popular ones",
+            "recs.csv: 20 recommendations for 4 users",
+            "SIMULATED DATA: the run's log was made by the simulator",
+        ]
+        rows = rows_of("recs.csv")
+        assert [row["user"] for row in rows] == [
+            u for u in ("7", "3", "nobody", "7") for _ in "12345"
+        ]
+        assert [row["rank"] for row in rows] == list("12345") * 4
+        found = Recommender.load(run).recommend_users([7, 3, "nobody"], k=5)
+        given = [row["item"] for row in rows]
+        assert given == [str(item) for one in [*found, found[0]] for item in one.items]
+        assert {path.name for path in Path().iterdir()} == {"ids.txt", "recs.csv"}
+
+    def test_all_users(self, run: Path, call: Call) -> None:
+        assert call(run, "--all_users", "--k=5", "--out=recs.parquet").status == 0
+        table = pq.read_table("recs.parquet")
+        assert table.num_rows == 5 * 80
+        assert len(set(table["user"].to_pylist())) == 80
+
+    def test_a_moved_log(self, texts: Path, call: Call) -> None:
+        shutil.copy(texts.parent / "log.csv", "moved.csv")
+        Path("ids.txt").write_text("u1")
+        flags = ["--users=ids.txt", "--k=2", "--out=recs.csv", "--include_seen"]
+        assert call(texts, *flags, "--log=moved.csv").out[0].startswith("real data | tiny | ")
+        assert call(texts, *flags, "--log=none.csv").err.startswith("error: none.csv: the log ")
+
+
+class TestHistories:
+    def test_new_users(self, texts: Path, call: Call) -> None:
+        Path("new.jsonl").write_text(
+            "".join(
+                json.dumps({"who": who, "what": what, "when": when}) + "\n"
+                for who, what, when in [
+                    ("ann", "item 3", 2),
+                    ("ann", "the hit", 1),
+                    ("bob", "a book", 1),
+                    ("ann", "", 1),
+                    ("ann", "a film", 9),
+                ]
+            )
+        )
+        flags = ["--histories=new.jsonl", "--user=who", "--item=what", "--time=when", "--k=5"]
+        done = call(texts, *flags, "--out=recs.jsonl")
+        assert done.status == 0
+        assert done.out[1:] == [
+            "skipped: 1 rows, field 'what': empty",
+            "skipped: 2 events with an item that the model does not know, for instance 'a book'",
+            "by popularity: 1 users without an item that the model knows get the most popular ones",
+            "recs.jsonl: 10 recommendations for 2 users",
+        ]
+        rows = [json.loads(line) for line in Path("recs.jsonl").read_text().splitlines()]
+        (ann,) = Recommender.load(texts).recommend([["the hit", "item 3"]], k=5)
+        assert [row["item"] for row in rows if row["user"] == "ann"] == list(ann.items)
+        bob = [row for row in rows if row["user"] == "bob"]
+        assert bob[0]["item"] == "the hit"
+        assert {(row["score"], row["basis"]) for row in bob} == {(None, "popularity")}
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("flags", "complaint"),
+        [
+            (["--users=none.txt"], "none.txt: no such file"),
+            (["--users=empty.txt"], "empty.txt: no ids, one a line is expected"),
+            (["--histories=none.csv"], "none.csv: no such file"),
+            (["--histories=empty.txt"], "unknown suffix"),
+            (["--histories=bad.csv"], "bad.csv: row 1 (header): no column 'user_id'"),
+            (["--histories="], "--histories: a file is expected"),
+            (["--histories=bad.csv", "--user=item_id"], "different columns are expected"),
+            (["--all_users", "--variant=hbr"], "--variant: "),
+            (["--all_users", "--k=0"], "a whole number of at least 1"),
+            (["--all_users", "--k=\u00b2"], "a whole number of at least 1"),
+            (["--all_users", "--out=recs.txt"], "one of .parquet, .csv, .jsonl is expected"),
+            (["--all_users", "--out=none/recs.csv"], "none/recs.csv: cannot write"),
+            (["--all_users", "--config=none.py"], "--config: none.py: no such file"),
+            ([], "one of the arguments --users --all_users --histories is required"),
+            (["--all_users", "--nonsense"], "unrecognized arguments: --nonsense"),
+        ],
+    )
+    def test_one_line_and_no_file(self, run: Path, call: Call, flags, complaint) -> None:
+        Path("empty.txt").write_text("\n")
+        Path("bad.csv").write_text("who,item_id\na,1\n")
+        before = sorted(Path().iterdir())
+        done = call(run, "--out=recs.csv", *flags)
+        assert done.status == 2
+        assert complaint in done.err
+        assert done.err.startswith("error: ")
+        assert done.err.count("\n") == 1
+        assert sorted(Path().iterdir()) == before
+
+    def test_a_bad_row_late_leaves_the_former_file(self, run: Path, call: Call) -> None:
+        Path("recs.csv").write_text("of yesterday")
+        Path("ids.txt").write_bytes(b"1\n" * 2000 + b"\xff\n")
+        done = call(run, "--users=ids.txt", "--k=5", "--out=recs.csv")
+        assert "ids.txt: row 2001: " in done.err
+        assert Path("recs.csv").read_text() == "of yesterday"
+        assert {path.name for path in Path().iterdir()} == {"ids.txt", "recs.csv"}
+
+    def test_a_directory_as_the_file(self, run: Path, call: Call) -> None:
+        Path("recs.csv").mkdir()
+        assert (
+            "is a directory, a file is expected" in call(run, "--all_users", "--out=recs.csv").err
+        )

@@ -1,0 +1,328 @@
+"""What is recommended, against scores of the whole catalogue that are sorted as a whole."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import pdrec_jax
+from pdrec_jax import phases
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.data import sources
+from pdrec_jax.data.batches import extend_train, pack
+from pdrec_jax.data.catalogue import CATALOGUE, load_catalogue, save_catalogue
+from pdrec_jax.data.interactions import Interactions
+from pdrec_jax.diffusion import stage as diffusion_stage
+from pdrec_jax.diffusion.inference import score_all_dense
+from pdrec_jax.diffusion.vectors import build_vectors, gather_batch
+from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.encoders.model import Batch, final_states, score_all
+from pdrec_jax.errors import UserError
+from pdrec_jax.recommend import recommender as module
+from pdrec_jax.recommend.recommender import Recommender
+from pdrec_jax.settings import seeded
+from pdrec_jax.workdir import Workdir
+
+VARIANTS = {"sasrec": "base", "sasrec+hbr+nns+dpa": "hbr+nns+dpa", "diffusion": "diffusion"}
+
+
+def encoder_scores(run: Path, key: str, log: Interactions) -> np.ndarray:
+    """Scores of all items for all users of a log, [U, I + 1], by the encoder's own functions."""
+    config = Workdir.open(run).config
+    model, initialise = encoder_stage.make_model(config, (), log.num_items)
+    store = Store(run / "encoders" / key)
+    params, _ = store.restore("best", jax.eval_shape(initialise))
+    params = jax.device_put(params)
+    users = np.arange(log.num_users)
+    cells = pack(log.offsets, users, model.max_length, layout=model.layout)
+    batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
+    states = final_states(params, model, log.offsets.astype(np.int32), log.items, batch)
+    return np.array(score_all(params, model, states))
+
+
+def diffusion_scores(run: Path, log: Interactions) -> np.ndarray:
+    """The same of the diffusion model, by the dense loop."""
+    section = seeded(Workdir.open(run).config, "diffusion")
+    model, initialise = diffusion_stage.model_of_slots(section, log.num_items + 1)
+    params, _ = Store(run / "diffusion").restore("best", jax.eval_shape(initialise))
+    weights = {name: section[name] for name in ("w_min", "w_max", "ties")}
+    vectors = build_vectors(log.offsets, log.items, log.times, log.num_items + 1, **weights)
+    users = np.arange(log.num_users)
+    batch = gather_batch(vectors, users, len(vectors.slots))
+    return np.array(score_all_dense(model, params, batch, jax.random.key(0), users))
+
+
+def simulated(run: Path) -> Interactions:
+    return sources.load(Workdir.open(run).config, None)[0]
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may spoil."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request, run: Path) -> tuple[Recommender, Interactions, np.ndarray]:
+    """A recommender, the run's log, and scores of all items for its users."""
+    log = simulated(run)
+    key = request.param
+    scores = diffusion_scores(run, log) if key == "diffusion" else encoder_scores(run, key, log)
+    scores[:, 0] = -np.inf
+    return Recommender.load(run, VARIANTS[key]), log, scores
+
+
+def check(found: module.Recommendation, scores: np.ndarray, k: int) -> None:
+    """The k best of scores that are -inf for what must not come; equal but for rounding."""
+    items = np.array(found.items)
+    assert len(set(found.items)) == k
+    best = np.sort(scores)[::-1][:k]
+    np.testing.assert_allclose(found.scores, best, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores[items], best, rtol=1e-4, atol=1e-5)
+    assert found.basis == "history"
+
+
+class TestWhatIsRecommended:
+    def test_users_of_the_log_by_all_that_they_did(self, model) -> None:
+        recommender, log, scores = model
+        found = recommender.recommend_users(log.user_ids.tolist(), k=5)
+        for user, one in enumerate(found):
+            own = scores[user].copy()
+            own[log.items[log.offsets[user] : log.offsets[user + 1]]] = -np.inf
+            check(one, own, 5)
+
+    def test_histories_give_the_same_as_the_log(self, model) -> None:
+        recommender, log, _ = model
+        cut = list(zip(log.offsets[:-1], log.offsets[1:], strict=True))
+        histories = [log.item_ids[log.items[a:b]].tolist() for a, b in cut]
+        assert log.times is not None
+        times = [log.times[a:b].tolist() for a, b in cut]
+        of_log = recommender.recommend_users(log.user_ids.tolist(), k=5)
+        assert recommender.recommend(histories, k=5, times=times) == of_log
+
+    def test_seen_items_where_they_are_asked_for(self, model) -> None:
+        recommender, log, scores = model
+        found = recommender.recommend_users(log.user_ids[:6].tolist(), k=5, include_seen=True)
+        for one, own in zip(found, scores, strict=False):
+            check(one, own, 5)
+
+    def test_all_items_and_no_more(self, model) -> None:
+        recommender, log, _ = model
+        (one,) = recommender.recommend_users(log.user_ids[:1].tolist(), k=9999)
+        seen = set(log.items[: log.offsets[1]].tolist())
+        assert set(one.items) == set(range(1, log.num_items + 1)) - seen
+        assert list(one.scores) == sorted(one.scores, reverse=True)
+
+
+class TestBlocks:
+    def test_a_user_gets_the_same_alone_and_in_any_company(self, run, monkeypatch) -> None:
+        users = simulated(run).user_ids.tolist()
+        whole = Recommender.load(run).recommend_users(users, k=5)
+        monkeypatch.setattr(module, "BLOCK", 7)
+        small = Recommender.load(run)
+        for one, other in zip(small.recommend_users(users, k=5), whole, strict=True):
+            assert one.items == other.items
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5)
+
+    def test_times_of_a_later_block(self, run, monkeypatch) -> None:
+        monkeypatch.setattr(module, "BLOCK", 7)
+        recommender = Recommender.load(run)
+        histories = [[1, 2]] * 8
+        with pytest.raises(UserError, match="times: one for each"):
+            recommender.recommend(histories, k=5, times=[[1, 2]] * 7)
+        turned = recommender.recommend(histories, k=5, times=[*[[1, 2]] * 7, [2, 1]])
+        assert turned[7] == recommender.recommend([[2, 1]], k=5)[0]
+        assert turned[7] != turned[6]
+
+
+class TestUnknown:
+    def test_no_known_item_is_popularity(self, run) -> None:
+        recommender = Recommender.load(run)
+        nobody, empty, known = recommender.recommend([["x", "y"], [], [5, "z", 7]], k=5)
+        log = simulated(run)
+        counts = np.bincount(log.items, minlength=log.num_items + 1)
+        most = np.argsort(-counts[1:], kind="stable")[:5] + 1
+        assert nobody.items == empty.items == tuple(most.tolist())
+        assert np.isnan(nobody.scores).all()
+        assert (nobody.basis, nobody.unknown_items) == ("popularity", 2)
+        assert (empty.basis, empty.unknown_items) == ("popularity", 0)
+        assert (known.basis, known.unknown_items) == ("history", 1)
+        assert known.items == recommender.recommend([[5, 7]], k=5)[0].items
+
+    def test_a_user_who_is_not_in_the_log(self, run) -> None:
+        (one,) = Recommender.load(run).recommend_users(["nobody"], k=5)
+        assert one.basis == "popularity"
+
+    def test_ids_of_text(self, texts) -> None:
+        (one,) = Recommender.load(texts).recommend([["the hit", "item 3"]], k=41)
+        assert len(one.items) == 41
+        assert set(one.items).isdisjoint({"the hit", "item 3"})
+        assert {item[:5] for item in one.items} == {"item "}
+
+
+class TestChoice:
+    def test_the_best_by_validation(self, run) -> None:
+        trained = Recommender.load(run).trained
+        assert (trained.key, trained.name) == ("sasrec+hbr+nns+dpa", "SASRec+HBR+NNS+DPA")
+        assert (trained.figure, trained.chosen_by) == (0.2, "validation")
+
+    def test_by_test_where_there_is_no_validation(self, copied) -> None:
+        for path in (copied / "phases").glob("*.json"):
+            record = json.loads(path.read_text())
+            record["model"]["validation"] = None
+            path.write_text(json.dumps(record))
+        trained = Recommender.load(copied).trained
+        assert (trained.key, trained.chosen_by) == ("sasrec", "test")
+
+    @pytest.mark.parametrize(
+        ("variant", "key"),
+        [
+            ("base", "sasrec"),
+            ("sasrec", "sasrec"),
+            ("dpa+nns+hbr", "sasrec+hbr+nns+dpa"),
+            ("sasrec+nns+hbr+dpa", "sasrec+hbr+nns+dpa"),
+            ("diffusion", "diffusion"),
+        ],
+    )
+    def test_by_name(self, run, variant, key) -> None:
+        assert Recommender.load(run, variant).trained.key == key
+
+    @pytest.mark.parametrize("variant", ["", "hbr", "gru4rec", "base+base+x", "../x"])
+    def test_an_unknown_name(self, run, variant) -> None:
+        with pytest.raises(UserError, match=r"has diffusion, sasrec, sasrec\+hbr\+nns\+dpa, got"):
+            Recommender.load(run, variant)
+
+    def test_other_encoders(self, make_run, tmp_path) -> None:
+        run = make_run(tmp_path / "run", **{"encoder.name": "gru4rec"})
+        log = simulated(run)
+        scores = encoder_scores(run, "gru4rec+hbr+nns+dpa", log)
+        scores[:, 0] = -np.inf
+        found = Recommender.load(run).recommend_users(log.user_ids.tolist(), k=5, include_seen=True)
+        for one, own in zip(found, scores, strict=True):
+            check(one, own, 5)
+
+
+class TestDirectories:
+    def broken(self, run: Path, complaint: str) -> None:
+        with pytest.raises(UserError, match=complaint) as caught:
+            Recommender.load(run)
+        assert "\n" not in str(caught.value)
+
+    def test_no_run(self, tmp_path) -> None:
+        self.broken(tmp_path, "the workdir of a run is expected")
+        self.broken(tmp_path / "none", "the workdir of a run is expected")
+
+    def test_several_seeds(self, copied) -> None:
+        config = json.loads((copied / "config.json").read_text())
+        (copied / "config.json").write_text(json.dumps({**config, "seeds": 2}))
+        self.broken(copied, "holds several seeds, name the folder of one.*seed-0")
+
+    def test_nothing_trained_yet(self, copied) -> None:
+        for path in (copied / "phases").glob("sasrec*"):
+            path.unlink()
+        self.broken(copied, "no encoder is trained yet; --variant=diffusion .* TI-DiffRec")
+        (copied / "phases" / "diffusion.json").unlink()
+        self.broken(copied, "no trained model is in it yet")
+
+    def test_no_catalogue(self, copied) -> None:
+        (copied / CATALOGUE).unlink()
+        self.broken(copied, "catalogue.npz: not there")
+
+    def test_a_model_whose_scores_are_no_products(self, copied) -> None:
+        config = json.loads((copied / "config.json").read_text())
+        config["diffusion"]["normalise"] = True
+        (copied / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match="choose an encoder"):
+            Recommender.load(copied, "diffusion")
+
+
+class TestLog:
+    @pytest.fixture
+    def moved(self, texts: Path, tmp_path: Path) -> tuple[Path, Path]:
+        """A log and a run on it that a test may spoil."""
+        folder = tmp_path / "texts"
+        shutil.copytree(texts.parent, folder)
+        run, log = folder / "run", folder / "log.csv"
+        save_catalogue(run, dataclasses.replace(load_catalogue(run), places=(str(log),)))
+        return log, run
+
+    def test_the_very_log(self, texts) -> None:
+        (one,) = Recommender.load(texts).recommend_users(["u7"], k=50)
+        assert len(one.items) == 39
+        assert set(one.items).isdisjoint({"the hit", *(f"item {n}" for n in range(8, 12))})
+
+    def test_a_moved_log(self, moved) -> None:
+        log, run = moved
+        there = log.rename(log.with_name("other.csv"))
+        recommender = Recommender.load(run)
+        with pytest.raises(UserError, match=r"log\.csv: the log of the run is not there"):
+            recommender.recommend_users(["u1"])
+        recommender.users_of_log([there])
+        assert recommender.recommend_users(["u1"])[0].basis == "history"
+
+    def test_another_log(self, moved) -> None:
+        log, run = moved
+        log.write_text(log.read_text() + "u1,item 40,9999\n")
+        with pytest.raises(UserError, match="another content, by its checksum"):
+            Recommender.load(run).recommend_users(["u1"])
+
+    def test_histories_need_no_log(self, moved) -> None:
+        log, run = moved
+        log.unlink()
+        assert Recommender.load(run).recommend([["item 3"]])[0].basis == "history"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[Path]:
+    """Logs of two domains with the same ids: users take turns between the two."""
+    folder = tmp_path_factory.mktemp("two")
+    rng = np.random.default_rng(3)
+    for name, items, late in (("target", 60, 0), ("source", 45, 1)):
+        rows = [f"{u},{i},{2 * n + late}" for u in range(1, 31)
+                for n, i in enumerate(rng.permutation(items)[:6] + 1)]  # fmt: skip
+        path = folder / f"{name}.csv"
+        path.write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+    return [folder / "target.csv", folder / "source.csv"]
+
+
+class TestSourceDomain:
+    @pytest.mark.parametrize("mixed", [False, True])
+    def test_only_the_target_is_recommended(
+        self, make_run: Callable[..., Path], two: list[Path], tmp_path: Path, mixed: bool
+    ) -> None:
+        fields = {"data.source": "real", "data.mixed": mixed, "dpa.coarse": 5}
+        names = {"data.target": str(two[0]), "data.auxiliary": str(two[1])}
+        run = make_run(tmp_path / "run", two, **fields, **names)
+        config = Workdir.open(run).config
+        log, _ = sources.load(config, two)
+        if not mixed:
+            log = sources.load(config, two[:1])[0]
+        scores = encoder_scores(run, "sasrec+hbr+nns+dpa", log)
+        scores[:, 0] = scores[:, log.num_target_items + 1 :] = -np.inf
+        found = Recommender.load(run).recommend_users(log.user_ids.tolist(), k=5)
+        for user, one in enumerate(found):
+            own = scores[user].copy()
+            own[log.items[log.offsets[user] : log.offsets[user + 1]]] = -np.inf
+            items = np.searchsorted(log.item_ids[1 : log.num_target_items + 1], one.items) + 1
+            check(module.Recommendation(tuple(items.tolist()), one.scores, one.basis, 0), own, 5)
+
+
+class TestPackage:
+    def test_it_is_offered_by_the_package(self) -> None:
+        assert pdrec_jax.Recommender is Recommender
+        with pytest.raises(AttributeError, match="no attribute 'recommender'"):
+            _ = pdrec_jax.recommender
+
+    def test_the_input_of_the_test_is_one_event_short_of_what_is_used_here(self, run) -> None:
+        log = simulated(run)
+        given, _ = phases.prepare(Workdir.open(run).config, None)
+        assert extend_train(given.split)[0][-1] == log.num_events - log.num_users
+
+    def test_k_below_one(self, run) -> None:
+        with pytest.raises(UserError, match="k: an integer of at least 1"):
+            Recommender.load(run).recommend([[1]], k=0)
