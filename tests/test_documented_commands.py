@@ -254,7 +254,7 @@ def run_page(page: str, folder: Path) -> list[str]:
             input=script,
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=3600,
         )
         assert done.returncode == 0, (
             f"{command}\n{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
