@@ -50,4 +50,4 @@ $(VENV)/ready-to-develop: requirements.txt pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/ready-to-document: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[docs]'
-	@touch $@ $(VENV)/ready-to-run
+	@touch $@
