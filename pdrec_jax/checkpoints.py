@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pdrec_jax import memory
 from pdrec_jax.errors import UserError
 
 # Orbax reports every save and restore at INFO, absent optional metadata as warnings, and logs the
@@ -90,6 +91,8 @@ class Store:
                     "free some space and run the same command again to resume"
                 ) from error
             raise
+        # The threads that write copy in pieces, of which their heaps keep many.
+        memory.release()
 
     def _sweep(self, slot: str) -> None:
         """Removes what a save that failed has left, which could keep the disk full."""

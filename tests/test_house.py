@@ -26,6 +26,7 @@ SHARED = frozenset(
         "sharding",
         "checkpoints",
         "compilation",
+        "memory",
         "training",
     }
 )

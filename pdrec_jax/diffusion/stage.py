@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import training
+from pdrec_jax import memory, training
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.batches import draw_users, extend_train
 from pdrec_jax.data.splits import Split
@@ -203,6 +203,7 @@ class DiffusionTask:
                 state, loss = train_steps(state, parts[0], numbers, rate, *static)
             losses.append(np.asarray(loss))
             advance(len(chunk))
+        memory.release()
         return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
 
     def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
