@@ -1,5 +1,6 @@
 # Every target sets up by itself what it needs, in a virtual environment of its own.
 #   make run [CONFIG=configs/toy.py] [ARGS="--config.seed=1"]     make test [ARGS="-k splits"]
+#   make docs [SITE=site]
 # PYTHON names the interpreter to build the environment with, VENV its place.
 
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
@@ -9,7 +10,9 @@ VENV ?= .venv
 CONFIG ?= configs/toy.py
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: run test setup lint format
+SITE ?= site
+
+.PHONY: run test setup lint format docs
 
 run: $(VENV)/ready-to-run
 	$(VENV)/bin/python -m pdrec_jax.main --config=$(CONFIG) $(ARGS)
@@ -29,6 +32,10 @@ format: $(VENV)/ready-to-develop
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# Fails on a broken link; the warning that it keeps quiet is about a later MkDocs, which is not used.
+docs: $(VENV)/ready-to-document
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir $(SITE)
+
 $(VENV)/bin/python:
 	$(if $(PYTHON),,$(error Python 3.11 or later is needed: give its path as PYTHON=...))
 	$(PYTHON) -m venv $(VENV)
@@ -40,3 +47,7 @@ $(VENV)/ready-to-run: requirements.txt pyproject.toml | $(VENV)/bin/python
 $(VENV)/ready-to-develop: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/ready-to-run
+
+$(VENV)/ready-to-document: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable '.[docs]'
+	@touch $@

@@ -53,6 +53,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "reproduce": SHARED
     | {"data", "encoders", "evaluation", "report", "experiment", "main"}
     | {"reproduce"},
+    # Explains one user of a run; nobody may know it.
+    "inspect": SHARED
+    | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
+    | {"recommend", "main", "inspect"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Serves what the main job trained, with the readers that made its log.
@@ -66,7 +70,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"benchmark"},
 }
 STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
-USERS_OF_STAGES = ("phases", "benchmark", "recommend")
+USERS_OF_STAGES = ("phases", "benchmark", "recommend", "inspect")
 PREFERENCES = ("pdrec_jax.diffusion.preferences",)
 
 OWNERS = {
@@ -262,6 +266,7 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("experiment", "from pdrec_jax.reproduce import plan"),
         ("phases", "from pdrec_jax.benchmark.contest import measure"),
         ("training", "from . import benchmark"),
+        ("experiment", "from pdrec_jax.inspect import explanation"),
         ("benchmark.reverse", "from pdrec_jax import main"),
         ("benchmark.reverse", "import torch"),
         ("prepare.download", "from pdrec_jax.phases import Given"),

@@ -1,0 +1,112 @@
+"""Command line that explains one user of a run.
+
+python -m pdrec_jax.inspect --workdir=runs/toy-strict-0 --user=ID [--html=FILE] [--top=10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write_text
+
+MISTAKE = 2  # exit status for what the user can mend
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the usage too; one line is the house's way.
+        raise UserError(message)
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to 1000 is expected, got {text!r}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pdrec_jax.inspect",
+        description="Explains one user of a run: history with the plugins' weights, DPA's "
+        "candidates, NNS's sample, and what each trained model recommends.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="of a run", required=True)
+    parser.add_argument("--user", metavar="ID", help="as the log has it", required=True)
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one web page too")
+    parser.add_argument(
+        "--top", type=_count, default=10, metavar="K", help="items of each model (default: 10)"
+    )
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="where the run's log is now, if it was moved; with a source domain two with a comma",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the run's config file, needed only where it registers an encoder of its own",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: without the program's name; None for those of the process.
+
+    Returns:
+      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+    """
+    try:
+        _run(_parser().parse_args(arguments))
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(f"disk full ({error})")
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    if given.config is not None:
+        from pdrec_jax.main import load_config
+
+        load_config(given.config)
+    # Imported here, so that a mistyped flag is answered before JAX is loaded.
+    from pdrec_jax.inspect.explain import explain
+    from pdrec_jax.inspect.page import as_page
+    from pdrec_jax.inspect.text import as_text
+    from pdrec_jax.inspect.trained import open_run
+
+    log = [Path(name) for name in given.log.split(",") if name] if given.log else []
+    told = explain(open_run(given.workdir, log), given.user, given.top)
+    if given.html is not None:
+        # Before the text: who sees it can open the page.
+        atomic_write_text(given.html, as_page(told))
+    print(as_text(told), end="")
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

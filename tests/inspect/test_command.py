@@ -1,0 +1,56 @@
+"""The command: what it prints and writes, and that each mistake is one line."""
+
+import contextlib
+import io
+
+import pytest
+
+from pdrec_jax.inspect.__main__ import main
+
+
+def call(*flags: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(flags)
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_text_and_page(workdir, tmp_path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    page = tmp_path / "user.html"
+    user = '<i onclick="x()">& co'
+    status, out, err = call(f"--workdir={workdir}", f"--user={user}", f"--html={page}", "--top=3")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:2] == ["real data | nasty | protocol strict | seed 0", f"user {user}"]
+    assert lines[-1].startswith("Real data: log.csv")
+    assert "<h1>User &lt;i onclick=&quot;x()&quot;&gt;&amp; co</h1>" in page.read_text()
+    assert list(tmp_path.iterdir()) == [page]
+    after = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    assert after == before  # a look changes nothing
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "required: --workdir, --user"),
+        (("--workdir=x",), "required: --user"),
+        (("--workdir={run}", "--user=nobody"), "has no user 'nobody'"),
+        (("--workdir={run}", "--user="), "has no user ''"),
+        (("--workdir={here}/none", "--user=user 1"), "the workdir of a run is expected"),
+        (("--workdir={run}/phases", "--user=user 1"), "the workdir of a run is expected"),
+        (("--workdir={run}", "--user=user 9", "--top=0"), "a whole number from 1 to 1000"),
+        (("--workdir={run}", "--user=user 9", "--strange"), "unrecognized arguments"),
+        (("--workdir={run}", "--user=user 9", "--html={here}/no/page.html"), "cannot write"),
+        (("--workdir={run}", "--user=user 9", "--html={here}"), "cannot write"),
+        (("--workdir={run}", "--user=user 9", "--config={here}/no.py"), "no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(workdir, tmp_path, flags, message) -> None:
+    filled = [flag.format(run=workdir, here=tmp_path) for flag in flags]
+    status, out, err = call(*filled)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
