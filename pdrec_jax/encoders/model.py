@@ -365,5 +365,10 @@ def score_items(params: Params, model: EncoderModel, states: Array, items: Array
 
 def score_all(params: Params, model: EncoderModel, states: Array) -> Array:
     """Scores the whole catalogue, [B, I + 1] or more columns, from normalised states [B, D]."""
-    scores = model.temperature * jnp.dot(states, normalise(params["item_embedding"]).T)
+    return score_table(normalise(params["item_embedding"]), model, states)
+
+
+def score_table(table: Array, model: EncoderModel, states: Array) -> Array:
+    """Scores normalised items [I + 1, D], [B, I + 1], from normalised states [B, D]."""
+    scores = model.temperature * jnp.dot(states, table.T)
     return spread(scores, model.mesh, DATA, MODEL)

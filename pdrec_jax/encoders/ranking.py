@@ -16,13 +16,23 @@ from pdrec_jax.encoders.model import (
     EncoderModel,
     Params,
     final_states,
-    score_all,
+    normalise,
     score_items,
+    score_table,
 )
 from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget
-from pdrec_jax.evaluation.ranking import Ranks, count_candidates, count_catalogue, distinct_rows
+from pdrec_jax.evaluation.ranking import (
+    Ranks,
+    common_width,
+    count_candidates,
+    count_catalogue,
+    distinct_rows,
+)
 from pdrec_jax.evaluation.sharded import count_catalogue_on
+from pdrec_jax.rows import by_blocks
 from pdrec_jax.sharding import DATA, axis, round_up, spread
+
+_SCORED_TOGETHER = 64  # users whose scores of the whole catalogue a CPU's cache holds, more or less
 
 
 class _Block(NamedTuple):
@@ -106,11 +116,12 @@ class Evaluation:
     def full(self, params: Params) -> Ranks:
         """Ranks among all items that are not in the user's input."""
         counts, negatives = [], []
+        table = _normalise(params["item_embedding"])
+        width = common_width(self.offsets, self.users)
         for block in self._blocks:
             positive = self.candidates[block.users, 0]
-            seen = distinct_rows(self.offsets, self.items, block.users)
-            seen = np.pad(seen, ((0, 0), (0, -seen.shape[1] % 64)))
-            given = params, *block.histories, block.batch, positive, seen
+            seen = distinct_rows(self.offsets, self.items, block.users, width)
+            given = params, table, *block.histories, block.batch, positive, seen
             counts.append(_count_full(*given, self.model, self.num_items))
             others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
             negatives.append((self.num_items - 1 - others.sum(axis=1))[: block.real])
@@ -141,9 +152,13 @@ def _count_sampled(
     return spread(count_candidates(scores), model.mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+_normalise = jax.jit(normalise)
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
 def _count_full(
     params: Params,
+    table: Array,
     offsets: Array,
     items: Array,
     batch: Batch,
@@ -153,7 +168,13 @@ def _count_full(
     num_items: int,
 ) -> tuple[Array, Array]:
     states = final_states(params, model, offsets, items, batch)
-    scores = score_all(params, model, states)
     if model.mesh is not None:
+        scores = score_table(table, model, states)
         return count_catalogue_on(model.mesh, scores, positive, seen, last_item=num_items)
-    return count_catalogue(scores, positive, seen, last_item=num_items)
+
+    def count(states: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
+        scores = score_table(table, model, states)
+        return count_catalogue(scores, positive, seen, last_item=num_items)
+
+    counts: tuple[Array, Array] = by_blocks(count, _SCORED_TOGETHER, states, positive, seen)
+    return counts
