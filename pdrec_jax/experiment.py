@@ -109,11 +109,11 @@ def run_one(
             print(results_table(done), flush=True)
         return done
 
+    place.require_unlocked()
     given, data = prepared or phases.prepare(config, files)
     given = dataclasses.replace(given, config=config)
     preferences = preferences_at_hand(given, place)
-    place.begin(data)
-    with open_log(config, place) as log:
+    with place.held(data), open_log(config, place) as log:
         dropped = f", {data['dropped_users']:,} users with fewer than 3 events dropped"
         log.phase(
             f"data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events"
@@ -212,7 +212,7 @@ def _run_phases(
     if preferences is not None:
         once("preferences", phases.borrowed_phase, preferences)
     elif asked("encoder") and phases.needs_preferences(config):
-        preferences = phases.read_preferences(given, path)
+        preferences = phases.own_preferences(given, path, log)
     for variant in config.encoder.variants:
         key = phases.encoder_key(config, variant)
         if key in times:  # it has filled the preferences

@@ -17,11 +17,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from pdrec_jax import interrupts
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import FIELDS, misfit, require_field, validate
 
 MISTAKE = 2  # exit status for what the user can mend
-INTERRUPTED = 130
 _HELP = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 
 
@@ -41,28 +41,35 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: program name and arguments; those of the process where not given.
 
     Returns:
-      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status: 0, 2 after one line on a mistake of the user's, 128 and the number of the
+      signal when interrupted (130 for SIGINT, 143 for SIGTERM).
     """
     argv = list(sys.argv if argv is None else argv)
     try:
-        if _HELP & set(argv[1:]):
-            print(help_text())
-            return 0
-        command = parse(argv)
-        validate(command.config)
-        # Imported here, so that a mistyped flag is answered before JAX is loaded.
-        from pdrec_jax.experiment import run
-
-        run(command.config, command.by_hand, command.workdir)
+        with interrupts.heard():
+            return _main(argv)
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes the run", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        line = interrupts.farewell(error, "the same command resumes the run")
+        print(line, file=sys.stderr)
+        return interrupts.status(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         return _fail(f"disk full ({error})")
+
+
+def _main(argv: list[str]) -> int:
+    if _HELP & set(argv[1:]):
+        print(help_text())
+        return 0
+    command = parse(argv)
+    validate(command.config)
+    # Imported here, so that a mistyped flag is answered before JAX is loaded.
+    from pdrec_jax.experiment import run
+
+    run(command.config, command.by_hand, command.workdir)
     return 0
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax.checkpoints import Store
+from pdrec_jax.checkpoints import NoCheckpoint, Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.diffusion import stage as diffusion_stage
@@ -25,7 +25,7 @@ from pdrec_jax.diffusion.preferences import (
 )
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.inference import infer_preferences
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, warn
 from pdrec_jax.evaluation import protocol as protocols
 from pdrec_jax.evaluation.paper import published
 from pdrec_jax.evaluation.ranking import Scorer
@@ -190,8 +190,17 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
 
 def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
     """Computes and saves the preferences of all users with the model that is to fill them."""
-    infer = {"diffusion": _by_diffusion, "sasrec": _by_sasrec}[given.config.preferences_by]
-    preferences = infer(given, workdir, log)
+    infer, train = {
+        "diffusion": (_by_diffusion, diffusion_phase),
+        "sasrec": (_by_sasrec, sasrec_phase),
+    }[given.config.preferences_by]
+    try:
+        preferences = infer(given, workdir, log)
+    except NoCheckpoint as error:
+        # Its phase is done, and its model was damaged since.
+        warn(f"{error}; the model is trained anew for the preferences")
+        train(given, workdir, log)
+        preferences = infer(given, workdir, log)
     save_preferences(Store(workdir), preferences, _origin(given))
     return _effects(given, preferences, log)
 
@@ -251,6 +260,16 @@ def _effects(given: Given, preferences: Preferences, log: MetricLog) -> Outcome:
     return Outcome(
         {"effects": encoder_stage.effects(given.config, given.split, preferences, floor)}
     )
+
+
+def own_preferences(given: Given, workdir: Path, log: MetricLog) -> Preferences:
+    """Reads the preferences of this run, computed anew where they are damaged or gone."""
+    try:
+        return read_preferences(given, workdir)
+    except NoCheckpoint as error:
+        warn(f"{error}; the preferences are computed anew")
+        preferences_phase(given, workdir, log)
+        return read_preferences(given, workdir)
 
 
 def read_preferences(given: Given, workdir: Path) -> Preferences:

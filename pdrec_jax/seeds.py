@@ -128,13 +128,31 @@ def run(
         print(seeds_table(done), flush=True)
         return done
 
+    place.require_unlocked()
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = phases.prepare(configs[0], files)
     prepared = [(phases.of_seed(given, own), data) for own in configs]
     paths = [path / folder(seed) for seed in numbers]
     for own, (each, _), where in zip(configs, prepared, paths, strict=True):
         preferences_at_hand(each, Workdir(where, own, data["source"]))
-    place.begin(data)
+    with place.held(data):
+        summary = _run_all(config, files, head, prepared, paths, run_one)
+        write_seeds_report(path, summary)
+        place.finish(summary)
+    print(seeds_table(summary), flush=True)
+    return summary
+
+
+def _run_all(
+    config: ConfigDict,
+    files: list[Path] | None,
+    head: dict[str, Any],
+    prepared: Sequence[Prepared],
+    paths: Sequence[Path],
+    run_one: RunOne,
+) -> dict[str, Any]:
+    """Runs what is left of all seeds, see ``run``; returns the results of all."""
+    configs, data = [given.config for given, _ in prepared], prepared[0][1]
     if config.stage != "encoder":
         for own, one, where in zip(configs, prepared, paths, strict=True):
             first = own.copy_and_resolve_references()
@@ -152,7 +170,7 @@ def run(
     ]
     ranks = _stacked([each.per_user() for each in places])
     times = [result["times"] for result in results]
-    summary = {
+    return {
         **head,
         "stage": results[0]["stage"],
         "data": data,
@@ -165,10 +183,6 @@ def run(
         "versions": results[0]["versions"],
         "device": results[0]["device"],
     }
-    write_seeds_report(path, summary)
-    place.finish(summary)
-    print(seeds_table(summary), flush=True)
-    return summary
 
 
 def _train_together(
@@ -182,13 +196,15 @@ def _train_together(
             place = Workdir(path, given.config, data["source"])
             if place.phase(key) is not None:
                 continue
+            stack.enter_context(place.held(data))
+            log = stack.enter_context(open_log(given.config, place))
             preferences = None
-            if variant != "base":
-                source = of_seed(given.config) if config.preferences_from else path
-                preferences = phases.read_preferences(given, source)
-            place.begin(data)
+            if variant != "base" and config.preferences_from:
+                preferences = phases.read_preferences(given, of_seed(given.config))
+            elif variant != "base":
+                preferences = phases.own_preferences(given, path, log)
             trainings.append(phases.encoder_training(given, variant, preferences, path))
-            logs.append(stack.enter_context(open_log(given.config, place)))
+            logs.append(log)
         if len(trainings) > 1:
             began = time.monotonic()
             train_together(trainings, logs, config.seeds_at_once, key)

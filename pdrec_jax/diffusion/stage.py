@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -154,18 +154,22 @@ class DiffusionTask:
         }
 
     def run_epoch(
-        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float] = (),
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in a few dispatches, see ``training.Task``."""
         config, users = self.config, self._draw(epoch)
         # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
         tokens = max(token_budget(self.vectors, users), self._usual_tokens)
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        losses = []
+        losses = [np.array(done, np.float32)]
         # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
         by_rows = self.model.error_fraction < 1
         stride = self.steps if by_rows else _STEPS_A_DISPATCH
-        for begin in range(0, self.steps, stride):
+        for begin in range(len(done), self.steps, stride):
             chunk = users[begin : begin + stride]
             batches = [gather_batch(self.vectors, row, tokens) for row in chunk]
             batch = jax.tree.map(lambda *rows: np.stack(rows), *batches)
@@ -177,8 +181,9 @@ class DiffusionTask:
             else:
                 state, loss = train_steps(*given, *static)
             losses.append(np.asarray(loss))
-            advance(len(chunk))
-        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+            if advance(len(chunk)) and begin + stride < self.steps:
+                raise training.Unfinished(state, np.concatenate(losses))
+        return state, training.epoch_values(np.concatenate(losses), rate)
 
     def _draw(self, epoch: int) -> np.ndarray:
         """The users of an epoch's batches, [steps, B]; nothing but seed and epoch decide them."""

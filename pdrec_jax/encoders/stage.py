@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -276,9 +276,13 @@ class EncoderTask:
         return len(params[_TABLE]) > self.config.row_adam_above
 
     def run_epoch(
-        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float] = (),
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        """Trains one epoch in one dispatch, see ``training.Task``."""
+        """Trains one epoch in one dispatch, see ``training.Task``; so ``done`` is empty."""
         config = self.config
         numbers, rate = self.clock(epoch)
         given = state, self.data, self.layout(epoch), numbers, rate
@@ -286,9 +290,9 @@ class EncoderTask:
             state, losses = _train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = _train_epoch(*given, self.model, config.seed)
-        loss = float(np.asarray(losses).mean())
+        values = training.epoch_values(np.asarray(losses), rate)
         advance(self.steps)
-        return state, {"loss": loss, "learning_rate": rate}
+        return state, values
 
     def evaluate(self, params: Params) -> float:
         """Returns the selection metric."""

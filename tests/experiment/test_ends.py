@@ -157,7 +157,7 @@ def disk(tmp_path: Path) -> Iterator[SimpleNamespace]:
     [
         (Workdir, "begin", r"run(/config\.json)?: cannot write, disk full"),
         (MetricLog, "write", r"metrics\.jsonl: cannot write, disk full"),
-        (Store, "save", r"diffusion/state: disk full while saving step 1; free some space and run"),
+        (Store, "save", r"diffusion/state: disk full while saving step 2; free some space and run"),
         (Workdir, "finish_phase", r"phases/diffusion\.npz: cannot write, disk full"),
         (Workdir, "save_per_user", r"per_user\.npz: cannot write, disk full"),
         (Workdir, "finish", r"results\.json: cannot write, disk full"),
