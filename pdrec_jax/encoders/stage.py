@@ -192,10 +192,10 @@ def training_data(
         pools = preferences.negatives if model.nns else none
         candidates = preferences.candidates if model.dpa_fine else none
     on_host = model.mesh is not None
-    array = np.asarray if on_host else jnp.asarray
+    array: Any = np.asarray if on_host else jnp.asarray
     return TrainingData(
         # Events are counted in 32 bits on a device, which on a mesh sees those of a batch alone.
-        train.offsets if on_host else jnp.asarray(train.offsets, jnp.int32),
+        array(train.offsets, np.int64 if on_host else np.int32),
         array(train.items),
         complement_table(train.offsets, train.items, train.num_items, on_host=on_host),
         array(weights),
@@ -328,7 +328,7 @@ class EncoderTask:
         """``run_epoch`` on a mesh, a few steps a dispatch, each with its users' data."""
         numbers, rate = self.clock(epoch)
         layout, losses = self.layout(epoch), [np.array(done, np.float32)]
-        budget = max(event_budget(self.offsets, layout.users), self._usual_events)
+        budget = max(event_budget(self.offsets, np.asarray(layout.users)), self._usual_events)
         for begin in range(len(done), self.steps, _STEPS_ON_MESH):
             chunk = slice(begin, begin + _STEPS_ON_MESH)
             some = jax.tree.map(lambda leaf, chunk=chunk: leaf[chunk], layout)
