@@ -2,6 +2,8 @@
 
 import sys
 
+_LONGEST = 1000  # characters of a message
+
 
 class UserError(ValueError):
     """Bad input: a file, a value or a setting that the person at the keyboard can mend.
@@ -12,10 +14,22 @@ class UserError(ValueError):
     """
 
 
+def one_line(message: object) -> str:
+    """A message on one line of bounded length, of which every character can be printed.
+
+    Args:
+        message: May quote what a file or a command line holds, terminal commands included.
+    """
+    line = " ".join(str(message).split())
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    # What happened stands at the start or at the end, what is quoted between them.
+    return line if len(line) <= _LONGEST else f"{line[:600]} ... {line[-300:]}"
+
+
 def warn(message: str) -> None:
     """Prints one line on what went wrong and was survived.
 
     Args:
         message: Names the place and what is done about it.
     """
-    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"warning: {one_line(message)}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, one_line
 from pdrec_jax.settings import FIELDS, misfit, require_field, validate
 
 MISTAKE = 2  # exit status for what the user can mend
@@ -173,7 +173,7 @@ def _mistake(argv: Sequence[str], error: Exception) -> UserError:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return MISTAKE
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, one_line
 
 MISTAKE = 2  # exit status for what the user can mend
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core")
@@ -182,7 +182,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return MISTAKE
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, one_line
 from pdrec_jax.main import MISTAKE, parse
 from pdrec_jax.settings import FIELDS, get, misfit, require_field, validate
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupts.heard():
             _run(arguments, rest)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt as error:
         line = interrupts.farewell(error, "the same command resumes the runs")
