@@ -6,7 +6,6 @@ python -m pdrec_jax.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.FIEL
 from __future__ import annotations
 
 import dataclasses
-import errno
 import re
 import runpy
 import sys
@@ -18,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError, one_line
+from pdrec_jax.errors import UserError, of_system, one_line
 from pdrec_jax.settings import FIELDS, misfit, require_field, validate
 
 MISTAKE = 2  # exit status for what the user can mend
@@ -55,9 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line, file=sys.stderr)
         return interrupts.status(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        message = of_system(error)
+        if message is None:
             raise
-        return _fail(f"disk full ({error})")
+        return _fail(message)
 
 
 def _main(argv: list[str]) -> int:
