@@ -1,5 +1,6 @@
-"""Files that torch wrote, read without it; what is broken is refused, what is malicious never runs."""
+"""Files that torch wrote, read without it; broken ones are refused, malicious ones never run."""
 
+import contextlib
 import io
 import random
 import sys
@@ -144,7 +145,10 @@ class TestRefusals:
             try:
                 found = read_tensors(path)
             except UserError as error:
-                assert "\n" not in str(error)
+                told, found = str(error), None
+            if found is None:
+                assert told.startswith(f"{path}: ")
+                assert "\n" not in told
                 refused += 1
             else:
                 assert_same(found, expected)
@@ -200,7 +204,6 @@ class TestMalice:
         )
         for _ in range(2000):
             data = bytes(draw.choice(codes) for _ in range(draw.randrange(40))) + b"."
-            try:
+            # Any other error than the user's would fail the test.
+            with contextlib.suppress(UserError):
                 follow(data, "x")
-            except UserError as error:
-                assert str(error).startswith("x: a broken pickle (")
