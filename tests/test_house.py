@@ -54,6 +54,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "reproduce": SHARED
     | {"data", "encoders", "evaluation", "report", "experiment", "main"}
     | {"reproduce"},
+    # Takes in and gives back the reference's models.
+    "convert": SHARED | {"data", "phases", "experiment", "main", "convert"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Times whatever there is; nobody may know it.
