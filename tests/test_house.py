@@ -25,8 +25,10 @@ SHARED = frozenset(
         "metric_log",
         "random_bits",
         "row_adam",
+        "rows",
         "sharding",
         "checkpoints",
+        "compilation",
         "training",
     }
 )

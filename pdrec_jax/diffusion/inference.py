@@ -30,7 +30,6 @@ class DiffusionModel:
       sampling_noise: add noise in the reverse steps.
       noise_fraction: share of the slots that carry noise in a training step (``windows``).
       error_fraction: share of the slots whose error a training step looks at, beside the head.
-      head: slots whose error every step looks at; used with ``error_fraction`` < 1.
     """
 
     graph: Any
@@ -44,7 +43,6 @@ class DiffusionModel:
     sampling_noise: bool = False
     noise_fraction: float = 1.0
     error_fraction: float = 1.0
-    head: tuple[int, ...] = ()
 
     def coefficients(self) -> Coefficients:
         """The schedule, cast for the device."""

@@ -20,8 +20,6 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.selection import (
     MASKED,
-    by_rows,
-    count_true,
     draw_subset,
     nth_true,
     pack_bits,
@@ -30,7 +28,8 @@ from pdrec_jax.diffusion.selection import (
     top,
 )
 from pdrec_jax.errors import UserError
-from pdrec_jax.evaluation.ranking import distinct_rows
+from pdrec_jax.evaluation.ranking import common_width, distinct_rows
+from pdrec_jax.rows import by_rows, count_true
 
 # From (users [B], how many of them are not filling) to scores [B, >= I + 1], column i for item i.
 ScoreBlocks = Callable[[np.ndarray], Array]
@@ -126,7 +125,7 @@ def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Arr
     if rules.ranks_among_all:
         begin = int(num_items * rules.first_fraction)
         width = -int(-num_items * rules.last_fraction // 1) - begin
-        cut = rank_threshold(keys, jnp.int32(begin))
+        cut = rank_threshold(keys, jnp.int32(begin), jnp.int32(num_items))
         taken = keys[jnp.minimum(place, num_items - 1)]
         ahead = jnp.sum((excluded > 0) & cut.before(taken, place), dtype=jnp.int32)
         end = jnp.minimum(begin - ahead + width, left)
@@ -134,10 +133,10 @@ def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Arr
         share = left.astype(jnp.float32)
         first = (share * rules.first_fraction).astype(jnp.int32)
         end = jnp.ceil(share * rules.last_fraction).astype(jnp.int32)
-        cut = rank_threshold(open_keys, jnp.minimum(first, left - 1))
+        cut = rank_threshold(open_keys, jnp.minimum(first, left - 1), left)
     after = ~cut.before(keys, columns) & (open_keys != MASKED)
     if rules.last_fraction < 1:
-        stop = rank_threshold(open_keys, jnp.minimum(end, left - 1))
+        stop = rank_threshold(open_keys, jnp.minimum(end, left - 1), left)
         after = after & (stop.before(open_keys, columns) | (end >= left))
     return after, count_true(after)
 
@@ -212,13 +211,13 @@ def compute_preferences(
         np.zeros(train.num_events, np.float32),
         np.zeros(train.num_users, np.float32),
     )
-    width = _padded_width(train.lengths[index].max(initial=1))
+    width = common_width(train.offsets, index)
     key = jax.random.key(seed)
     for begin in range(0, len(index), block):
         real = index[begin : begin + block]
         rows = np.concatenate([real, np.full(block - len(real), real[0])])
         events = _event_rows(train.offsets, train.items, rows, width)
-        seen = _fit(distinct_rows(train.offsets, train.items, rows), width)
+        seen = distinct_rows(train.offsets, train.items, rows, width)
         excluded = seen
         if exclude_heldout:
             held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)
@@ -246,10 +245,6 @@ def compute_preferences(
     return out
 
 
-def _padded_width(longest: int) -> int:
-    return -(-int(longest) // 16) * 16
-
-
 def _event_rows(
     offsets: np.ndarray, items: np.ndarray, users: np.ndarray, width: int
 ) -> np.ndarray:
@@ -257,10 +252,6 @@ def _event_rows(
     index = offsets[:-1][users][:, None] + np.arange(width)[None, :]
     inside = index < offsets[1:][users][:, None]
     return np.where(inside, items[np.minimum(index, max(len(items) - 1, 0))], 0).astype(np.int32)
-
-
-def _fit(table: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(table, ((0, 0), (0, width - table.shape[1])))
 
 
 def _add_distinct(table: np.ndarray, more: np.ndarray) -> np.ndarray:

@@ -5,12 +5,13 @@ sort would. Sorting a row is the slowest thing a CPU backend can be asked for he
 many scores exceed a guess is one of the fastest, and a few good guesses settle it.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from pdrec_jax.rows import count_both, count_true
 
 _GROUP = 64
 _LANES = 8  # numbers of a group that a CPU takes at a time
@@ -32,31 +33,6 @@ def sortable(scores: Array) -> Array:
 def _one_zero(scores: Array) -> Array:
     """Replaces -0.0, an equal score, by 0.0; a compiler drops the addition of 0 that would do."""
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)
-
-
-def by_rows(function: Callable[..., Any], *arrays: Array) -> Any:
-    """Applies a function of single rows to every row of some arrays.
-
-    On a CPU row by row, since what is done several times to one row then finds it in the cache,
-    with a loop for each half of the rows, which run side by side; elsewhere all rows at once.
-
-    Args:
-      function: from a row of each array to a tree of arrays.
-      arrays: [B, ...] each.
-
-    Returns:
-      the tree, with a leading axis of B.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.vmap(function)(*arrays)
-    rows = jnp.arange(arrays[0].shape[0], dtype=jnp.int32)
-    half = len(rows) // 2
-    # The arrays stay where they are: a loop over slices of them would copy them first.
-    parts = [
-        jax.lax.map(lambda row: function(*(array[row] for array in arrays)), some)
-        for some in (rows[:half], rows[half:])
-    ]
-    return jax.tree.map(lambda *both: jnp.concatenate(both), *parts)
 
 
 def _score(keys: Array) -> Array:
@@ -86,16 +62,7 @@ class Threshold(NamedTuple):
         return (keys > self.key) | ((keys == self.key) & (index < self.index))
 
 
-def count_true(marks: Array) -> Array:
-    """Counts the true entries of [N], [] int32, in a form that a CPU adds up many at a time."""
-    width = marks.shape[0]
-    lanes = 128
-    head = marks[: width // lanes * lanes].reshape(-1, lanes)
-    total = jnp.sum(jnp.sum(head, axis=0, dtype=jnp.int32))
-    return total + jnp.sum(marks[width // lanes * lanes :], dtype=jnp.int32)
-
-
-def rank_threshold(keys: Array, rank: Array) -> Threshold:
+def rank_threshold(keys: Array, rank: Array, total: Array) -> Threshold:
     """Finds the cut of a row that has ``rank`` items before it.
 
     Narrows an interval of keys down until just the wanted number lie above it: any value between
@@ -105,14 +72,13 @@ def rank_threshold(keys: Array, rank: Array) -> Threshold:
 
     Args:
       keys: [N] int32 from ``sortable``.
-      rank: [] int32, below the row's number of keys that are not ``MASKED``.
+      rank: [] int32, below ``total``.
+      total: [] int32, the row's number of keys that are not ``MASKED``.
     """
-    least = jnp.min(jnp.where(keys == MASKED, jnp.iinfo(jnp.int32).max, keys))
-    low, high = least, jnp.max(keys) + 1
-    total = count_true(keys >= least)
     if keys.shape[0] > 4 * _SAMPLE:
-        low, high, ahead, through = _sampled_interval(keys, rank, low, high, total)
+        low, high, ahead, through = _sampled_interval(keys, rank, total)
     else:
+        low, high = _ends(keys)
         ahead, through = jnp.zeros_like(rank), total
 
     def unsettled(state: _Interval) -> Array:
@@ -120,9 +86,10 @@ def rank_threshold(keys: Array, rank: Array) -> Threshold:
 
     def narrow(state: _Interval) -> _Interval:
         low, high, ahead, through, turn = state
-        guesses = jnp.where(turn % 4 == 3, _middles(low, high), _straight(state, rank))
+        even = jnp.isfinite(_score(high) - _score(low)) & (turn % 4 != 3)
+        guesses = jnp.where(even, _straight(state, rank), _middles(low, high))
         guesses = jnp.clip(guesses, low + 1, high - 1)
-        counts = jnp.stack([count_true(keys >= guesses[0]), count_true(keys >= guesses[1])])
+        counts = count_both(keys >= guesses[0], keys >= guesses[1])
         above, below = counts <= rank, counts > rank
         return _Interval(
             jnp.max(jnp.where(below, guesses, low)),
@@ -176,12 +143,17 @@ def _straight(state: _Interval, rank: Array) -> Array:
     return sortable(top - (top - bottom) * jnp.clip(share, 0.0, 1.0))
 
 
-def _sampled_interval(
-    keys: Array, rank: Array, low: Array, high: Array, total: Array
-) -> tuple[Array, Array, Array, Array]:
+def _ends(keys: Array) -> tuple[Array, Array]:
+    """The least key that is not ``MASKED``, and the first beyond the largest."""
+    least = jnp.min(jnp.where(keys == MASKED, jnp.iinfo(jnp.int32).max, keys))
+    return least, jnp.max(keys) + 1
+
+
+def _sampled_interval(keys: Array, rank: Array, total: Array) -> tuple[Array, Array, Array, Array]:
     """An interval that holds the cut, from a sample of the row: (low, high, ahead, through)."""
     sample = keys[:: keys.shape[0] // _SAMPLE]
-    size = count_true(sample >= low).astype(jnp.float32)
+    low, high = _ends(sample)
+    size = count_true(sample != MASKED).astype(jnp.float32)
     wanted = rank.astype(jnp.float32) / total.astype(jnp.float32) * size
     margin = 1.5 * jnp.sqrt(size)  # three standard deviations at the median
 
@@ -202,12 +174,13 @@ def _sampled_interval(
 
     ends = jnp.stack([low, low]), jnp.stack([high, high])
     (upper, lower), _ = jax.lax.fori_loop(0, _FAN_STEPS, narrow, ends)
-    above_upper, above_lower = count_true(keys >= upper), count_true(keys >= lower)
-    # A sample can mislead: an end that does not hold the cut is left where it was.
+    above_upper, above_lower = count_both(keys >= upper, keys >= lower)
+    # A sample can mislead: an end that does not hold the cut is put where all keys are.
     fits_above, fits_below = above_upper <= rank, above_lower > rank
+    extremes = jnp.iinfo(jnp.int32)
     return (
-        jnp.where(fits_below, lower, low),
-        jnp.where(fits_above, upper, high),
+        jnp.where(fits_below, lower, extremes.min + 1),
+        jnp.where(fits_above, upper, extremes.max),
         jnp.where(fits_above, above_upper, 0),
         jnp.where(fits_below, above_lower, total),
     )

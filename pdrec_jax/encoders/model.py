@@ -341,4 +341,9 @@ def score_items(params: Params, model: EncoderModel, states: Array, items: Array
 
 def score_all(params: Params, model: EncoderModel, states: Array) -> Array:
     """Scores the whole catalogue, [B, I + 1], from normalised states [B, D]."""
-    return model.temperature * jnp.dot(states, normalise(params["item_embedding"]).T)
+    return score_table(normalise(params["item_embedding"]), model, states)
+
+
+def score_table(table: Array, model: EncoderModel, states: Array) -> Array:
+    """Scores normalised items [I + 1, D], [B, I + 1], from normalised states [B, D]."""
+    return model.temperature * jnp.dot(states, table.T)

@@ -15,10 +15,20 @@ from pdrec_jax.encoders.model import (
     EncoderModel,
     Params,
     final_states,
-    score_all,
+    normalise,
     score_items,
+    score_table,
 )
-from pdrec_jax.evaluation.ranking import Ranks, count_candidates, count_catalogue, distinct_rows
+from pdrec_jax.evaluation.ranking import (
+    Ranks,
+    common_width,
+    count_candidates,
+    count_catalogue,
+    distinct_rows,
+)
+from pdrec_jax.rows import by_blocks
+
+_SCORED_TOGETHER = 64  # users whose scores of the whole catalogue a CPU's cache holds, more or less
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,14 +92,22 @@ class Evaluation:
     def full(self, params: Params) -> Ranks:
         """Ranks among all items that are not in the user's input."""
         counts, negatives = [], []
+        table = _normalise(params["item_embedding"])
+        width = common_width(self.offsets, self.users)
         for batch, real in self._batches:
             users = np.asarray(batch.users)
             positive = self.candidates[users, 0]
-            seen = distinct_rows(self.offsets, self.items, users)
-            seen = np.pad(seen, ((0, 0), (0, -seen.shape[1] % 64)))
+            seen = distinct_rows(self.offsets, self.items, users, width)
             counts.append(
                 _count_full(
-                    params, *self._histories, batch, positive, seen, self.model, self.num_items
+                    params,
+                    table,
+                    *self._histories,
+                    batch,
+                    positive,
+                    seen,
+                    self.model,
+                    self.num_items,
                 )
             )
             others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
@@ -120,9 +138,13 @@ def _count_sampled(
     return count_candidates(score_items(params, model, states, candidates))
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+_normalise = jax.jit(normalise)
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
 def _count_full(
     params: Params,
+    table: Array,
     offsets: Array,
     items: Array,
     batch: Batch,
@@ -132,5 +154,10 @@ def _count_full(
     num_items: int,
 ) -> tuple[Array, Array]:
     states = final_states(params, model, offsets, items, batch)
-    scores = score_all(params, model, states)
-    return count_catalogue(scores, positive, seen, last_item=num_items)
+
+    def count(states: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
+        scores = score_table(table, model, states)
+        return count_catalogue(scores, positive, seen, last_item=num_items)
+
+    counts: tuple[Array, Array] = by_blocks(count, _SCORED_TOGETHER, states, positive, seen)
+    return counts
