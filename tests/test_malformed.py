@@ -11,6 +11,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -292,6 +294,30 @@ def test_files_for_prepare(place: Path, file: tuple[str, bytes], cores: int) -> 
         assert table.num_rows == summary["read"] - sum(summary["dropped"].values())
         shutil.rmtree(out)
     path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("prepare", ["--input=log.csv", "--out=mine"]),
+        ("main", ["--config=config.py", "--workdir=run", "--config.data.target=./log.csv"]),
+    ],
+)
+def test_in_a_process_of_its_own(tmp_path: Path, module: str, flags: list[str]) -> None:
+    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "log.csv").write_bytes(b"user_id,item_id,timestamp\n1,\xff\x1b[2J,\0\n")
+    environment = {k: v for k, v in os.environ.items() if k != "PDREC_DATA"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"pdrec_jax.{module}", *flags],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    require_one_line(done.returncode, done.stderr.splitlines())
+    assert done.returncode == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.py", "log.csv"]
 
 
 VALUES = ODD | st.sampled_from(
