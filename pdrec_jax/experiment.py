@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import compilation, phases, seeds
+from pdrec_jax import compilation, phases, processes, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
@@ -104,24 +104,28 @@ def run_one(
         print(title(head), flush=True)
     done = place.results()
     if done is not None and done.get("stage") in (config.stage, "all"):
-        if not (place.path / CATALOGUE).is_file():  # of a run older than `recommend`
+        if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():
+            # Of a run older than `recommend`.
             given, data = prepared or phases.prepare(config, files)
-            place.begin(data)
-            save_catalogue(place.path, catalogue_of(given.split, files))
-        if not is_written(place.path):
-            with open_log(config, place) as log:
-                write_report(place.path, done, log.read(), place.per_user())
-        if alone:
-            print(f"{place.path}: finished, these are its results", flush=True)
-            print(results_table(done), flush=True)
+            with place.held(data):
+                save_catalogue(place.path, catalogue_of(given.split, files))
+        with place.reading_results():
+            if processes.is_first() and not is_written(place.path):
+                with open_log(config, place) as log:
+                    write_report(place.path, done, log.read(), place.per_user())
+            if alone:
+                text = results_table(done)
+                print(f"{place.path}: finished, these are its results", flush=True)
+                print(text, flush=True)
         return done
 
+    place.require_unlocked()
     given, data = prepared or phases.prepare(config, files)
     given = dataclasses.replace(given, config=config)
     preferences = preferences_at_hand(given, place)
-    place.begin(data)
-    save_catalogue(place.path, catalogue_of(given.split, files))
-    with open_log(config, place) as log:
+    with place.held(data), open_log(config, place) as log:
+        if processes.is_first():
+            save_catalogue(place.path, catalogue_of(given.split, files))
         dropped = f", {data['dropped_users']:,} users with fewer than 3 events dropped"
         log.phase(
             f"data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events"
@@ -151,7 +155,8 @@ def run_one(
         train = given.split.train
         per_user = {"users": train.user_ids, "history_length": train.lengths, **arrays}
         place.save_per_user(per_user)
-        log.phase(f"report: {write_report(place.path, results, log.read(), per_user)}")
+        if processes.is_first():
+            log.phase(f"report: {write_report(place.path, results, log.read(), per_user)}")
         place.finish(results)
     if alone:
         print(results_table(results), flush=True)
@@ -224,7 +229,7 @@ def _run_phases(
     if preferences is not None:
         once("preferences", phases.borrowed_phase, preferences)
     elif asked("encoder") and phases.needs_preferences(config):
-        preferences = phases.read_preferences(given, path)
+        preferences = phases.own_preferences(given, path, log)
     for variant in config.encoder.variants:
         key = phases.encoder_key(config, variant)
         if key in times:  # it has filled the preferences

@@ -12,12 +12,13 @@ import numpy as np
 
 from pdrec_jax.errors import UserError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     errno.EACCES,
     errno.EEXIST,
     errno.EISDIR,
     errno.ENOENT,
+    errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
@@ -35,7 +36,8 @@ def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         path: The file that the message names.
 
     Raises:
-        UserError: The disk (or the user's quota) is full, or the place refuses the file.
+        UserError: The disk (or the user's quota, or the process's limit) is full, or the place
+            refuses the file.
     """
     try:
         yield
@@ -47,7 +49,19 @@ def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
+    """Writes a file as a whole or not at all.
+
+    Whoever reads `path` sees the old content or the new, never a part: the bytes go to a temporary
+    file in the same folder, to the disk, and only then take the name.
+
+    Args:
+        path: The file to write or replace; its folder must exist.
+        fill: Writes the content to an open file.
+
+    Raises:
+        UserError: The disk is full or the place cannot be written; `path` is then as it was.
+    """
     target = Path(path)
     # Beside the target: os.replace is atomic only within one file system.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -65,34 +79,17 @@ def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -
             raise
 
 
-def atomic_fill(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
-    """Writes a file of any length piece by piece, which is seen as a whole or not at all.
-
-    Args:
-        path: The file to write or replace; its folder must exist.
-        fill: Writes the content to the open file that it is given; if it raises, `path` stays as it
-            was.
-
-    Raises:
-        UserError: As `atomic_write_bytes`.
-    """
-    _replace(path, fill)
-
-
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file as a whole or not at all.
-
-    Whoever reads `path` sees the old content or the new, never a part: the bytes go to a temporary
-    file in the same folder, to the disk, and only then take the name.
 
     Args:
         path: The file to write or replace; its folder must exist.
         data: The content.
 
     Raises:
-        UserError: The disk is full or the place cannot be written; `path` is then as it was.
+        UserError: As `atomic_write`.
     """
-    _replace(path, lambda file: file.write(data))
+    atomic_write(path, lambda file: file.write(data))
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -103,7 +100,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
         text: The content.
 
     Raises:
-        UserError: As `atomic_write_bytes`.
+        UserError: As `atomic_write`.
     """
     atomic_write_bytes(path, text.encode("utf-8"))
 
@@ -116,9 +113,9 @@ def atomic_savez(path: str | os.PathLike[str], /, **arrays: np.ndarray) -> None:
         **arrays: The arrays by name; a name may hold a slash ("sasrec/full_rank").
 
     Raises:
-        UserError: As `atomic_write_bytes`.
+        UserError: As `atomic_write`.
         ValueError: An array of Python objects: it would need pickle, which runs code when read.
     """
     # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too.
     save = cast(Callable[..., None], np.savez)
-    _replace(path, lambda file: save(file, allow_pickle=False, **arrays))
+    atomic_write(path, lambda file: save(file, allow_pickle=False, **arrays))

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdrec_jax.checkpoints import Store
+from pdrec_jax.checkpoints import NoCheckpoint, Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.diffusion import stage as diffusion_stage
@@ -25,12 +26,13 @@ from pdrec_jax.diffusion.preferences import (
 )
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.inference import infer_preferences
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, warn
 from pdrec_jax.evaluation import protocol as protocols
 from pdrec_jax.evaluation.paper import published
 from pdrec_jax.evaluation.ranking import Scorer
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
+from pdrec_jax.sharding import abstract, make_mesh
 from pdrec_jax.training import Fitted, LoopSettings, fit
 
 
@@ -53,6 +55,12 @@ class Given:
     users: protocols.UserSets
     candidates: np.ndarray
     validation: np.ndarray
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices of the run, None for one."""
+        data, model = self.config.mesh
+        return make_mesh((data, model))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +111,8 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
                 f"data: no user passes the {protocol.name} protocol's filter of the {name} stage, "
                 "at least one is expected"
             )
+    data_axis, model_axis = config.mesh
+    diffusion_stage.require_mesh(config.diffusion, make_mesh((data_axis, model_axis)))
     require_room(split, pool_rules(config, protocol))
     data = {
         **source,
@@ -179,6 +189,7 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
         protocol=given.protocol,
         candidates=given.candidates,
         validation=given.validation,
+        mesh=given.mesh,
     )
     task = dataclasses.replace(task, name=key)
     settings = diffusion_stage.loop_settings(section, given.config.save_seconds)
@@ -190,8 +201,17 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
 
 def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
     """Computes and saves the preferences of all users with the model that is to fill them."""
-    infer = {"diffusion": _by_diffusion, "sasrec": _by_sasrec}[given.config.preferences_by]
-    preferences = infer(given, workdir, log)
+    infer, train = {
+        "diffusion": (_by_diffusion, diffusion_phase),
+        "sasrec": (_by_sasrec, sasrec_phase),
+    }[given.config.preferences_by]
+    try:
+        preferences = infer(given, workdir, log)
+    except NoCheckpoint as error:
+        # Its phase is done, and its model was damaged since.
+        warn(f"{error}; the model is trained anew for the preferences")
+        train(given, workdir, log)
+        preferences = infer(given, workdir, log)
     save_preferences(Store(workdir), preferences, _origin(given))
     return _effects(given, preferences, log)
 
@@ -205,6 +225,7 @@ def _by_diffusion(given: Given, workdir: Path, log: MetricLog) -> Preferences:
         Store(workdir / "diffusion"),
         log,
         exclude_heldout=given.protocol.nns_excludes_heldout,
+        mesh=given.mesh,
     )
 
 
@@ -222,7 +243,7 @@ def _with_sasrec(given: Given) -> Given:
 def _by_sasrec(given: Given, workdir: Path, log: MetricLog) -> Preferences:
     config, users = given.config, given.users.preferences
     made = encoder_training(_with_sasrec(given), "base", None, workdir)
-    params, _ = made.store.restore("best", jax.eval_shape(made.task.initialise))
+    params, _ = made.store.restore("best", abstract(made.task.initialise, given.mesh))
     with log.progress("preferences", int(users.sum()), "user") as bar:
         return infer_preferences(
             made.task.model,
@@ -251,6 +272,16 @@ def _effects(given: Given, preferences: Preferences, log: MetricLog) -> Outcome:
     return Outcome(
         {"effects": encoder_stage.effects(given.config, given.split, preferences, floor)}
     )
+
+
+def own_preferences(given: Given, workdir: Path, log: MetricLog) -> Preferences:
+    """Reads the preferences of this run, computed anew where they are damaged or gone."""
+    try:
+        return read_preferences(given, workdir)
+    except NoCheckpoint as error:
+        warn(f"{error}; the preferences are computed anew")
+        preferences_phase(given, workdir, log)
+        return read_preferences(given, workdir)
 
 
 def read_preferences(given: Given, workdir: Path) -> Preferences:
@@ -290,6 +321,62 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
     return str(value)[:12]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelPlace:
+    """A model of a run: what it is like, and where its checkpoint lies.
+
+    Attributes:
+      key: names its phase.
+      shapes: of its parameters.
+      slots: rows of its item tables.
+      store: slot ``best``.
+    """
+
+    key: str
+    shapes: dict[str, Any]
+    slots: int
+    store: Store
+
+    def require_shapes(self, params: dict[str, Any], where: str) -> None:
+        """Checks that parameters are such a model's.
+
+        Raises:
+          UserError: the first that is missing, not expected, or of another shape.
+        """
+
+        def shapes_of(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+        found, expected = shapes_of(params), shapes_of(self.shapes)
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise UserError(
+                    f"{where}: {name} is {found.get(name, 'absent')}, the config expects "
+                    f"{expected.get(name, 'none')}"
+                )
+
+
+def model_of(given: Given, model: str, workdir: Path) -> ModelPlace:
+    """Describes a model of a run.
+
+    Args:
+      given: what the phases have in common.
+      model: ``diffusion``, or a variant of the encoder.
+      workdir: of the run.
+    """
+    config, split = given.config, given.split
+    if model == "diffusion":
+        made, initialise = diffusion_stage.make_model(seeded(config, "diffusion"), split)
+        shapes = jax.eval_shape(initialise)
+        return ModelPlace(model, shapes, made.num_slots, Store(workdir / model))
+    plugins, items = encoder_stage.parse_variant(model), split.train.num_items
+    _, initialise = encoder_stage.make_model(config, plugins, items)
+    key = encoder_key(config, model)
+    shapes = jax.eval_shape(initialise)
+    return ModelPlace(key, shapes, 1 + items, Store(workdir / "encoders" / key))
 
 
 def encoder_key(config: ConfigDict, variant: str) -> str:
@@ -353,6 +440,7 @@ def encoder_training(
         candidates=given.candidates,
         validation=given.validation,
         name=key,
+        mesh=given.mesh,
     )
     settings = encoder_stage.loop_settings(config.encoder, config.save_seconds)
     return EncoderTraining(key, task, scorers, settings, Store(workdir / "encoders" / key))
@@ -394,12 +482,16 @@ def _evaluated(
         "validation": validation.sampled(fitted.params).metrics() if validation else None,
         "paper": published(given.config.name, key),
     }
+    if course.origin:
+        model["origin"] = course.origin
     arrays = {}
     for kind, ranks in (("sampled_rank", sampled), ("full_rank", full)):
         arrays[kind] = np.full(len(users), np.nan, np.float32)
         arrays[kind][users] = ranks.ranks
+    told = f"from {course.origin[:60]}" if course.origin else f"best epoch {course.best_epoch}"
+    told += f" of {course.epoch}" * (not course.origin)
     log.phase(
-        f"{name}: best epoch {course.best_epoch} of {course.epoch}, NDCG@10 "
+        f"{name}: {told}, NDCG@10 "
         f"{figures['sampled']['NDCG@10']:.4f} sampled, {figures['full']['NDCG@10']:.4f} full"
     )
     return Outcome({"model": model}, arrays)

@@ -17,6 +17,9 @@ SHARED = frozenset(
         "errors",
         "fields",
         "files",
+        "interrupts",
+        "locks",
+        "manifest",
         "settings",
         "workdir",
         "metric_log",
@@ -24,7 +27,9 @@ SHARED = frozenset(
         "row_adam",
         "rows",
         "sharding",
+        "processes",
         "checkpoints",
+        "command",
         "compilation",
         "memory",
         "training",
@@ -57,6 +62,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "inspect": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
     | {"recommend", "main", "inspect"},
+    # Takes in and gives back the reference's models.
+    "convert": SHARED | {"data", "phases", "experiment", "main", "convert"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Serves what the main job trained, with the readers that made its log.

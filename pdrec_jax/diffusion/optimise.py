@@ -30,6 +30,7 @@ from pdrec_jax.diffusion.windows import (
     width_of_windows,
 )
 from pdrec_jax.row_adam import AdamW, Rows, Tails
+from pdrec_jax.sharding import constrain, spread
 
 State = dict[str, Any]
 
@@ -76,6 +77,22 @@ def train_steps(
         return training_loss(params, model, history, batch, size, step_key)
 
     return _scan(loss, state, (batches, numbers), rate, weight_decay)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7), donate_argnums=0)
+def train_steps_on(
+    state: dict[str, Any],
+    batches: SparseBatch,
+    numbers: Array,
+    rate: float,
+    model: DiffusionModel,
+    weight_decay: float,
+    seed: int,
+    size: int,
+) -> tuple[dict[str, Any], Array]:
+    """``train_steps`` on the model's mesh; batches are [steps, d, P] each."""
+    state, losses = train_steps(state, batches, numbers, rate, model, weight_decay, seed, size)
+    return constrain(state, model.mesh), spread(losses, model.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6, 7, 8), donate_argnums=0)

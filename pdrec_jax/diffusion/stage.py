@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax import memory, training
@@ -21,11 +22,13 @@ from pdrec_jax.diffusion.optimise import (
     make_optimiser,
     train_steps,
     train_steps_by_rows,
+    train_steps_on,
     train_steps_on_windows,
 )
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
-from pdrec_jax.diffusion.ranking import Evaluation, blocks
+from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
 from pdrec_jax.diffusion.schedule import make_schedule
+from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
 from pdrec_jax.diffusion.step import training_loss, windowed_training_loss
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.vectors import (
@@ -41,10 +44,13 @@ from pdrec_jax.diffusion.windows import (
     split_vectors,
     width_of_windows,
 )
+from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.row_adam import AdamW, Tails, tails
+from pdrec_jax.settings import FIELDS
+from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
 
 _dense_loss = jax.jit(training_loss, static_argnums=(1, 4))
 _windowed_loss = jax.jit(windowed_training_loss, static_argnums=(1, 5))
@@ -101,6 +107,41 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
         error_fraction=config.error_fraction,
     )
     return model, jax.jit(lambda: make()[1])
+
+
+def require_mesh(config: ConfigDict, mesh: Mesh | None) -> None:
+    """Checks that a mesh of several devices can do what is asked for.
+
+    Args:
+      config: section ``diffusion``.
+      mesh: of the devices, None for one.
+
+    Raises:
+      UserError: an option that one device alone has.
+    """
+    alone = {
+        "noise_fraction": config.noise_fraction < 1,
+        "error_fraction": config.error_fraction < 1,
+        "sampling_steps": config.sampling_steps > 0,
+        "sampling_noise": config.sampling_noise,
+        "normalise": config.normalise,
+    }
+    for name, asked in alone.items():
+        if mesh is not None and asked:
+            raise UserError(
+                f"config.diffusion.{name}: {config[name]} works on one device, and the mesh has "
+                f"{mesh.size}; add --config.mesh=1,1, or set it to its default of "
+                f"{FIELDS[f'diffusion.{name}'].default}"
+            )
+
+
+def _on_mesh(
+    model: DiffusionModel, initialise: Callable[[], Params], mesh: Mesh | None
+) -> tuple[DiffusionModel, Callable[[], Params]]:
+    """The model and the initialisation of a mesh; those of one device for None."""
+    if mesh is None:
+        return model, initialise
+    return dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
 
 
 def vectors_of(
@@ -160,17 +201,31 @@ class DiffusionTask:
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters, optimiser state and loss history."""
-        params = self.initialise()
-        return {
-            "params": params,
-            "optimiser": make_optimiser(self.config.weight_decay).init(params),
-            "history": empty_history(self.config.steps),
-        }
+
+        def make() -> dict[str, Any]:
+            params = self.initialise()
+            return {
+                "params": params,
+                "optimiser": make_optimiser(self.config.weight_decay).init(params),
+                "history": empty_history(self.config.steps),
+            }
+
+        return made_in_place(make, self.model.mesh)()
+
+    def abstract(self) -> dict[str, Any]:
+        """Returns shapes and places of ``initial``."""
+        return abstract(self.initial, self.model.mesh)
 
     def run_epoch(
-        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float] = (),
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in a few dispatches, see ``training.Task``."""
+        if self.model.mesh is not None:
+            return self._run_epoch_on(self.model.mesh, state, epoch, advance, done)
         config, users = self.config, self._draw(epoch)
         # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
         tokens = [
@@ -178,11 +233,11 @@ class DiffusionTask:
             for vectors, usual in zip(self._parts, self._usual_tokens, strict=True)
         ]
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        losses = []
+        losses = [np.array(done, np.float32)]
         # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
         by_rows = self.model.error_fraction < 1
         stride = self.steps if by_rows else _STEPS_A_DISPATCH
-        for begin in range(0, self.steps, stride):
+        for begin in range(len(done), self.steps, stride):
             chunk = users[begin : begin + stride]
             batches = [
                 [gather_batch(vectors, row, some) for row in chunk]
@@ -202,9 +257,43 @@ class DiffusionTask:
             else:
                 state, loss = train_steps(state, parts[0], numbers, rate, *static)
             losses.append(np.asarray(loss))
-            advance(len(chunk))
+            if advance(len(chunk)) and begin + stride < self.steps:
+                raise training.Unfinished(state, np.concatenate(losses))
         memory.release()
-        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+        return state, training.epoch_values(np.concatenate(losses), rate)
+
+    def _run_epoch_on(
+        self,
+        mesh: Mesh,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float],
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """``run_epoch`` on a mesh, whose processes gather the users of their own places alone."""
+        config, users = self.config, shares(self._draw(epoch), mesh)
+        tokens = max(share_budget(self.vectors, users), self._usual_share)
+        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+        losses = [np.array(done, np.float32)]
+        for begin in range(len(done), self.steps, _STEPS_A_DISPATCH):
+            batch = place_batch(
+                mesh, self.vectors, users[begin : begin + _STEPS_A_DISPATCH], tokens
+            )
+            first = (epoch - 1) * self.steps + begin
+            numbers = np.arange(first, first + batch.slots.shape[0])
+            static = self.model, config.weight_decay, config.seed, config.batch_size
+            state, loss = train_steps_on(state, batch, numbers, rate, *static)
+            losses.append(np.asarray(loss))
+            if advance(len(numbers)) and begin + _STEPS_A_DISPATCH < self.steps:
+                raise training.Unfinished(state, np.concatenate(losses))
+        return state, training.epoch_values(np.concatenate(losses), rate)
+
+    @functools.cached_property
+    def _usual_share(self) -> int:
+        """``_usual_tokens`` of a place on a mesh."""
+        assert self.model.mesh is not None
+        draws = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
+        return share_budget(self.vectors, shares(draws, self.model.mesh))
 
     def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
         """The mean loss of one batch before division by p, as a training step has it.
@@ -273,6 +362,7 @@ def build(
     protocol: Protocol,
     candidates: np.ndarray,
     validation: np.ndarray,
+    mesh: Mesh | None = None,
 ) -> tuple[DiffusionTask, dict[str, Evaluation | None]]:
     """Builds the training task of a split, and what ranks its users.
 
@@ -283,11 +373,12 @@ def build(
       protocol: what chooses the epoch.
       candidates: [U, 1 + N] of the test item.
       validation: [U, 1 + N] of the validation item, unused where the test chooses the epoch.
+      mesh: of the devices, None for one.
 
     Returns:
       the task; scorers ``test`` and ``validation`` (None where the test chooses the epoch).
     """
-    model, initialise = make_model(config, split)
+    model, initialise = _on_mesh(*make_model(config, split), mesh)
     index = np.flatnonzero(users)
     train = vectors_of(config, split, model.num_slots, heldin=False)
     extended = extend_train(split)
@@ -333,6 +424,7 @@ def infer_preferences(
     log: MetricLog,
     *,
     exclude_heldout: bool,
+    mesh: Mesh | None = None,
 ) -> Preferences:
     """Computes preferences with the trained model of a store.
 
@@ -344,17 +436,19 @@ def infer_preferences(
       store: of the diffusion stage.
       log: shows progress.
       exclude_heldout: negatives leave out the held-out items too.
+      mesh: of the devices, None for one.
     """
-    model, initialise = make_model(config, split)
-    params, _ = store.restore("best", jax.eval_shape(initialise))
+    model, initialise = _on_mesh(*make_model(config, split), mesh)
+    params, _ = store.restore("best", abstract(initialise, mesh))
     vectors = vectors_of(config, split, model.num_slots, heldin=False)
     index = np.flatnonzero(users)
-    tokens = token_budget(vectors, np.stack(blocks(index, config.block)))
+    block = round_up(config.block, axis(mesh, DATA))
+    gather = gatherer(vectors, blocks(index, block), mesh)
     coupled, key = couple(model, params), jax.random.key(config.seed)
     score = jax.jit(score_all, static_argnums=0)
 
     def score_blocks(rows: np.ndarray) -> jax.Array:
-        return score(model, params, coupled, gather_batch(vectors, rows, tokens), key, rows)
+        return score(model, params, coupled, gather(rows), key, rows)
 
     with log.progress("preferences", len(index), "user") as bar:
         return compute_preferences(
@@ -364,6 +458,7 @@ def infer_preferences(
             rules,
             exclude_heldout=exclude_heldout,
             seed=config.seed,
-            block=config.block,
+            block=block,
             advance=bar.update,
+            mesh=mesh,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from pdrec_jax.encoders.model import (
     score_items,
     score_table,
 )
+from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget
 from pdrec_jax.evaluation.ranking import (
     Ranks,
     common_width,
@@ -26,9 +28,27 @@ from pdrec_jax.evaluation.ranking import (
     count_catalogue,
     distinct_rows,
 )
+from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.rows import by_blocks
+from pdrec_jax.sharding import DATA, axis, round_up, spread
 
 _SCORED_TOGETHER = 64  # users whose scores of the whole catalogue a CPU's cache holds, more or less
+
+
+class _Block(NamedTuple):
+    """Users that are ranked at once.
+
+    Attributes:
+      users: [B].
+      batch: their layout; on a mesh of users that have been renamed.
+      histories: offsets and items; on a mesh of these users alone.
+      real: how many are not filling.
+    """
+
+    users: np.ndarray
+    batch: Batch
+    histories: tuple[Array | np.ndarray, Array | np.ndarray]
+    real: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,18 +76,26 @@ class Evaluation:
     num_items: int
 
     @functools.cached_property
-    def _batches(self) -> list[tuple[Batch, int]]:
-        """The packed users, and how many of each batch are not filling; kept between epochs."""
-        cut = [self.users[i : i + self.block] for i in range(0, len(self.users), self.block)]
-        full = [np.concatenate([b, np.full(self.block - len(b), b[0])]) for b in cut]
+    def _blocks(self) -> list[_Block]:
+        """The packed users in blocks; kept between epochs."""
+        mesh = self.model.mesh
+        size = round_up(self.block, axis(mesh, DATA))
+        cut = [self.users[i : i + size] for i in range(0, len(self.users), size)]
+        full = [np.concatenate([b, np.full(size - len(b), b[0])]) for b in cut]
         length = self.model.max_length
         layout = self.model.layout
         rows = enough_rows(self.offsets, full, length, layout)
         packed = []
+        budget = event_budget(self.offsets, np.stack(full)) if full else 0
         for block, users in zip(cut, full, strict=True):
             cells = pack(self.offsets, users, length, rows, layout)
             batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
-            packed.append((jax.device_put(batch), len(block)))
+            if mesh is None:
+                packed.append(_Block(users, jax.device_put(batch), self._histories, len(block)))
+            else:
+                offsets, (items,) = cut_out(self.offsets, users, budget, self.items)
+                batch = as_the_only(batch, self.offsets)
+                packed.append(_Block(users, batch, (offsets, items), len(block)))
         return packed
 
     @functools.cached_property
@@ -78,13 +106,9 @@ class Evaluation:
         """Ranks among the sampled candidates."""
         counts = [
             _count_sampled(
-                params,
-                *self._histories,
-                batch,
-                self.candidates[np.asarray(batch.users)],
-                self.model,
+                params, *block.histories, block.batch, self.candidates[block.users], self.model
             )
-            for batch, _ in self._batches
+            for block in self._blocks
         ]
         negatives = np.full(len(self.users), self.candidates.shape[1] - 1)
         return self._ranks(counts, negatives)
@@ -94,24 +118,13 @@ class Evaluation:
         counts, negatives = [], []
         table = _normalise(params["item_embedding"])
         width = common_width(self.offsets, self.users)
-        for batch, real in self._batches:
-            users = np.asarray(batch.users)
-            positive = self.candidates[users, 0]
-            seen = distinct_rows(self.offsets, self.items, users, width)
-            counts.append(
-                _count_full(
-                    params,
-                    table,
-                    *self._histories,
-                    batch,
-                    positive,
-                    seen,
-                    self.model,
-                    self.num_items,
-                )
-            )
+        for block in self._blocks:
+            positive = self.candidates[block.users, 0]
+            seen = distinct_rows(self.offsets, self.items, block.users, width)
+            given = params, table, *block.histories, block.batch, positive, seen
+            counts.append(_count_full(*given, self.model, self.num_items))
             others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
-            negatives.append((self.num_items - 1 - others.sum(axis=1))[:real])
+            negatives.append((self.num_items - 1 - others.sum(axis=1))[: block.real])
         return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
 
     def _ranks(self, counts: list[tuple[Array, Array]], negatives: np.ndarray) -> Ranks:
@@ -119,7 +132,7 @@ class Evaluation:
         columns = []
         for index in (0, 1):
             parts = [
-                pair[index][:real] for pair, (_, real) in zip(found, self._batches, strict=True)
+                pair[index][: block.real] for pair, block in zip(found, self._blocks, strict=True)
             ]
             columns.append(np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, int))
         return Ranks(columns[0], columns[1], negatives, self.half_ties)
@@ -135,7 +148,8 @@ def _count_sampled(
     model: EncoderModel,
 ) -> tuple[Array, Array]:
     states = final_states(params, model, offsets, items, batch)
-    return count_candidates(score_items(params, model, states, candidates))
+    scores = score_items(params, model, states, candidates)
+    return spread(count_candidates(scores), model.mesh)
 
 
 _normalise = jax.jit(normalise)
@@ -154,6 +168,9 @@ def _count_full(
     num_items: int,
 ) -> tuple[Array, Array]:
     states = final_states(params, model, offsets, items, batch)
+    if model.mesh is not None:
+        scores = score_table(table, model, states)
+        return count_catalogue_on(model.mesh, scores, positive, seen, last_item=num_items)
 
     def count(states: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
         scores = score_table(table, model, states)

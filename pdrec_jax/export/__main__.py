@@ -6,21 +6,14 @@ python -m pdrec_jax.export --workdir=DIR --out=artifact
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from pdrec_jax.errors import UserError
-from pdrec_jax.main import INTERRUPTED, MISTAKE, load_config
+from pdrec_jax.command import Parser, answered
+from pdrec_jax.main import load_config
 
 _MOST = 10_000
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def _wanted(text: str) -> int:
@@ -32,7 +25,7 @@ def _wanted(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pdrec_jax.export",
         description="Writes a trained encoder as an artifact that runs with jax and numpy alone.",
         allow_abbrev=False,
@@ -66,20 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; None for those of the process.
 
     Returns:
-      The exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status, see ``command.answered``.
     """
-    try:
-        _run(_parser().parse_args(arguments))
-    except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _fail(f"disk full ({error})")
-    return 0
+    return answered(
+        lambda: _run(_parser().parse_args(arguments)),
+        "nothing was written",
+    )
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -99,11 +84,6 @@ def _run(given: argparse.Namespace) -> None:
     )
     if recommender.simulated:
         print("SIMULATED DATA: the run's log was made by the simulator", flush=True)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return MISTAKE
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from pdrec_jax.encoders.model import EncoderModel, Params
 from pdrec_jax.errors import UserError
 from pdrec_jax.export.readme import readme
 from pdrec_jax.files import (
-    atomic_fill,
     atomic_savez,
+    atomic_write,
     atomic_write_bytes,
     atomic_write_text,
     write_errors,
@@ -259,7 +259,7 @@ def _lowers(of: Callable[[Sequence[str]], export.Exported], platform: str) -> bo
 
 def _save(path: Path, array: NDArray) -> None:
     save = functools.partial(np.save, arr=array, allow_pickle=False)
-    atomic_fill(path, save)
+    atomic_write(path, save)
 
 
 def _write_parquet(path: Path, ids: NDArray, vectors: NDArray[np.float32]) -> None:
@@ -269,4 +269,4 @@ def _write_parquet(path: Path, ids: NDArray, vectors: NDArray[np.float32]) -> No
     width = vectors.shape[1]
     rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), width)
     table = pa.table({"item": pa.array(ids), "vector": rows})
-    atomic_fill(path, functools.partial(pq.write_table, table))
+    atomic_write(path, functools.partial(pq.write_table, table))

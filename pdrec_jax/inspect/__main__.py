@@ -6,23 +6,12 @@ python -m pdrec_jax.inspect --workdir=runs/toy-strict-0 --user=ID [--html=FILE] 
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from pdrec_jax.errors import UserError
+from pdrec_jax.command import Parser, answered
 from pdrec_jax.files import atomic_write_text
-
-MISTAKE = 2  # exit status for what the user can mend
-INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print the usage too; one line is the house's way.
-        raise UserError(message)
 
 
 def _count(text: str) -> int:
@@ -36,7 +25,7 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pdrec_jax.inspect",
         description="Explains one user of a run: history with the plugins' weights, DPA's "
         "candidates, NNS's sample, and what each trained model recommends.",
@@ -68,20 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; None for those of the process.
 
     Returns:
-      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status, see ``command.answered``.
     """
-    try:
-        _run(_parser().parse_args(arguments))
-    except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _fail(f"disk full ({error})")
-    return 0
+    return answered(
+        lambda: _run(_parser().parse_args(arguments)),
+        "nothing was written",
+    )
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -101,11 +82,6 @@ def _run(given: argparse.Namespace) -> None:
         # Before the text: who sees it can open the page.
         atomic_write_text(given.html, as_page(told))
     print(as_text(told), end="")
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return MISTAKE
 
 
 if __name__ == "__main__":

@@ -7,24 +7,15 @@ python -m pdrec_jax.prepare --dataset=amazon [--origin=raw] [--downloads=DIR] --
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from pdrec_jax.command import Parser, answered
 from pdrec_jax.errors import UserError
 
-MISTAKE = 2  # exit status for what the user can mend
-INTERRUPTED = 130
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core")
 _PUBLIC = ("dataset", "origin", "downloads", "unverified")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print the usage too; one line is the house's way.
-        raise UserError(message)
 
 
 def _least(text: str) -> int:
@@ -38,7 +29,7 @@ def _least(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pdrec_jax.prepare",
         description="Makes logs for the main job: from a log of your own, or the paper's.",
         allow_abbrev=False,
@@ -115,20 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of the process.
 
     Returns:
-        The exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status, see ``command.answered``.
     """
-    try:
-        _run(_parser().parse_args(arguments))
-    except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues its downloads", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _fail(f"disk full ({error})")
-    return 0
+    return answered(
+        lambda: _run(_parser().parse_args(arguments)),
+        "the same command continues its downloads",
+    )
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -175,11 +158,6 @@ def _run(given: argparse.Namespace) -> None:
         )
         text = prepare(paths, wanted, out, rules, overwrite=overwrite)
     print(text, end="")
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return MISTAKE
 
 
 if __name__ == "__main__":

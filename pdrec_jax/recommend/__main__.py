@@ -7,25 +7,20 @@ python -m pdrec_jax.recommend --workdir=DIR --histories=new.csv --k=20 --out=rec
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from pdrec_jax.command import Parser, answered
 from pdrec_jax.errors import UserError
-from pdrec_jax.main import INTERRUPTED, MISTAKE, load_config
+from pdrec_jax.main import load_config
 
 if TYPE_CHECKING:
     from pdrec_jax.recommend.histories import Faults, Histories, Unknown
     from pdrec_jax.recommend.recommender import Recommender
 
 _MOST = 10_000
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def _wanted(text: str) -> int:
@@ -37,7 +32,7 @@ def _wanted(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pdrec_jax.recommend",
         description="Recommends items that a user has not had yet, by a trained run.",
         allow_abbrev=False,
@@ -93,25 +88,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; None for those of the process.
 
     Returns:
-      The exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status, see ``command.answered``.
     """
-    try:
-        _run(_parser().parse_args(arguments))
-    except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _fail(f"disk full ({error})")
-    return 0
+    return answered(
+        lambda: _run(_parser().parse_args(arguments)),
+        "nothing was written",
+    )
 
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
-    from pdrec_jax.files import atomic_fill, write_errors
+    from pdrec_jax.files import atomic_write, write_errors
     from pdrec_jax.recommend.histories import Faults
     from pdrec_jax.recommend.output import format_of, open_writer
     from pdrec_jax.recommend.recommender import Recommender
@@ -138,7 +125,7 @@ def _run(given: argparse.Namespace) -> None:
                 counts["popular"] += int((~ranked.known).sum())
                 counts["rows"] += writer.write(ranked)
 
-    atomic_fill(out, fill)
+    atomic_write(out, fill)
     for line in _summary(out, recommender, counts, faults):
         print(line, flush=True)
 
@@ -191,11 +178,6 @@ def _told(unknown: Unknown, what: str, why: str) -> str:
     from pdrec_jax.data.columns import shown
 
     return f"{unknown.count:,} {what} with {why}, for instance {shown(unknown.example)}"
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return MISTAKE
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import argparse
 import ast
-import errno
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from pdrec_jax.command import Parser, answered
 from pdrec_jax.errors import UserError
-from pdrec_jax.main import INTERRUPTED, MISTAKE, parse
+from pdrec_jax.main import parse
 from pdrec_jax.settings import FIELDS, get, misfit, require_field, validate
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ _DATASETS = ("toy", "game", "book", "music")
 _PAIRS = ("toy_game", "game_toy", "book_music", "music_book")  # of Table 3
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
@@ -39,7 +34,7 @@ def _names(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pdrec_jax.reproduce",
         description="Runs what a table or figure of the paper lacks, and writes it.",
         epilog="Any --config.FIELD=VALUE of pdrec_jax.main holds for all runs.",
@@ -73,23 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments, without the program's name; those of the process where not given.
 
     Returns:
-      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status, see ``command.answered``.
     """
-    try:
-        arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-        _run(arguments, rest)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes the runs", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: disk full ({error})", file=sys.stderr)
-        return MISTAKE
-    return 0
+    return answered(
+        lambda: _run(*_parser().parse_known_args(sys.argv[1:] if argv is None else argv)),
+        "the same command resumes the runs",
+    )
 
 
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:

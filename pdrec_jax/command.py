@@ -1,0 +1,53 @@
+"""How every command of the package ends: with a status, and one line where something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pdrec_jax import interrupts
+from pdrec_jax.errors import UserError, of_system, one_line
+
+MISTAKE = 2  # exit status for what the user can mend
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistyped flag in one line, where argparse would print the usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what ``answered`` prints."""
+        raise UserError(message)
+
+
+def answered(work: Callable[[], object], going_on: str) -> int:
+    """Does a command's work, and turns what stops it into a line and a status.
+
+    Args:
+      work: the whole of it, reading the command line included.
+      going_on: what the line says when a signal ends it, such as what the same command does then.
+
+    Returns:
+      the exit status: 0, 2 after one line on a mistake of the user's or of the system's, 128 and
+      the number of the signal when interrupted (130 for SIGINT, 143 for SIGTERM).
+    """
+    try:
+        with interrupts.heard():
+            work()
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as error:
+        print(interrupts.farewell(error, going_on), file=sys.stderr)
+        return interrupts.status(error)
+    except OSError as error:
+        message = of_system(error)
+        if message is None:
+            raise
+        return _fail(message)
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return MISTAKE
