@@ -164,7 +164,7 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
     try:
         with pq.ParquetFile(path) as parquet:
             wanted.positions(str(path), parquet.schema_arrow.names)
-            require_plausible(path, parquet.metadata, wanted)
+            require_plausible(path, parquet.metadata)
             rows = max(parquet.metadata.num_rows, 1)
             size = path.stat().st_size
             done = told = 0
@@ -173,7 +173,7 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
                 done += batch.num_rows
                 progress(size * done // rows - told)
                 told = size * done // rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
 
 
