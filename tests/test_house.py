@@ -29,6 +29,7 @@ SHARED = frozenset(
         "sharding",
         "checkpoints",
         "compilation",
+        "memory",
         "training",
     }
 )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import training
+from pdrec_jax import memory, training
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.batches import draw_users, extend_train
 from pdrec_jax.data.splits import Split
@@ -198,6 +198,7 @@ class DiffusionTask:
             losses.append(np.asarray(loss))
             if advance(len(chunk)) and begin + stride < self.steps:
                 raise training.Unfinished(state, np.concatenate(losses))
+        memory.release()
         return state, training.epoch_values(np.concatenate(losses), rate)
 
     def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
