@@ -10,6 +10,7 @@ import collections
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ _BLOCK = 16 << 20  # a row must be shorter
 _HEADER = 1 << 20
 _PARQUET_ROWS = 1 << 20
 _SAMPLE = 100  # records of a JSON file that tell the types of its fields
+
+# A null that is no field's value and no list's, but a record of its own.
+_BARE_NULL = re.compile(rb"(?:\A|[^:,\[\s])\s*null")
 
 Batch = dict[str, Any]  # arrow arrays by column
 Skipped = collections.Counter[str]  # rows by what was wrong with them
@@ -164,7 +168,7 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
     try:
         with pq.ParquetFile(path) as parquet:
             wanted.positions(str(path), parquet.schema_arrow.names)
-            require_plausible(path, parquet.metadata, wanted)
+            require_plausible(path, parquet.metadata)
             rows = max(parquet.metadata.num_rows, 1)
             size = path.stat().st_size
             done = told = 0
@@ -173,7 +177,7 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
                 done += batch.num_rows
                 progress(size * done // rows - told)
                 told = size * done // rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
 
 
@@ -233,6 +237,8 @@ def _fast_json(wanted: Columns, block: bytes, schema: Any) -> Batch | None:
     import pyarrow as pa
     import pyarrow.json as pa_json
 
+    if b"null" in block and _BARE_NULL.search(block):
+        return None  # pyarrow would end the process
     try:
         table = pa_json.read_json(
             pa.BufferReader(block),

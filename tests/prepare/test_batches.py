@@ -173,7 +173,7 @@ class TestPacked:
         assert read(path)[0] == [*EXPECTED, ("c", "x", "4")]
 
     def test_a_bomb(self, write, monkeypatch) -> None:
-        monkeypatch.setattr(streams, "_HARMLESS", 1 << 20)
+        monkeypatch.setattr(streams, "HARMLESS", 1 << 20)
         path = write("log.csv.gz", b"user,item,time\n" + b"1,1,1\n" * (1 << 20))
         assert complaint(path).startswith("unpacks to more than 200 times its size")
 
@@ -230,3 +230,16 @@ def test_bytes_that_are_no_text_stay_in_their_row(write, monkeypatch) -> None:
     found, skipped = read(write("log.csv", content))
     assert found == [*rows, ("\0\0\0", "x", "2"), ("ü", "x", "3")]
     assert skipped == {"another number of fields": 2}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_record_that_is_null(tmp_path, place) -> None:
+    """pyarrow 26 ends the process on one that comes first."""
+    lines = [b'{"u": 1, "i": 2, "t": null}', b'{"u": 1, "i": 2, "t": 3}']
+    lines.insert(place, b" null")
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    skipped = Skipped()
+    batches = list(read_batches(path, Columns("u", "i", "t"), skipped, lambda _: None))
+    assert sum(len(batch["u"]) for batch in batches) == 2
+    assert skipped == {"not a JSON object": 1}
