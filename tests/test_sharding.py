@@ -139,6 +139,8 @@ def pools() -> None:
         line[: row * 2] = rng.choice(np.arange(1, ITEMS + 1), row * 2, replace=False)
     users, key = np.arange(size), jax.random.key(5)
     keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
+    mesh = make_mesh((2, 4))
+    assert mesh is not None
     for rules in (
         PoolRules(10, True, 12, 0.5, 1.0, False),
         PoolRules(60, False, 12, 0.5, 0.99, True),
@@ -146,14 +148,11 @@ def pools() -> None:
     ):
         own = jnp.asarray(scores[:, 1 : ITEMS + 1]), jnp.asarray(seen), jnp.asarray(seen)
         expected = jax.jit(cut_pools, static_argnums=4)(*own, keys, rules)
-        for shape in ((4, 2), (1, 8)):
-            mesh = make_mesh(shape)
-            assert mesh is not None
-            found = cut_block_on(mesh, scores, seen, seen, seen, key, users, rules, ITEMS)
-            for part, other in zip(found, expected, strict=False):
-                np.testing.assert_array_equal(part, other)
-            np.testing.assert_array_equal(found[3], np.take_along_axis(scores, seen, axis=1))
-            np.testing.assert_array_equal(found[4], scores[:, 0])
+        found = cut_block_on(mesh, scores, seen, seen, seen, key, users, rules, ITEMS)
+        for part, other in zip(found, expected, strict=False):
+            np.testing.assert_array_equal(part, other)
+        np.testing.assert_array_equal(found[3], np.take_along_axis(scores, seen, axis=1))
+        np.testing.assert_array_equal(found[4], scores[:, 0])
 
 
 def tiny() -> phases.Given:
@@ -268,7 +267,7 @@ def restored_elsewhere(task: Any, state: Any, alone: Any) -> None:
         store = Store(place)
         store.save("state", 1, state, {"epoch": 1})
         back = {}
-        for shape in ((1, 8), (8, 1)):
+        for shape in ((1, 8),):
             there = make_mesh(shape)
             model = dataclasses.replace(task.model, mesh=there)
             make = diffusion_stage.made_in_place(alone.initialise, there)
