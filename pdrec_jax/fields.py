@@ -91,6 +91,16 @@ def widths(default: tuple[int, ...], meaning: str) -> Field:
     return Field(default, "a tuple of integers of at least 1, one or more", allows, meaning)
 
 
+def mesh(default: tuple[int, int], meaning: str) -> Field:
+    """Two sizes of at least 1, one of which may be -1."""
+
+    def allows(value: tuple[Any, ...]) -> bool:
+        sizes = all(type(size) is int and (size >= 1 or size == -1) for size in value)
+        return len(value) == 2 and sizes and value.count(-1) < 2
+
+    return Field(default, "two integers of at least 1, or -1 for one of them", allows, meaning)
+
+
 def names(default: tuple[str, ...], meaning: str) -> Field:
     """A tuple of different names, one or more."""
 

@@ -32,3 +32,36 @@ def hashed_bits(key: Array, shape: tuple[int, ...]) -> Array:
     words = jax.random.key_data(key)
     counter = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     return _mix(_mix(counter + words[0]) ^ words[1])
+
+
+def hashed_bits_at(key: Array, rows: Array, columns: Array, width: int) -> Array:
+    """Returns ``hashed_bits(key, (R, width))`` at some rows and columns alone.
+
+    So devices that share a table of words draw what one of them would draw. A table may have more
+    than 2^32 words, which ``hashed_bits`` may not.
+
+    Args:
+      key: see ``hashed_bits``.
+      rows: [r] int32.
+      columns: [c] int32, below ``width``.
+      width: of the whole table.
+
+    Returns:
+      uint32 [r, c].
+    """
+    words = jax.random.key_data(key)
+    row, column = rows.astype(jnp.uint32)[:, None], columns.astype(jnp.uint32)[None, :]
+    high, low = _product(row, width)
+    counter = low + column
+    # Beyond 2^32 words another key goes on.
+    high = (high + (counter < low).astype(jnp.uint32)) * jnp.uint32(0x9E3779B9)
+    return _mix(_mix(counter + words[0]) ^ (words[1] + high))
+
+
+def _product(x: Array, y: int) -> tuple[Array, Array]:
+    """Multiplies uint32 by a number below 2^32: the upper and the lower word."""
+    x_high, x_low = x >> 16, x & 0xFFFF
+    y_high, y_low = jnp.uint32(y >> 16), jnp.uint32(y & 0xFFFF)
+    middle = x_high * y_low + ((x_low * y_low) >> 16)
+    other = x_low * y_high + (middle & 0xFFFF)
+    return x_high * y_high + (middle >> 16) + (other >> 16), x * jnp.uint32(y)

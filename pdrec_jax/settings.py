@@ -17,6 +17,7 @@ from pdrec_jax.fields import among as _among
 from pdrec_jax.fields import count as _count
 from pdrec_jax.fields import file_name as _file_name
 from pdrec_jax.fields import flag as _flag
+from pdrec_jax.fields import mesh as _mesh
 from pdrec_jax.fields import names as _names
 from pdrec_jax.fields import number as _number
 from pdrec_jax.fields import overrides as _overrides
@@ -43,6 +44,9 @@ FIELDS: dict[str, Field] = {
         "diffusion",
         ("diffusion", "sasrec"),
         "what fills the preferences; sasrec is the paper's ablation without TI-DiffRec",
+    ),
+    "mesh": _mesh(
+        (-1, 1), "devices along the axes data and model; -1 for as many as there are, docs/scaling.md"
     ),
     "save_seconds": _number(300.0, 0, INFINITY, "wall time between saves of a stage's state"),
     "progress": _flag(True, "show progress bars"),
@@ -168,6 +172,7 @@ FIELDS: dict[str, Field] = {
 FREE_FIELDS = (
     "stage",
     "seeds_at_once",
+    "mesh",
     "save_seconds",
     "progress",
     "tensorboard",

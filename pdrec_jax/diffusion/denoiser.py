@@ -94,12 +94,17 @@ class Denoiser(nnx.Module):
         self.middle = nnx.List([Dense(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.output = Dense(widths[-1], slots, rngs=rngs, rows_first=True)
 
-    def prepare(self, x: Array) -> Array:
-        """Applies the input normalisation, if any, to x [B, I]."""
+    def prepare(self, x: Array, over: str | None = None) -> Array:
+        """Applies the input normalisation, if any, to x [B, I], or to a device's part of it.
+
+        ``over`` names the axis of the mesh that the slots are split over.
+        """
         if not self.normalise:
             return x
         # The floor is torch's: an empty vector stays zero and its gradient finite.
         square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+        if over is not None:
+            square = jax.lax.psum(square, over)
         return x / jnp.maximum(jnp.sqrt(jnp.maximum(square, 1e-30)), 1e-12)
 
     def project(self, x: Array) -> Array:

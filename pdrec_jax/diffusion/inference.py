@@ -6,12 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from pdrec_jax.diffusion import reverse
 from pdrec_jax.diffusion.denoiser import Denoiser, Params, bind
 from pdrec_jax.diffusion.process import Coefficients, coefficients
 from pdrec_jax.diffusion.schedule import Schedule
+from pdrec_jax.diffusion.sharded_vectors import (
+    chosen_columns,
+    chosen_scores,
+    dense_vectors,
+    sparse_product_on,
+)
 from pdrec_jax.diffusion.vectors import SparseBatch, densify, sparse_product
+from pdrec_jax.sharding import DATA, MODEL, axis, round_up, spread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +39,8 @@ class DiffusionModel:
       noise_fraction: share of the slots that carry noise in a training step (``windows``).
       error_fraction: share of the slots whose error a training step looks at, beside the head.
       head: slots whose error every step looks at; used with ``error_fraction`` < 1.
+      mesh: of the devices; None for one device. On a mesh the two tables have ``width`` rows and a
+        batch is ``sharded_vectors.place_batch``'s.
     """
 
     graph: Any
@@ -45,6 +55,12 @@ class DiffusionModel:
     noise_fraction: float = 1.0
     error_fraction: float = 1.0
     head: tuple[int, ...] = ()
+    mesh: Mesh | None = None
+
+    @property
+    def width(self) -> int:
+        """Slots with the padding of a mesh."""
+        return round_up(self.num_slots, axis(self.mesh, MODEL))
 
     def coefficients(self) -> Coefficients:
         """The schedule, cast for the device."""
@@ -83,6 +99,8 @@ def _start_noise(model: DiffusionModel, key: Array, users: Array) -> Array:
 
 
 def _dense_start(model: DiffusionModel, batch: SparseBatch, key: Array, users: Array) -> Array:
+    if model.mesh is not None:
+        return dense_vectors(model.mesh, batch, users.shape[0], model.width)
     x = densify(batch, users.shape[0], model.num_slots)
     if model.sampling_steps == 0:
         return x
@@ -100,7 +118,9 @@ def _readout(
 ) -> reverse.Readout:
     denoiser = model.denoiser(params)
     size = users.shape[0]
-    if model.sampling_steps == 0:
+    if model.mesh is not None:
+        z = sparse_product_on(model.mesh, batch, size, denoiser.item_kernel[...])
+    elif model.sampling_steps == 0:
         z = sparse_product(batch, size, denoiser.item_kernel[...])
     else:
         z = denoiser.project(_dense_start(model, batch, key, users))
@@ -127,7 +147,7 @@ def score_all(
       users: [B] int32, indices; a draw depends on the key and the user.
 
     Returns:
-      [B, I] float32.
+      [B, I] float32; on a mesh [B, ``width``], of which the columns from I on mean nothing.
     """
     if coupled is not None:
         out = _readout(model, params, coupled, batch, key, users)
@@ -136,7 +156,7 @@ def score_all(
         scores = scores + out.r * denoiser.output.bias[...][None, :]
         if out.k != 0:
             scores = scores + out.k * _dense_start(model, batch, key, users)
-        return scores
+        return spread(scores, model.mesh, DATA, MODEL)
     return score_all_dense(model, params, batch, key, users)
 
 
@@ -188,6 +208,13 @@ def score_items(
         return jnp.take_along_axis(scores, items, axis=1)
     out = _readout(model, params, coupled, batch, key, users)
     output = params["output"]
+    if model.mesh is not None:
+        bias = out.r * output["bias"]
+        scores = chosen_scores(model.mesh, out.s, output["kernel"], bias, items)
+        if out.k != 0:
+            start = _dense_start(model, batch, key, users)
+            scores = scores + out.k * chosen_columns(model.mesh, start, items)
+        return scores
     scores = jnp.einsum("bh,bch->bc", out.s, output["kernel"][items])
     scores = scores + out.r * output["bias"][items]
     if out.k != 0:

@@ -23,6 +23,7 @@ from pdrec_jax.row_adam import (
     read_rows,
     write_rows,
 )
+from pdrec_jax.sharding import constrain, spread
 
 State = dict[str, Any]
 
@@ -59,6 +60,22 @@ def train_steps(
         return {"params": params, "optimiser": optimiser_state, "history": history}, loss
 
     return jax.lax.scan(step, state, (batches, numbers))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7), donate_argnums=0)
+def train_steps_on(
+    state: dict[str, Any],
+    batches: SparseBatch,
+    numbers: Array,
+    rate: float,
+    model: DiffusionModel,
+    weight_decay: float,
+    seed: int,
+    size: int,
+) -> tuple[dict[str, Any], Array]:
+    """``train_steps`` on the model's mesh; batches are [steps, d, P] each."""
+    state, losses = train_steps(state, batches, numbers, rate, model, weight_decay, seed, size)
+    return constrain(state, model.mesh), spread(losses, model.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6, 7, 8), donate_argnums=0)

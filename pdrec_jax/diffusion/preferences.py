@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.splits import Split
@@ -29,8 +30,10 @@ from pdrec_jax.diffusion.selection import (
     sortable,
     top,
 )
+from pdrec_jax.diffusion.sharded_pools import cut_block_on
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.ranking import distinct_rows
+from pdrec_jax.sharding import DATA, axis, round_up
 
 # From (users [B], how many of them are not filling) to scores [B, >= I + 1], column i for item i.
 ScoreBlocks = Callable[[np.ndarray], Array]
@@ -185,6 +188,7 @@ def compute_preferences(
     seed: int,
     block: int,
     advance: Callable[[int], Any] = lambda count: None,
+    mesh: Mesh | None = None,
 ) -> Preferences:
     """Scores all items for the given users, block by block, and keeps what the plugins need.
 
@@ -197,6 +201,7 @@ def compute_preferences(
       seed: of the draws.
       block: users at a time; every block has this size.
       advance: called with the number of users done.
+      mesh: that the scores lie on, users on ``data`` and items on ``model``; None for one device.
 
     Raises:
       UserError: the catalogue is too small for M, a user's pool of negatives is empty, or a score
@@ -214,6 +219,8 @@ def compute_preferences(
     )
     width = _padded_width(train.lengths[index].max(initial=1))
     key = jax.random.key(seed)
+    block = round_up(block, axis(mesh, DATA))
+    cut = _cut_block if mesh is None else functools.partial(cut_block_on, mesh)
     for begin in range(0, len(index), block):
         real = index[begin : begin + block]
         rows = np.concatenate([real, np.full(block - len(real), real[0])])
@@ -224,7 +231,7 @@ def compute_preferences(
             held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)
             excluded = _add_distinct(seen, held)
         scores = score_blocks(rows)
-        parts = _cut_block(scores, events, seen, excluded, key, rows, rules, num_items)
+        parts = cut(scores, events, seen, excluded, key, rows, rules, num_items)
         candidates, negatives, sizes, observed, padding = (
             np.asarray(part)[: len(real)] for part in parts
         )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all, score_items
+from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
 from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
     SparseBatch,
@@ -19,6 +21,8 @@ from pdrec_jax.diffusion.vectors import (
     token_budget,
 )
 from pdrec_jax.evaluation.ranking import Ranks, count_candidates, count_catalogue, distinct_rows
+from pdrec_jax.evaluation.sharded import count_catalogue_on
+from pdrec_jax.sharding import DATA, axis, round_up, spread
 
 
 def blocks(users: np.ndarray, size: int) -> list[np.ndarray]:
@@ -28,16 +32,34 @@ def blocks(users: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def gather_blocks(
-    vectors: InteractionVectors, users: np.ndarray, size: int
+    vectors: InteractionVectors, users: np.ndarray, size: int, mesh: Mesh | None = None
 ) -> Iterator[tuple[np.ndarray, SparseBatch, int]]:
     """Yields (users [B], their sparse batch, how many of the users are not filling)."""
+    size = round_up(size, axis(mesh, DATA))
     cut = blocks(users, size)
     if not cut:
         return
-    tokens = token_budget(vectors, np.stack(cut))
+    gather = gatherer(vectors, cut, mesh)
     for number, block in enumerate(cut):
         real = min(size, len(users) - number * size)
-        yield block, gather_batch(vectors, block, tokens), real
+        yield block, gather(block), real
+
+
+def gatherer(
+    vectors: InteractionVectors, cut: Sequence[np.ndarray], mesh: Mesh | None
+) -> Callable[[np.ndarray], SparseBatch]:
+    """Returns what collects the vectors of a block, in one shape for all the given blocks.
+
+    Args:
+      vectors: of all users.
+      cut: blocks of one size, which the mesh's ``data`` divides.
+      mesh: None for one device.
+    """
+    if mesh is None:
+        tokens = token_budget(vectors, np.stack(cut))
+        return lambda block: gather_batch(vectors, block, tokens)
+    tokens = share_budget(vectors, shares(np.stack(cut), mesh))
+    return lambda block: place_batch(mesh, vectors, shares(block, mesh), tokens)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +92,7 @@ class Evaluation:
         """Ranks among the sampled candidates."""
         coupled, key = couple(self.model, params), jax.random.key(self.seed)
         counts = []
-        for users, batch, real in gather_blocks(self.vectors, self.users, self.block):
+        for users, batch, real in self._blocks():
             items = self.candidates[users]
             found = _count_sampled(params, coupled, batch, key, users, items, self.model)
             counts.append([np.asarray(c)[:real] for c in found])
@@ -82,7 +104,7 @@ class Evaluation:
         coupled, key = couple(self.model, params), jax.random.key(self.seed)
         counts, negatives = [], []
         num_items = self.num_items
-        for users, batch, real in gather_blocks(self.vectors, self.users, self.block):
+        for users, batch, real in self._blocks():
             positive = self.candidates[users, 0]
             seen = distinct_rows(*self.seen, users)
             found = _count_full(
@@ -92,6 +114,9 @@ class Evaluation:
             others = (seen > 0) & (seen <= num_items) & (seen != positive[:, None])
             negatives.append((num_items - 1 - others.sum(axis=1))[:real])
         return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
+
+    def _blocks(self) -> Iterator[tuple[np.ndarray, SparseBatch, int]]:
+        return gather_blocks(self.vectors, self.users, self.block, self.model.mesh)
 
     def _ranks(self, counts: list[list[np.ndarray]], negatives: np.ndarray) -> Ranks:
         above = np.concatenate([c[0] for c in counts]) if counts else np.zeros(0, np.int64)
@@ -109,7 +134,8 @@ def _count_sampled(
     items: Array,
     model: DiffusionModel,
 ) -> tuple[Array, Array]:
-    return count_candidates(score_items(model, params, coupled, batch, key, users, items))
+    scores = score_items(model, params, coupled, batch, key, users, items)
+    return spread(count_candidates(scores), model.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(7, 8))
@@ -125,4 +151,6 @@ def _count_full(
     num_items: int,
 ) -> tuple[Array, Array]:
     scores = score_all(model, params, coupled, batch, key, users)
+    if model.mesh is not None:
+        return count_catalogue_on(model.mesh, scores, positive, seen, last_item=num_items)
     return count_catalogue(scores, positive, seen, last_item=num_items)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax import training
@@ -17,10 +18,16 @@ from pdrec_jax.data.batches import draw_users, extend_train
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.denoiser import Params, make_denoiser, structure
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all
-from pdrec_jax.diffusion.optimise import make_optimiser, train_steps, train_steps_by_rows
+from pdrec_jax.diffusion.optimise import (
+    make_optimiser,
+    train_steps,
+    train_steps_by_rows,
+    train_steps_on,
+)
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
-from pdrec_jax.diffusion.ranking import Evaluation, blocks
+from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
 from pdrec_jax.diffusion.schedule import make_schedule
+from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
@@ -29,10 +36,12 @@ from pdrec_jax.diffusion.vectors import (
     token_budget,
 )
 from pdrec_jax.diffusion.windows import number_of_windows
+from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.row_adam import AdamW, Tails, tails
+from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
 
 _STEPS_A_DISPATCH = 5  # the progress bar moves this often
 _LOOKED_AHEAD = 8  # epochs whose batches decide the number of tokens
@@ -78,6 +87,31 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
         head=_head(split, slots, config.error_fraction),
     )
     return model, jax.jit(lambda: make()[1])
+
+
+def on_mesh(
+    model: DiffusionModel, initialise: Callable[[], Params], mesh: Mesh | None
+) -> tuple[DiffusionModel, Callable[[], Params]]:
+    """Returns the model and the initialisation of a mesh; those of one device for None.
+
+    Raises:
+      UserError: an option that one device alone has.
+    """
+    if mesh is None:
+        return model, initialise
+    for name, found in {
+        "noise_fraction": model.noise_fraction < 1,
+        "error_fraction": model.error_fraction < 1,
+        "sampling_steps": model.sampling_steps > 0,
+        "sampling_noise": model.sampling_noise,
+        "normalise": model.normalise,
+    }.items():
+        if found:
+            raise UserError(
+                f"config.diffusion.{name}: its default is expected on a mesh of several devices; "
+                "--config.mesh=1,1 takes one"
+            )
+    return dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
 
 
 def _head(split: Split, slots: int, fraction: float) -> tuple[int, ...]:
@@ -146,17 +180,27 @@ class DiffusionTask:
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters, optimiser state and loss history."""
-        params = self.initialise()
-        return {
-            "params": params,
-            "optimiser": make_optimiser(self.config.weight_decay).init(params),
-            "history": empty_history(self.config.steps),
-        }
+
+        def make() -> dict[str, Any]:
+            params = self.initialise()
+            return {
+                "params": params,
+                "optimiser": make_optimiser(self.config.weight_decay).init(params),
+                "history": empty_history(self.config.steps),
+            }
+
+        return made_in_place(make, self.model.mesh)()
+
+    def abstract(self) -> dict[str, Any]:
+        """Returns shapes and places of ``initial``."""
+        return abstract(self.initial, self.model.mesh)
 
     def run_epoch(
         self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in a few dispatches, see ``training.Task``."""
+        if self.model.mesh is not None:
+            return self._run_epoch_on(self.model.mesh, state, epoch, advance)
         config, users = self.config, self._draw(epoch)
         # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
         tokens = max(token_budget(self.vectors, users), self._usual_tokens)
@@ -179,6 +223,33 @@ class DiffusionTask:
             losses.append(np.asarray(loss))
             advance(len(chunk))
         return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+
+    def _run_epoch_on(
+        self, mesh: Mesh, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """``run_epoch`` on a mesh, whose processes gather the users of their own places alone."""
+        config, users = self.config, shares(self._draw(epoch), mesh)
+        tokens = max(share_budget(self.vectors, users), self._usual_share)
+        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+        losses = []
+        for begin in range(0, self.steps, _STEPS_A_DISPATCH):
+            batch = place_batch(
+                mesh, self.vectors, users[begin : begin + _STEPS_A_DISPATCH], tokens
+            )
+            first = (epoch - 1) * self.steps + begin
+            numbers = np.arange(first, first + batch.slots.shape[0])
+            static = self.model, config.weight_decay, config.seed, config.batch_size
+            state, loss = train_steps_on(state, batch, numbers, rate, *static)
+            losses.append(np.asarray(loss))
+            advance(len(numbers))
+        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+
+    @functools.cached_property
+    def _usual_share(self) -> int:
+        """``_usual_tokens`` of a place on a mesh."""
+        assert self.model.mesh is not None
+        draws = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
+        return share_budget(self.vectors, shares(draws, self.model.mesh))
 
     def _draw(self, epoch: int) -> np.ndarray:
         """The users of an epoch's batches, [steps, B]; nothing but seed and epoch decide them."""
@@ -215,6 +286,7 @@ def build(
     protocol: Protocol,
     candidates: np.ndarray,
     validation: np.ndarray,
+    mesh: Mesh | None = None,
 ) -> tuple[DiffusionTask, dict[str, Evaluation | None]]:
     """Builds the training task of a split, and what ranks its users.
 
@@ -225,11 +297,12 @@ def build(
       protocol: what chooses the epoch.
       candidates: [U, 1 + N] of the test item.
       validation: [U, 1 + N] of the validation item, unused where the test chooses the epoch.
+      mesh: of the devices, None for one.
 
     Returns:
       the task; scorers ``test`` and ``validation`` (None where the test chooses the epoch).
     """
-    model, initialise = make_model(config, split)
+    model, initialise = on_mesh(*make_model(config, split), mesh)
     index = np.flatnonzero(users)
     train = vectors_of(config, split, model.num_slots, heldin=False)
     extended = extend_train(split)
@@ -275,6 +348,7 @@ def infer_preferences(
     log: MetricLog,
     *,
     exclude_heldout: bool,
+    mesh: Mesh | None = None,
 ) -> Preferences:
     """Computes preferences with the trained model of a store.
 
@@ -286,17 +360,19 @@ def infer_preferences(
       store: of the diffusion stage.
       log: shows progress.
       exclude_heldout: negatives leave out the held-out items too.
+      mesh: of the devices, None for one.
     """
-    model, initialise = make_model(config, split)
-    params, _ = store.restore("best", jax.eval_shape(initialise))
+    model, initialise = on_mesh(*make_model(config, split), mesh)
+    params, _ = store.restore("best", abstract(initialise, mesh))
     vectors = vectors_of(config, split, model.num_slots, heldin=False)
     index = np.flatnonzero(users)
-    tokens = token_budget(vectors, np.stack(blocks(index, config.block)))
+    block = round_up(config.block, axis(mesh, DATA))
+    gather = gatherer(vectors, blocks(index, block), mesh)
     coupled, key = couple(model, params), jax.random.key(config.seed)
     score = jax.jit(score_all, static_argnums=0)
 
     def score_blocks(rows: np.ndarray) -> jax.Array:
-        return score(model, params, coupled, gather_batch(vectors, rows, tokens), key, rows)
+        return score(model, params, coupled, gather(rows), key, rows)
 
     with log.progress("preferences", len(index), "user") as bar:
         return compute_preferences(
@@ -306,6 +382,7 @@ def infer_preferences(
             rules,
             exclude_heldout=exclude_heldout,
             seed=config.seed,
-            block=config.block,
+            block=block,
             advance=bar.update,
+            mesh=mesh,
         )

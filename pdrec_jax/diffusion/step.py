@@ -7,6 +7,7 @@ from jax import Array
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.process import Coefficients, denoising_loss, normal_from_bits, q_sample
+from pdrec_jax.diffusion.sharded_step import dense_losses
 from pdrec_jax.diffusion.timesteps import LossHistory, record, sample_timesteps
 from pdrec_jax.diffusion.vectors import SparseBatch, densify
 from pdrec_jax.diffusion.windows import (
@@ -17,6 +18,7 @@ from pdrec_jax.diffusion.windows import (
     losses_of_rows,
 )
 from pdrec_jax.random_bits import hashed_bits
+from pdrec_jax.sharding import spread
 
 
 def _dense_forward(
@@ -67,6 +69,9 @@ def training_loss(
     c = model.coefficients()
     key_t, key_noise = jax.random.split(key)
     t, probability = sample_timesteps(key_t, history, size)
+    if model.mesh is not None:
+        losses = dense_losses(params, model, batch, t, size, key_noise)
+        return _weighted(history, t, probability, spread(losses, model.mesh))
     x_0 = densify(batch, size, model.num_slots)
     output, x_t, noise = _dense_forward(model, params, c, x_0, t, key_noise)
     losses = denoising_loss(c, model.target, output, x_0, x_t, noise, t)

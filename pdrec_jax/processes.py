@@ -1,0 +1,132 @@
+"""The processes of a run: how they find one another, and what they agree on.
+
+Every process runs the same program on the same data. The first one, process 0, writes files and
+prints; whatever depends on a clock or a signal is agreed on before it decides anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from pdrec_jax.errors import UserError
+
+PORT = 8476
+"""Of the coordinator, where nothing else says."""
+_PATIENCE = 300  # seconds in which all processes must have come
+
+
+def find(environ: Mapping[str, str]) -> dict[str, object] | None:
+    """Says how a run's processes are to find one another, from the environment.
+
+    In this order: ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, whose
+    place a Kubernetes job's ``JOB_COMPLETION_INDEX`` can take; a JobSet's ``JOBSET_NAME`` and
+    ``REPLICATED_JOB_NAME``, whose first pod coordinates; a Slurm step of several tasks; a TPU pod of
+    several hosts. The last two JAX knows how to join by itself.
+
+    Args:
+      environ: the environment.
+
+    Returns:
+      arguments of ``jax.distributed.initialize``; None for a process that is alone.
+
+    Raises:
+      UserError: a part of it is missing or no number.
+    """
+    address = environ.get("JAX_COORDINATOR_ADDRESS")
+    if not address and {"JOBSET_NAME", "REPLICATED_JOB_NAME"} <= environ.keys():
+        name = environ["JOBSET_NAME"]
+        address = f"{name}-{environ['REPLICATED_JOB_NAME']}-0-0.{name}:{PORT}"
+    if address and "JAX_NUM_PROCESSES" in environ:
+        which = "JAX_PROCESS_ID" if "JAX_PROCESS_ID" in environ else "JOB_COMPLETION_INDEX"
+        return _arguments(
+            address, _number(environ, "JAX_NUM_PROCESSES"), _number(environ, which), "JAX_"
+        )
+    step = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
+    if step <= environ.keys() and _number(environ, "SLURM_NTASKS") > 1:
+        return {}
+    workers = [name for name in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    if len(workers) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
+        return {}
+    return None
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except (KeyError, ValueError):
+        raise UserError(
+            f"environment: {name}: a number is expected, got {environ.get(name)!r}"
+        ) from None
+
+
+def _arguments(address: str, number: int, own: int, of: str) -> dict[str, object] | None:
+    if not 0 <= own < number:
+        raise UserError(
+            f"{of}process_id: 0 to {number - 1}, one for each process, is expected, got {own}"
+        )
+    if number == 1:
+        return None
+    if ":" not in address:
+        address = f"{address}:{PORT}"
+    return {"coordinator_address": address, "num_processes": number, "process_id": own}
+
+
+def initialise(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the other processes of the run; does nothing where there are none.
+
+    Must be called before JAX is used. Without arguments the environment says, see ``find``.
+
+    Args:
+      coordinator: HOST:PORT of process 0, which listens there.
+      num_processes: how many there are.
+      process_id: this one, from 0.
+
+    Raises:
+      UserError: some of the arguments without the others, or the others did not come in time.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given):
+        if coordinator is None or num_processes is None or process_id is None:
+            raise UserError("--coordinator, --num_processes, --process_id: all three are expected")
+        arguments = _arguments(coordinator, num_processes, process_id, "--")
+    else:
+        arguments = find(os.environ)
+    if arguments is None:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(initialization_timeout=_PATIENCE, **arguments)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        where = arguments.get("coordinator_address", "its place in the environment")
+        raise UserError(
+            f"process {arguments.get('process_id', '?')}: the others were not found by {where} "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def any_of(here: bool) -> bool:
+    """Whether something holds in any process; each must ask."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array([here]))))
