@@ -1,4 +1,4 @@
-"""What one run of a compiled module costs a device: operations, bytes, and what goes between devices.
+"""What one run of a compiled module costs a device: operations, bytes, and what it sends.
 
 Read from the module itself, since XLA's own analysis counts the body of a loop once. Counted are
 
@@ -21,15 +21,21 @@ from pdrec_jax.plan.hlo import Instruction, Module, Shape
 UNKNOWN_TRIPS = 4
 """Of a loop whose end depends on data; those in ``diffusion.selection`` take about as many."""
 
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while call conditional after-all domain"
-    " partition-id replica-id iota opt-barrier add-dependency async-start async-update async-done"
-    .split()
-)  # fmt: skip
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
-                "ragged-all-to-all")  # fmt: skip
-_COUNTING = frozenset(("parameter get-tuple-element constant compare fusion call bitcast copy convert"
-                       ).split())  # fmt: skip
+# fmt: off
+_FREE = frozenset({
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
+    "conditional", "after-all", "domain", "partition-id", "replica-id", "iota", "opt-barrier",
+    "add-dependency", "async-start", "async-update", "async-done",
+})
+_COLLECTIVES = frozenset({
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute",
+})
+_COUNTING = frozenset({
+    "parameter", "constant", "get-tuple-element", "compare", "fusion", "call", "bitcast", "copy",
+    "convert",
+})
+# fmt: on
 _SLICES = ("dynamic-slice", "slice", "gather")
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _GROUPS_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=")
@@ -224,10 +230,10 @@ class _Walk:
                 condition += self.module.computations.get(name, ())
         compares = [i for i in condition if i.opcode == "compare"]
         limits = [i for i in condition if i.opcode == "constant"]
-        plain = all(i.opcode in _COUNTING for i in condition)
-        if plain and len(compares) == len(limits) == 1 and limits[0].literal.isdigit():
-            if "direction=LT" in compares[0].attributes:
-                return int(limits[0].literal)
+        plain = len(compares) == len(limits) == 1 and limits[0].literal.isdigit()
+        plain = plain and all(i.opcode in _COUNTING for i in condition)
+        if plain and "direction=LT" in compares[0].attributes:
+            return int(limits[0].literal)
         self.guessed += 1
         return UNKNOWN_TRIPS
 
