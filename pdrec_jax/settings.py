@@ -46,7 +46,8 @@ FIELDS: dict[str, Field] = {
         "what fills the preferences; sasrec is the paper's ablation without TI-DiffRec",
     ),
     "mesh": _mesh(
-        (-1, 1), "devices along the axes data and model; -1 for as many as there are, docs/scaling.md"
+        (-1, 1),
+        "devices along the axes data and model; -1 for as many as there are, docs/scaling.md",
     ),
     "save_seconds": _number(300.0, 0, INFINITY, "wall time between saves of a stage's state"),
     "progress": _flag(True, "show progress bars"),

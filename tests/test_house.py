@@ -22,6 +22,7 @@ SHARED = frozenset(
         "metric_log",
         "random_bits",
         "row_adam",
+        "rows",
         "sharding",
         "checkpoints",
         "training",

@@ -27,19 +27,22 @@ class ComplementTable:
       steps: of the binary search, static.
     """
 
-    offsets: Array
-    keys: Array
+    offsets: Array | np.ndarray
+    keys: Array | np.ndarray
     num_items: int = dataclasses.field(metadata={"static": True})
     steps: int = dataclasses.field(metadata={"static": True})
 
 
-def complement_table(offsets: np.ndarray, items: np.ndarray, num_items: int) -> ComplementTable:
+def complement_table(
+    offsets: np.ndarray, items: np.ndarray, num_items: int, *, on_host: bool = False
+) -> ComplementTable:
     """Builds the table on the host.
 
     Args:
       offsets: [U+1], CSR.
       items: [E] int32 in 1..I.
       num_items: I.
+      on_host: leave the arrays there.
 
     Raises:
       UserError: a user has interacted with all items, so there is nothing to draw.
@@ -55,9 +58,10 @@ def complement_table(offsets: np.ndarray, items: np.ndarray, num_items: int) -> 
         )
     starts = np.concatenate([[0], np.cumsum(counts)])
     keys = items - 1 - (np.arange(len(items)) - starts[users])
+    array = np.asarray if on_host else jnp.asarray
     return ComplementTable(
-        jnp.asarray(starts, jnp.int32),
-        jnp.asarray(keys if len(keys) else np.zeros(1), jnp.int32),
+        array(starts, np.int32),
+        array(keys if len(keys) else np.zeros(1), np.int32),
         num_items,
         int(counts.max(initial=0)).bit_length(),
     )

@@ -21,8 +21,6 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.selection import (
     MASKED,
-    by_rows,
-    count_true,
     draw_subset,
     nth_true,
     pack_bits,
@@ -32,7 +30,8 @@ from pdrec_jax.diffusion.selection import (
 )
 from pdrec_jax.diffusion.sharded_pools import cut_block_on
 from pdrec_jax.errors import UserError
-from pdrec_jax.evaluation.ranking import distinct_rows
+from pdrec_jax.evaluation.ranking import common_width, distinct_rows
+from pdrec_jax.rows import by_rows, count_true
 from pdrec_jax.sharding import DATA, axis, round_up
 
 # From (users [B], how many of them are not filling) to scores [B, >= I + 1], column i for item i.
@@ -217,7 +216,7 @@ def compute_preferences(
         np.zeros(train.num_events, np.float32),
         np.zeros(train.num_users, np.float32),
     )
-    width = _padded_width(train.lengths[index].max(initial=1))
+    width = common_width(train.offsets, index)
     key = jax.random.key(seed)
     block = round_up(block, axis(mesh, DATA))
     cut = _cut_block if mesh is None else functools.partial(cut_block_on, mesh)
@@ -225,7 +224,7 @@ def compute_preferences(
         real = index[begin : begin + block]
         rows = np.concatenate([real, np.full(block - len(real), real[0])])
         events = _event_rows(train.offsets, train.items, rows, width)
-        seen = _fit(distinct_rows(train.offsets, train.items, rows), width)
+        seen = distinct_rows(train.offsets, train.items, rows, width)
         excluded = seen
         if exclude_heldout:
             held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)
@@ -253,10 +252,6 @@ def compute_preferences(
     return out
 
 
-def _padded_width(longest: int) -> int:
-    return -(-int(longest) // 16) * 16
-
-
 def _event_rows(
     offsets: np.ndarray, items: np.ndarray, users: np.ndarray, width: int
 ) -> np.ndarray:
@@ -264,10 +259,6 @@ def _event_rows(
     index = offsets[:-1][users][:, None] + np.arange(width)[None, :]
     inside = index < offsets[1:][users][:, None]
     return np.where(inside, items[np.minimum(index, max(len(items) - 1, 0))], 0).astype(np.int32)
-
-
-def _fit(table: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(table, ((0, 0), (0, width - table.shape[1])))
 
 
 def _add_distinct(table: np.ndarray, more: np.ndarray) -> np.ndarray:

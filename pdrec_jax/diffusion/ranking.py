@@ -20,7 +20,13 @@ from pdrec_jax.diffusion.vectors import (
     gather_batch,
     token_budget,
 )
-from pdrec_jax.evaluation.ranking import Ranks, count_candidates, count_catalogue, distinct_rows
+from pdrec_jax.evaluation.ranking import (
+    Ranks,
+    common_width,
+    count_candidates,
+    count_catalogue,
+    distinct_rows,
+)
 from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.sharding import DATA, axis, round_up, spread
 
@@ -104,9 +110,10 @@ class Evaluation:
         coupled, key = couple(self.model, params), jax.random.key(self.seed)
         counts, negatives = [], []
         num_items = self.num_items
+        width = common_width(self.seen[0], self.users)
         for users, batch, real in self._blocks():
             positive = self.candidates[users, 0]
-            seen = distinct_rows(*self.seen, users)
+            seen = distinct_rows(*self.seen, users, width)
             found = _count_full(
                 params, coupled, batch, key, users, positive, seen, self.model, num_items
             )

@@ -5,12 +5,13 @@ sort would. Sorting a row is the slowest thing a CPU backend can be asked for he
 many scores exceed a guess is one of the fastest, and a few good guesses settle it.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from pdrec_jax.rows import count_true
 
 _GROUP = 64
 _LANES = 8  # numbers of a group that a CPU takes at a time
@@ -32,31 +33,6 @@ def sortable(scores: Array) -> Array:
 def _one_zero(scores: Array) -> Array:
     """Replaces -0.0, an equal score, by 0.0; a compiler drops the addition of 0 that would do."""
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)
-
-
-def by_rows(function: Callable[..., Any], *arrays: Array) -> Any:
-    """Applies a function of single rows to every row of some arrays.
-
-    On a CPU row by row, since what is done several times to one row then finds it in the cache,
-    with a loop for each half of the rows, which run side by side; elsewhere all rows at once.
-
-    Args:
-      function: from a row of each array to a tree of arrays.
-      arrays: [B, ...] each.
-
-    Returns:
-      the tree, with a leading axis of B.
-    """
-    if jax.default_backend() != "cpu":
-        return jax.vmap(function)(*arrays)
-    rows = jnp.arange(arrays[0].shape[0], dtype=jnp.int32)
-    half = len(rows) // 2
-    # The arrays stay where they are: a loop over slices of them would copy them first.
-    parts = [
-        jax.lax.map(lambda row: function(*(array[row] for array in arrays)), some)
-        for some in (rows[:half], rows[half:])
-    ]
-    return jax.tree.map(lambda *both: jnp.concatenate(both), *parts)
 
 
 def _score(keys: Array) -> Array:
@@ -84,15 +60,6 @@ class Threshold(NamedTuple):
           index: [N] their indices.
         """
         return (keys > self.key) | ((keys == self.key) & (index < self.index))
-
-
-def count_true(marks: Array) -> Array:
-    """Counts the true entries of [N], [] int32, in a form that a CPU adds up many at a time."""
-    width = marks.shape[0]
-    lanes = 128
-    head = marks[: width // lanes * lanes].reshape(-1, lanes)
-    total = jnp.sum(jnp.sum(head, axis=0, dtype=jnp.int32))
-    return total + jnp.sum(marks[width // lanes * lanes :], dtype=jnp.int32)
 
 
 def rank_threshold(keys: Array, rank: Array) -> Threshold:

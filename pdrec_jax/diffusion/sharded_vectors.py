@@ -113,9 +113,9 @@ def dense_vectors(mesh: Mesh, batch: SparseBatch, size: int, width: int) -> Arra
         first = jax.lax.axis_index(MODEL).astype(jnp.int32) * part
         return held_vectors(_own(batch), _rows_of(mesh, size), first, part)
 
-    return jax.shard_map(
-        own, mesh=mesh, in_specs=(_BY_USER,), out_specs=_BOTH, check_vma=False
-    )(batch)
+    return jax.shard_map(own, mesh=mesh, in_specs=(_BY_USER,), out_specs=_BOTH, check_vma=False)(
+        batch
+    )
 
 
 def sparse_product_on(mesh: Mesh, batch: SparseBatch, size: int, kernel: Array) -> Array:
@@ -141,9 +141,7 @@ def sparse_product_on(mesh: Mesh, batch: SparseBatch, size: int, kernel: Array) 
     )(batch, kernel)
 
 
-def chosen_scores(
-    mesh: Mesh, states: Array, kernel: Array, bias: Array, items: Array
-) -> Array:
+def chosen_scores(mesh: Mesh, states: Array, kernel: Array, bias: Array, items: Array) -> Array:
     """Scores some slots a user, ``states kernel^T + bias`` at ``items``, [B, C].
 
     Args:

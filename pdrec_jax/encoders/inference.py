@@ -14,6 +14,8 @@ from pdrec_jax.data.batches import enough_rows, pack
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.encoders.model import Batch, EncoderModel, Params, final_states, score_all
+from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget
+from pdrec_jax.sharding import DATA, axis, round_up
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -56,15 +58,22 @@ def infer_preferences(
     """
     train = split.train
     index = np.flatnonzero(users)
+    block = round_up(block, axis(model.mesh, DATA))
     cut = [index[i : i + block] for i in range(0, len(index), block)]
     full = [np.concatenate([b, np.full(block - len(b), b[0])]) for b in cut]
     rows = enough_rows(train.offsets, full, model.max_length)
-    histories = jax.device_put((train.offsets.astype(np.int32), train.items))
+    if model.mesh is None:
+        histories = jax.device_put((train.offsets.astype(np.int32), train.items))
+    else:
+        budget = event_budget(train.offsets, np.stack(full))
 
     def score_blocks(some: np.ndarray) -> Array:
         cells = pack(train.offsets, some, model.max_length, rows)
         batch = Batch(some.astype(np.int32), cells.event, cells.segment, cells.last)
-        return _score(params, *histories, batch, model)
+        if model.mesh is None:
+            return _score(params, *histories, batch, model)
+        offsets, (items,) = cut_out(train.offsets, some, budget, train.items)
+        return _score(params, offsets, items, as_the_only(batch, train.offsets), model)
 
     return compute_preferences(
         score_blocks,
@@ -75,4 +84,5 @@ def infer_preferences(
         seed=seed,
         block=block,
         advance=advance,
+        mesh=model.mesh,
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from pdrec_jax.data.batches import PACKED, Layout
 from pdrec_jax.data.negatives import ComplementTable, draw_outside
@@ -17,6 +18,7 @@ from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.losses import cosine_logits, total_loss
 from pdrec_jax.plugins.nns import draw_negatives
+from pdrec_jax.sharding import DATA, MODEL, lookup, spread
 
 Params = dict[str, Any]
 Indices = Array | np.ndarray  # a layout is made on the host
@@ -35,6 +37,7 @@ class EncoderModel:
       nns: add a safe negative to the uniform one.
       dpa_fine: N, 0 without DPA.
       dpa_weight: omega_d.
+      mesh: of the devices; None for one device. On a mesh the item table's rows are padded.
     """
 
     graph: Any
@@ -45,6 +48,7 @@ class EncoderModel:
     nns: bool = False
     dpa_fine: int = 0
     dpa_weight: float = 0.0
+    mesh: Mesh | None = None
 
     def encoder(self, params: Params) -> Encoder:
         """Returns the encoder with its parameters."""
@@ -65,12 +69,12 @@ class TrainingData:
       candidates: [U, M] int32, DPA.
     """
 
-    offsets: Array
-    items: Array
+    offsets: Indices
+    items: Indices
     outside: ComplementTable
-    weights: Array
-    pools: Array
-    candidates: Array
+    weights: Indices
+    pools: Indices
+    candidates: Indices
 
 
 @jax.tree_util.register_dataclass
@@ -269,9 +273,29 @@ def training_loss(
       key: of this step.
     """
     inputs = step_inputs(params, model, data, batch, key)
-    # One lookup for everything, so that the table's gradient is one scatter.
-    vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)
+    if model.mesh is None:
+        # One lookup for everything, so that the table's gradient is one scatter.
+        vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)
+    else:
+        vectors = {name: embed(params, model, ids) for name, ids in inputs.ids.items()}
     return loss_of_vectors(params, model, data, inputs, vectors)[0]
+
+
+def embed(params: Params, model: EncoderModel, ids: Array, *, cells: bool = True) -> Array:
+    """Looks up items [...]; on a mesh the first axis then lies on ``data``.
+
+    Args:
+      params: of the encoder.
+      model: static.
+      ids: int32.
+      cells: whether they are what the encoder runs over. Where histories have rows of their own,
+        a recurrence takes them all along at once, and each place on ``data`` runs all.
+    """
+    if model.mesh is None:
+        return params["item_embedding"][ids]
+    where = (DATA,) if model.layout.shared or not cells else ()
+    vectors = lookup(params["item_embedding"], spread(ids, model.mesh, *where), model.mesh)
+    return spread(vectors, model.mesh, *where)
 
 
 def flat_ids(ids: dict[str, Array]) -> Array:
@@ -328,17 +352,23 @@ def final_states(
         length = jnp.minimum(end - offsets[user], model.max_length)
         ids = jnp.where(occupied, items[event], 0)
         rows.append(_rows(ids, event, segment, length, end, model.max_length))
-    vectors = [params["item_embedding"][group.items] for group in rows]
+    vectors = [embed(params, model, group.items) for group in rows]
     states = model.encoder(params).encode(vectors, rows, None)
     return normalise(jnp.concatenate([_flat(group) for group in states])[batch.last])
 
 
 def score_items(params: Params, model: EncoderModel, states: Array, items: Array) -> Array:
     """Scores chosen items, [B, C], from normalised states [B, D] and ids [B, C]."""
-    embeddings = normalise(params["item_embedding"][items])
+    embeddings = normalise(embed(params, model, items, cells=False))
     return cosine_logits(states[:, None, :], embeddings, model.temperature)
 
 
 def score_all(params: Params, model: EncoderModel, states: Array) -> Array:
-    """Scores the whole catalogue, [B, I + 1], from normalised states [B, D]."""
-    return model.temperature * jnp.dot(states, normalise(params["item_embedding"]).T)
+    """Scores the whole catalogue, [B, I + 1] or more columns, from normalised states [B, D]."""
+    return score_table(normalise(params["item_embedding"]), model, states)
+
+
+def score_table(table: Array, model: EncoderModel, states: Array) -> Array:
+    """Scores normalised items [I + 1, D], [B, I + 1], from normalised states [B, D]."""
+    scores = model.temperature * jnp.dot(states, table.T)
+    return spread(scores, model.mesh, DATA, MODEL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +16,39 @@ from pdrec_jax.encoders.model import (
     EncoderModel,
     Params,
     final_states,
-    score_all,
+    normalise,
     score_items,
+    score_table,
 )
-from pdrec_jax.evaluation.ranking import Ranks, count_candidates, count_catalogue, distinct_rows
+from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget
+from pdrec_jax.evaluation.ranking import (
+    Ranks,
+    common_width,
+    count_candidates,
+    count_catalogue,
+    distinct_rows,
+)
+from pdrec_jax.evaluation.sharded import count_catalogue_on
+from pdrec_jax.rows import by_blocks
+from pdrec_jax.sharding import DATA, axis, round_up, spread
+
+_SCORED_TOGETHER = 64  # users whose scores of the whole catalogue a CPU's cache holds, more or less
+
+
+class _Block(NamedTuple):
+    """Users that are ranked at once.
+
+    Attributes:
+      users: [B].
+      batch: their layout; on a mesh of users that have been renamed.
+      histories: offsets and items; on a mesh of these users alone.
+      real: how many are not filling.
+    """
+
+    users: np.ndarray
+    batch: Batch
+    histories: tuple[Array | np.ndarray, Array | np.ndarray]
+    real: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,18 +76,26 @@ class Evaluation:
     num_items: int
 
     @functools.cached_property
-    def _batches(self) -> list[tuple[Batch, int]]:
-        """The packed users, and how many of each batch are not filling; kept between epochs."""
-        cut = [self.users[i : i + self.block] for i in range(0, len(self.users), self.block)]
-        full = [np.concatenate([b, np.full(self.block - len(b), b[0])]) for b in cut]
+    def _blocks(self) -> list[_Block]:
+        """The packed users in blocks; kept between epochs."""
+        mesh = self.model.mesh
+        size = round_up(self.block, axis(mesh, DATA))
+        cut = [self.users[i : i + size] for i in range(0, len(self.users), size)]
+        full = [np.concatenate([b, np.full(size - len(b), b[0])]) for b in cut]
         length = self.model.max_length
         layout = self.model.layout
         rows = enough_rows(self.offsets, full, length, layout)
         packed = []
+        budget = event_budget(self.offsets, np.stack(full)) if full else 0
         for block, users in zip(cut, full, strict=True):
             cells = pack(self.offsets, users, length, rows, layout)
             batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
-            packed.append((jax.device_put(batch), len(block)))
+            if mesh is None:
+                histories, batch = self._histories, jax.device_put(batch)
+            else:
+                offsets, (items,) = cut_out(self.offsets, users, budget, self.items)
+                histories, batch = (offsets, items), as_the_only(batch, self.offsets)
+            packed.append(_Block(users, batch, histories, len(block)))
         return packed
 
     @functools.cached_property
@@ -68,13 +106,9 @@ class Evaluation:
         """Ranks among the sampled candidates."""
         counts = [
             _count_sampled(
-                params,
-                *self._histories,
-                batch,
-                self.candidates[np.asarray(batch.users)],
-                self.model,
+                params, *block.histories, block.batch, self.candidates[block.users], self.model
             )
-            for batch, _ in self._batches
+            for block in self._blocks
         ]
         negatives = np.full(len(self.users), self.candidates.shape[1] - 1)
         return self._ranks(counts, negatives)
@@ -82,18 +116,15 @@ class Evaluation:
     def full(self, params: Params) -> Ranks:
         """Ranks among all items that are not in the user's input."""
         counts, negatives = [], []
-        for batch, real in self._batches:
-            users = np.asarray(batch.users)
-            positive = self.candidates[users, 0]
-            seen = distinct_rows(self.offsets, self.items, users)
-            seen = np.pad(seen, ((0, 0), (0, -seen.shape[1] % 64)))
-            counts.append(
-                _count_full(
-                    params, *self._histories, batch, positive, seen, self.model, self.num_items
-                )
-            )
+        table = _normalise(params["item_embedding"])
+        width = common_width(self.offsets, self.users)
+        for block in self._blocks:
+            positive = self.candidates[block.users, 0]
+            seen = distinct_rows(self.offsets, self.items, block.users, width)
+            given = params, table, *block.histories, block.batch, positive, seen
+            counts.append(_count_full(*given, self.model, self.num_items))
             others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
-            negatives.append((self.num_items - 1 - others.sum(axis=1))[:real])
+            negatives.append((self.num_items - 1 - others.sum(axis=1))[: block.real])
         return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
 
     def _ranks(self, counts: list[tuple[Array, Array]], negatives: np.ndarray) -> Ranks:
@@ -101,7 +132,7 @@ class Evaluation:
         columns = []
         for index in (0, 1):
             parts = [
-                pair[index][:real] for pair, (_, real) in zip(found, self._batches, strict=True)
+                pair[index][: block.real] for pair, block in zip(found, self._blocks, strict=True)
             ]
             columns.append(np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, int))
         return Ranks(columns[0], columns[1], negatives, self.half_ties)
@@ -117,12 +148,17 @@ def _count_sampled(
     model: EncoderModel,
 ) -> tuple[Array, Array]:
     states = final_states(params, model, offsets, items, batch)
-    return count_candidates(score_items(params, model, states, candidates))
+    scores = score_items(params, model, states, candidates)
+    return spread(count_candidates(scores), model.mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+_normalise = jax.jit(normalise)
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
 def _count_full(
     params: Params,
+    table: Array,
     offsets: Array,
     items: Array,
     batch: Batch,
@@ -132,5 +168,13 @@ def _count_full(
     num_items: int,
 ) -> tuple[Array, Array]:
     states = final_states(params, model, offsets, items, batch)
-    scores = score_all(params, model, states)
-    return count_catalogue(scores, positive, seen, last_item=num_items)
+    if model.mesh is not None:
+        scores = score_table(table, model, states)
+        return count_catalogue_on(model.mesh, scores, positive, seen, last_item=num_items)
+
+    def count(states: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
+        scores = score_table(table, model, states)
+        return count_catalogue(scores, positive, seen, last_item=num_items)
+
+    counts: tuple[Array, Array] = by_blocks(count, _SCORED_TOGETHER, states, positive, seen)
+    return counts

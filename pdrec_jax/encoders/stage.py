@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax import training
@@ -32,6 +33,7 @@ from pdrec_jax.encoders.model import (
     split_lookup,
     step_inputs,
 )
+from pdrec_jax.encoders.on_mesh import event_budget, of_steps, train_steps_on
 from pdrec_jax.encoders.ranking import Evaluation
 from pdrec_jax.encoders.step import ADAM as _ADAM
 from pdrec_jax.encoders.step import OPTIMISER as _OPTIMISER
@@ -50,10 +52,12 @@ from pdrec_jax.row_adam import (
     write_rows,
 )
 from pdrec_jax.settings import seeded
+from pdrec_jax.sharding import abstract, made_in_place
 
 PLUGINS = ("hbr", "nns", "dpa")
 _HBR_BLOCK = 4096
 _LOOKED_AHEAD = 8  # epochs whose layouts decide the number of rows
+_STEPS_ON_MESH = 8  # a dispatch
 _ROWS_SEED = 0  # the seed of those epochs, one for all: equal shapes can train together
 
 
@@ -172,6 +176,8 @@ def training_data(
 ) -> TrainingData:
     """Puts what the steps read on the device; plugins that are off get arrays of size 1.
 
+    On a mesh it stays on the host, see ``on_mesh``.
+
     Raises:
       UserError: a plugin is on and there are no preferences.
     """
@@ -185,13 +191,16 @@ def training_data(
             weights = hbr_weights(config.hbr, split, preferences, floor, model.max_length)
         pools = preferences.negatives if model.nns else none
         candidates = preferences.candidates if model.dpa_fine else none
+    on_host = model.mesh is not None
+    array = np.asarray if on_host else jnp.asarray
     return TrainingData(
-        jnp.asarray(train.offsets, jnp.int32),
-        jnp.asarray(train.items),
-        complement_table(train.offsets, train.items, train.num_items),
-        jnp.asarray(weights),
-        jnp.asarray(pools),
-        jnp.asarray(candidates),
+        # Events are counted in 32 bits on a device, which on a mesh sees those of a batch alone.
+        train.offsets if on_host else jnp.asarray(train.offsets, jnp.int32),
+        array(train.items),
+        complement_table(train.offsets, train.items, train.num_items, on_host=on_host),
+        array(weights),
+        array(pools),
+        array(candidates),
     )
 
 
@@ -223,8 +232,16 @@ class EncoderTask:
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state."""
-        params = self.initialise()
-        return {"params": params, "optimiser": _OPTIMISER.init(params)}
+
+        def make() -> dict[str, Any]:
+            params = self.initialise()
+            return {"params": params, "optimiser": _OPTIMISER.init(params)}
+
+        return made_in_place(make, self.model.mesh)()
+
+    def abstract(self) -> dict[str, Any]:
+        """Returns shapes and places of ``initial``."""
+        return abstract(self.initial, self.model.mesh)
 
     def _draw(self, epoch: int, seed: int | None = None) -> np.ndarray:
         config = self.config
@@ -272,13 +289,17 @@ class EncoderTask:
         return np.arange((epoch - 1) * self.steps, epoch * self.steps), rate
 
     def by_rows(self, params: Params) -> bool:
-        """Whether the optimiser goes row by row, see ``row_adam``."""
+        """Whether the optimiser goes row by row, see ``row_adam``; on a mesh it never does."""
+        if self.model.mesh is not None:
+            return False
         return len(params[_TABLE]) > self.config.row_adam_above
 
     def run_epoch(
         self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in one dispatch, see ``training.Task``."""
+        if self.model.mesh is not None:
+            return self._run_epoch_on(state, epoch, advance)
         config = self.config
         numbers, rate = self.clock(epoch)
         given = state, self.data, self.layout(epoch), numbers, rate
@@ -289,6 +310,30 @@ class EncoderTask:
         loss = float(np.asarray(losses).mean())
         advance(self.steps)
         return state, {"loss": loss, "learning_rate": rate}
+
+    def _run_epoch_on(
+        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """``run_epoch`` on a mesh, a few steps a dispatch, each with its users' data."""
+        numbers, rate = self.clock(epoch)
+        layout, losses = self.layout(epoch), []
+        budget = max(event_budget(self.offsets, layout.users), self._usual_events)
+        for begin in range(0, self.steps, _STEPS_ON_MESH):
+            chunk = slice(begin, begin + _STEPS_ON_MESH)
+            some = jax.tree.map(lambda leaf, chunk=chunk: leaf[chunk], layout)
+            data, batches = of_steps(self.data, some, budget)
+            given = state, data, batches, numbers[chunk], rate
+            state, loss = train_steps_on(*given, self.model, self.config.seed)
+            losses.append(np.asarray(loss))
+            advance(len(losses[-1]))
+        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+
+    @functools.cached_property
+    def _usual_events(self) -> int:
+        """Events that nearly every batch fits in."""
+        ahead = range(1, _LOOKED_AHEAD + 1)
+        draws = np.stack([self._draw(epoch, _ROWS_SEED) for epoch in ahead])
+        return event_budget(self.offsets, draws)
 
     def evaluate(self, params: Params) -> float:
         """Returns the selection metric."""
@@ -404,6 +449,7 @@ def build(
     candidates: np.ndarray,
     validation: np.ndarray,
     name: str,
+    mesh: Mesh | None = None,
 ) -> tuple[EncoderTask, dict[str, Evaluation | None]]:
     """Builds the training task of one variant, and what ranks its users.
 
@@ -418,12 +464,15 @@ def build(
       candidates: [U, 1 + N] of the test item.
       validation: [U, 1 + N] of the validation item, unused where the test chooses the epoch.
       name: in the log.
+      mesh: of the devices, None for one.
 
     Returns:
       the task; scorers ``test`` and ``validation`` (None where the test chooses the epoch).
     """
     section = seeded(config, "encoder")
     model, initialise = make_model(config, parse_variant(variant), split.train.num_items)
+    if mesh is not None:
+        model, initialise = dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
     data = training_data(config, split, preferences, model, protocol.hbr_floor)
     index = np.flatnonzero(ranked)
     # Plugins end with training: without them in the description, all variants share their scorers'

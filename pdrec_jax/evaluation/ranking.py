@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from pdrec_jax.evaluation.metrics import summarise
+from pdrec_jax.rows import by_rows, count_true
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,30 +80,52 @@ def count_catalogue(
     Returns:
       above [B] and ties [B], int32.
     """
-    own = jnp.take_along_axis(scores, positive[:, None], axis=1)
-    catalogue = scores[:, first_item : last_item + 1]
-    above = jnp.sum(catalogue > own, axis=1, dtype=jnp.int32)
-    ties = jnp.sum(catalogue == own, axis=1, dtype=jnp.int32) - 1
-    of_seen = jnp.take_along_axis(scores, seen, axis=1)
-    counts = (seen >= first_item) & (seen <= last_item) & (seen != positive[:, None])
-    above = above - jnp.sum(counts & (of_seen > own), axis=1, dtype=jnp.int32)
-    return above, ties - jnp.sum(counts & (of_seen == own), axis=1, dtype=jnp.int32)
+
+    def count(scores: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
+        own = scores[positive]
+        catalogue = scores[first_item : last_item + 1]
+        above, level = count_true(catalogue > own), count_true(catalogue >= own)
+        of_seen = scores[seen]
+        counts = (seen >= first_item) & (seen <= last_item) & (seen != positive)
+        above = above - count_true(counts & (of_seen > own))
+        level = level - count_true(counts & (of_seen >= own))
+        return above, level - above - 1
+
+    return by_rows(count, scores, positive, seen)
 
 
-def distinct_rows(offsets: np.ndarray, items: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """Distinct items of each of some users, [B, K] int32, padded with 0; K is the largest number.
+def distinct_rows(
+    offsets: np.ndarray, items: np.ndarray, users: np.ndarray, width: int = 1
+) -> np.ndarray:
+    """Distinct items of each of some users, [B, K] int32, padded with 0.
 
     Args:
       offsets: [U+1], CSR.
       items: [E] int32.
       users: [B] indices.
+      width: least K; the largest number of distinct items, if that is more.
     """
-    rows = [np.unique(items[offsets[user] : offsets[user + 1]]) for user in users]
-    width = max((len(row) for row in rows), default=0)
-    table = np.zeros((len(rows), max(width, 1)), np.int32)
-    for line, row in zip(table, rows, strict=True):
-        line[: len(row)] = row
+    lengths = (offsets[1:] - offsets[:-1])[users]
+    rows = np.repeat(np.arange(len(users)), lengths)
+    starts = np.repeat(offsets[:-1][users] - (np.cumsum(lengths) - lengths), lengths)
+    pairs = np.unique((rows << 32) | items[starts + np.arange(len(rows))])
+    rows, found = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.int32)
+    counts = np.bincount(rows, minlength=len(users))
+    column = np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.zeros((len(users), max(width, int(counts.max(initial=0)))), np.int32)
+    table[rows, column] = found
     return table
+
+
+def common_width(offsets: np.ndarray, users: np.ndarray) -> int:
+    """A width for ``distinct_rows`` that serves every block of these users: one shape to compile.
+
+    Args:
+      offsets: [U+1], CSR.
+      users: [U'] indices.
+    """
+    longest = int((offsets[1:] - offsets[:-1])[users].max(initial=1))
+    return -(-longest // 16) * 16
 
 
 jit_count_candidates = jax.jit(count_candidates)

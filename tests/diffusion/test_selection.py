@@ -10,7 +10,6 @@ import pytest
 
 from pdrec_jax.diffusion.selection import (
     MASKED,
-    by_rows,
     draw_subset,
     nth_true,
     pack_bits,
@@ -18,6 +17,7 @@ from pdrec_jax.diffusion.selection import (
     sortable,
     top,
 )
+from pdrec_jax.rows import by_rows
 
 jit_sortable = jax.jit(sortable)
 jit_draw_subset = jax.jit(
@@ -141,15 +141,6 @@ class TestSampledThreshold:
             np.testing.assert_array_equal(
                 ahead_of_rank(jit_sortable(scores), rank), place < rank[:, None]
             )
-
-
-class TestByRows:
-    def test_halves_are_joined_in_order(self):
-        for rows in (1, 2, 5):
-            numbers = jnp.arange(rows * 3).reshape(rows, 3)
-            first, total = by_rows(lambda row: (row[0], jnp.sum(row)), numbers)
-            np.testing.assert_array_equal(first, numbers[:, 0])
-            np.testing.assert_array_equal(total, numbers.sum(axis=1))
 
 
 class TestTop:

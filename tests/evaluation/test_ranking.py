@@ -7,6 +7,7 @@ import pytest
 
 from pdrec_jax.evaluation.ranking import (
     Ranks,
+    common_width,
     count_candidates,
     count_catalogue,
     distinct_rows,
@@ -66,6 +67,19 @@ def test_distinct_rows():
     assert table.dtype == np.int32
     np.testing.assert_array_equal(table, [[1, 3, 9], [2, 5, 0], [0, 0, 0], [2, 5, 0]])
     assert distinct_rows(offsets, items, np.array([1])).shape == (1, 1)
+    wide = distinct_rows(offsets, items, np.array([2, 0]), common_width(offsets, np.array([0, 2])))
+    np.testing.assert_array_equal(wide, np.pad([[1, 3, 9], [2, 5, 0]], ((0, 0), (0, 13))))
+
+
+def test_distinct_rows_like_sets():
+    rng = np.random.default_rng(3)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 9, 50))])
+    items = rng.integers(1, 2**31 - 1, offsets[-1]).astype(np.int32)
+    items[rng.random(len(items)) < 0.7] = 7
+    users = rng.integers(0, 50, 80)
+    for row, user in zip(distinct_rows(offsets, items, users), users, strict=True):
+        kept = sorted(set(items[offsets[user] : offsets[user + 1]].tolist()))
+        np.testing.assert_array_equal(row, kept + [0] * (len(row) - len(kept)))
 
 
 def test_seen_items_beyond_the_catalogue_do_not_count():
