@@ -52,12 +52,14 @@ class Collective:
       bytes: of the array of a device, the larger one of argument and result.
       group: devices that take part.
       times: how often it runs.
+      span: neighbouring devices among which these lie; 0 for no more than take part.
     """
 
     kind: str
     bytes: int
     group: int
     times: int
+    span: int = 0
 
     @property
     def sent(self) -> float:

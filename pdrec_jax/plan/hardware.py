@@ -86,16 +86,14 @@ class Topology:
         """As it is written on the command line."""
         return f"{self.device.name}:{'x'.join(map(str, self.shape))}"
 
-    def sending(self, group: int, *, across: bool = False) -> float:
+    def sending(self, span: int) -> float:
         """Bytes a second that a device sends in a collective, along one axis of the torus.
 
         Args:
-          group: devices that take part.
-          across: of GPUs, whether their places are those of different machines although the group
-            is no larger than one.
+          span: neighbouring devices among which those that take part lie.
         """
         device = self.device
-        if device.outside and (across or group > self.shape[0]):
+        if device.outside and span > self.shape[0]:
             return device.outside
         return device.link / device.axes
 

@@ -82,7 +82,7 @@ class Times:
 def times(cost: Cost, topology: Topology) -> Times:
     """Estimates the least time of one run."""
     device = topology.device
-    network = sum(c.sent / topology.sending(c.group) for c in cost.collectives)
+    network = sum(c.sent / topology.sending(max(c.group, c.span)) for c in cost.collectives)
     return Times(cost.flops / device.flops, cost.bytes / device.bandwidth, network)
 
 

@@ -218,15 +218,18 @@ def _encoder_ranking(
 ) -> Iterator[Stage]:
     block = round_up(section.block, axis(model.mesh, DATA))
     batch, events = _layout(model, sizes.draw((_DRAWS, block)))
-    given = abstract(initialise, model.mesh), _array((block + 1,)), _array((events,)), batch
-    width = round_up(sizes.longest, 64)
+    params = abstract(initialise, model.mesh)
+    given = _array((block + 1,)), _array((events,)), batch
+    width = round_up(sizes.longest, 16)
 
     def count(full: bool) -> jax.stages.Lowered:
         if full:
-            seen = _array((block,)), _array((block, width))
-            return encoder_ranking._count_full.lower(*given, *seen, model, sizes.items)
+            table, seen = params["item_embedding"], (_array((block,)), _array((block, width)))
+            return encoder_ranking._count_full.lower(
+                params, table, *given, *seen, model, sizes.items
+            )
         items = _array((block, 1 + config.evaluation.negatives))
-        return encoder_ranking._count_sampled.lower(*given, items, model)
+        return encoder_ranking._count_sampled.lower(params, *given, items, model)
 
     blocks, variants = -(-sizes.users // block), len(section.variants)
     often = _evaluations(section, section.first_evaluation)
