@@ -1,8 +1,8 @@
 """Saving and restoring through Orbax: the only module that imports it.
 
-A ``Store`` is a directory with named slots. A slot holds the newest of its saves, a tree of arrays
-and a JSON value together; Orbax writes to a temporary directory and renames it, so a save that was
-cut short is never seen.
+A ``Store`` is a directory with named slots. A slot holds the newest two of its saves, each a tree
+of arrays and a JSON value together. A save that was cut short is never seen, and one that was
+damaged later is passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
-from pdrec_jax.errors import UserError
+from pdrec_jax import manifest, processes
+from pdrec_jax.errors import UserError, warn
+from pdrec_jax.interrupts import deferred
+from pdrec_jax.sharding import MODEL, is_item_table
 
 # Orbax reports every save and restore at INFO, absent optional metadata as warnings, and logs the
 # traceback of an error that it raises as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 Tree = Any
+
+_STEP = re.compile("0|[1-9][0-9]*")
+_ASIDE = ".saving.tmp"  # where a save is made
+_KEPT = 2  # saves a slot
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -34,8 +45,16 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     )
 
 
+class NoCheckpoint(UserError):
+    """No save is there, or none that is whole."""
+
+
 class Store:
     """Checkpoints of one stage.
+
+    A save is made aside, sealed by a manifest with the checksum of each of its files, and then
+    renamed to ``SLOT/STEP``: what has that name is whole, or was damaged later, which reading
+    finds.
 
     Args:
       directory: made on the first save.
@@ -44,142 +63,257 @@ class Store:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
 
-    def _manager(self, slot: str) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=1, create=True, enable_async_checkpointing=False
-        )
+    def _manager(self, place: Path) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
         # Without named handlers a save's metadata cannot be read back.
         # Of what is saved one gigabyte at a time is copied.
         tree = ocp.StandardCheckpointHandler(save_concurrent_gb=1)
         handlers = {"tree": tree, "meta": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self.directory / slot, options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(place, options=options, item_handlers=handlers)
+
+    def _steps(self, slot: str) -> list[int]:
+        """The steps of a slot's saves, the newest first."""
+        place = self.directory / slot
+        names = [path.name for path in place.iterdir()] if place.is_dir() else []
+        return sorted((int(name) for name in names if _STEP.fullmatch(name)), reverse=True)
 
     def step(self, slot: str) -> int | None:
-        """Returns the step of the slot's newest complete save, None where there is none."""
-        if not (self.directory / slot).is_dir():
-            return None
-        with self._manager(slot) as manager:
-            return manager.latest_step()
+        """Returns the step of the slot's newest save, None where there is none."""
+        steps = self._steps(slot) if processes.is_first() else []
+        step, _ = processes.of_first(steps[0] if steps else -1, 0)
+        return None if step < 0 else step
 
     def save(self, slot: str, step: int, tree: Tree, meta: dict[str, Any]) -> None:
-        """Saves a tree of arrays and a JSON value; the slot's former save goes after it.
+        """Saves a tree of arrays and a JSON value; of the slot's former saves the newest stays.
+
+        Saves of the same or a later step are of a course that was given up, and go.
 
         Args:
           slot: name within the store.
-          step: larger than the slot's former one.
+          step: at least 0.
           tree: arrays.
           meta: JSON.
 
         Raises:
-          UserError: the disk is full; the former save is intact.
+          UserError: the disk is full or refuses the files; the former saves are intact.
         """
+        place = self.directory / slot
+        aside = place / _ASIDE
         try:
-            with self._manager(slot) as manager:
-                manager.save(
-                    step,
-                    args=ocp.args.Composite(
-                        tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
-                    ),
-                )
-                manager.wait_until_finished()
+            with deferred():
+                if processes.is_first():
+                    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+                processes.barrier(f"saving {place} {step}")
+                with self._manager(aside) as manager:
+                    manager.save(
+                        step,
+                        args=ocp.args.Composite(
+                            tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
+                        ),
+                    )
+                    manager.wait_until_finished()
+                if processes.is_first():
+                    manifest.seal(aside / str(step))
+                    for former in self._steps(slot):
+                        if former >= step:
+                            _remove(place / str(former))
+                    os.replace(aside / str(step), place / str(step))
+                    manifest.sync(place)
+                    for former in self._steps(slot)[_KEPT:]:
+                        _remove(place / str(former))
+                    shutil.rmtree(aside, ignore_errors=True)
+                # The others must not look before the name is there.
+                processes.barrier(f"saved {place} {step}")
         except Exception as error:
-            self._sweep(slot)
+            if processes.is_first():
+                shutil.rmtree(aside, ignore_errors=True)  # it could keep the disk full
+            with contextlib.suppress(OSError):
+                place.rmdir()  # of a first save; refused where a former one is left
             if is_disk_full(error):
                 raise UserError(
-                    f"{self.directory / slot}: disk full while saving step {step}; "
+                    f"{place}: disk full while saving step {step}; "
                     "free some space and run the same command again to resume"
                 ) from error
             raise
 
-    def _sweep(self, slot: str) -> None:
-        """Removes what a save that failed has left, which could keep the disk full."""
-        for left in (self.directory / slot).glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(left, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (self.directory / slot).rmdir()  # of a first save; refused where a former one is left
-
     def restore(self, slot: str, like: Tree) -> tuple[Tree, dict[str, Any]]:
-        """Restores the slot's newest save into the shapes, types and shardings of ``like``.
+        """Restores the slot's newest whole save into the shapes, types and shardings of ``like``.
+
+        Warns in one line where a newer one is broken, or where it cannot be told.
 
         Args:
           slot: name within the store.
           like: a tree of arrays or of ``ShapeDtypeStruct``.
 
         Raises:
-          UserError: nothing saved, broken files, or a tree of another structure, shape or type.
+          NoCheckpoint: nothing saved, or all that is there is broken.
+          UserError: a tree of another structure, shape or type.
         """
         place = self.directory / slot
-        step = self.step(slot)
-        if step is None:
-            raise UserError(f"{place}: no checkpoint here")
-        with self._broken(slot, step), self._manager(slot) as manager:
-            self._check(place, manager, step, like)
+        step, sealed = self._chosen(slot, tell=True)
+        with self._readable(slot, step, sealed), self._manager(place) as manager:
+            saved = manager.item_metadata(step)["tree"]
+            other = self._check(place, getattr(saved, "tree", saved), like)
             restored = manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    tree=ocp.args.StandardRestore(jax.tree.map(_abstract, like)),
+                    # Rows that only fill up a mesh are cut off or come as zeros.
+                    tree=ocp.args.StandardRestore(jax.tree.map(_abstract, like), strict=not other),
                     meta=ocp.args.JsonRestore(),
                 ),
             )
         return restored["tree"], restored["meta"]
 
     def restore_meta(self, slot: str) -> dict[str, Any]:
-        """Returns the JSON value of the slot's newest save alone."""
-        step = self.step(slot)
-        if step is None:
-            raise UserError(f"{self.directory / slot}: no checkpoint here")
-        with self._broken(slot, step), self._manager(slot) as manager:
+        """Returns the JSON value of the save that ``restore`` takes, and raises what it raises."""
+        step, sealed = self._chosen(slot)
+        with self._readable(slot, step, sealed), self._manager(self.directory / slot) as manager:
             restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         return restored["meta"]
 
+    def _chosen(self, slot: str, tell: bool = False) -> tuple[int, bool]:
+        """What ``_choose`` finds in the first process, which alone reads all files."""
+        found, error = (-1, False), None
+        if processes.is_first():
+            try:
+                found = self._choose(slot, tell)
+            except NoCheckpoint as raised:
+                error = raised
+        step, sealed = processes.of_first(*found)
+        if step < 0:
+            raise error or NoCheckpoint(f"{self.directory / slot}: no checkpoint here")
+        return step, bool(sealed)
+
+    def _choose(self, slot: str, tell: bool = False) -> tuple[int, bool]:
+        """The newest save that is whole by its manifest (True), else the newest without one."""
+        place, steps = self.directory / slot, self._steps(slot)
+        if not steps:
+            raise NoCheckpoint(f"{place}: no checkpoint here")
+        faults = {}
+        for step in steps:
+            fault = manifest.fault(place / str(step))
+            if fault is None:
+                break
+            faults[step] = fault
+        else:
+            unsealed = [step for step in steps if faults[step] == manifest.ABSENT]
+            if not unsealed:
+                raise NoCheckpoint(f"{place}: {_told(faults)}")
+            # An earlier version wrote none; what it left is as good as Orbax can tell.
+            step = unsealed[0]
+        sealed = faults.pop(step, None) is None
+        if tell and not sealed:
+            warn(f"{place}: the checkpoint of step {step} has no manifest, it is not verified")
+        if tell and faults:
+            warn(f"{place}: {_told(faults)}; that of step {step} is used")
+        return step, sealed
+
     @contextlib.contextmanager
-    def _broken(self, slot: str, step: int) -> Iterator[None]:
-        """Turns what Orbax raises at files that are cut or gone into one line."""
+    def _readable(self, slot: str, step: int, sealed: bool) -> Iterator[None]:
+        """Turns what Orbax raises at files that it cannot make sense of into one line."""
+        # What is as it was saved may be worth a look with the version that saved it.
+        kind = UserError if sealed else NoCheckpoint
         try:
             yield
         except UserError:
             raise
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"{self.directory / slot}: the checkpoint of step {step} is broken, remove it and "
-                f"run the same command again ({reason[:200]})"
+            raise kind(
+                f"{self.directory / slot}: the checkpoint of step {step} cannot be read "
+                f"({reason[:200]})"
             ) from error
 
-    def _check(self, place: Path, manager: ocp.CheckpointManager, step: int, like: Tree) -> None:
-        """Compares names, shapes and types, since Orbax would pad or cast some differences."""
-        saved = manager.item_metadata(step)["tree"]
-        saved = getattr(saved, "tree", saved)
-        found = _leaves(saved)
-        expected = _leaves(like)
+    def _check(self, place: Path, saved: Tree, like: Tree) -> bool:
+        """Compares names, shapes and types, since Orbax would pad or cast some differences.
+
+        Returns whether tables have other numbers of rows for the sake of another mesh alone.
+        """
+        found, expected, other = _leaves(saved), _leaves(like), False
         for name in sorted(expected.keys() | found.keys()):
-            if name not in found or name not in expected or found[name] != expected[name]:
+            old, new = found.get(name), expected.get(name)
+            if old and new and old[:2] == new[:2]:
+                continue
+            if not old or not new or not _is_padding(name, old, new):
                 raise UserError(
-                    f"{place}: checkpoint of another model: {name} is "
-                    f"{found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
+                    f"{place}: checkpoint of another model: {name} is {_shown(old)}, "
+                    f"expected {_shown(new)}"
                 )
+            other = True
+        return other
 
     def delete(self, slot: str) -> None:
         """Removes a slot, if it is there."""
-        shutil.rmtree(self.directory / slot, ignore_errors=True)
+        if processes.is_first():
+            _remove(self.directory / slot)
+        processes.barrier(f"deleted {self.directory / slot}")
 
 
-def _leaves(tree: Tree) -> dict[str, str]:
-    """Names each leaf by its path, with its shape and type as text."""
+def _remove(path: Path) -> None:
+    """Removes a directory, whose name goes first: a kill leaves no half of it in place."""
+    going = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with contextlib.suppress(OSError):
+        os.replace(path, going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def _told(faults: dict[int, str]) -> str:
+    """Names broken saves and what is wrong with the newest of them."""
+    newest = next(iter(faults))
+    others = f", so are {len(faults) - 1} older ones" if len(faults) > 1 else ""
+    return f"the checkpoint of step {newest} is broken ({faults[newest]}){others}"
+
+
+class _Leaf(NamedTuple):
+    """What is compared of an array: shape, type, and the parts of its first axis."""
+
+    shape: tuple[int, ...]
+    kind: str
+    parts: int
+
+
+def _leaves(tree: Tree) -> dict[str, _Leaf]:
+    """Names each leaf by its path."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = {}
     for path, leaf in leaves:
         parts = (getattr(p, "key", getattr(p, "idx", getattr(p, "name", p))) for p in path)
-        names[".".join(map(str, parts))] = f"{tuple(leaf.shape)} {np.dtype(leaf.dtype).name}"
+        name, kind = ".".join(map(str, parts)), np.dtype(leaf.dtype).name
+        names[name] = _Leaf(tuple(leaf.shape), kind, _parts(getattr(leaf, "sharding", None)))
     return names
 
 
+def _parts(sharding: Any) -> int:
+    """Into how many parts the axis ``model`` splits an array, saved or to be restored."""
+    if isinstance(sharding, NamedSharding):
+        return int(sharding.mesh.shape.get(MODEL, 1))
+    names = list(getattr(sharding, "axis_names", None) or [])
+    return int(sharding.shape[names.index(MODEL)]) if MODEL in names else 1
+
+
+def _shown(leaf: _Leaf | None) -> str:
+    return "absent" if leaf is None else f"{leaf.shape} {leaf.kind}"
+
+
+def _is_padding(name: str, found: _Leaf, expected: _Leaf) -> bool:
+    """Whether an item table is the same but for the rows that fill it up to its mesh."""
+    if not (is_item_table(name.split(".")) and found.shape[1:] == expected.shape[1:]):
+        return False
+    # Some number of real rows must have led to both.
+    least = max(leaf.shape[0] - leaf.parts for leaf in (found, expected))
+    return found.kind == expected.kind and least < min(found.shape[0], expected.shape[0])
+
+
+# As words, for the libraries that raise no OSError.
+_FULL = ("No space left", "RESOURCE_EXHAUSTED: Error writing", "File too large")
+
+
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that no space is left."""
+    """Whether an error, or what caused it, says that no more may be written."""
     while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if "No space left" in str(error) or "RESOURCE_EXHAUSTED: Error writing" in str(error):
+        if any(words in str(error) for words in _FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

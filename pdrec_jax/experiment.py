@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases, seeds
+from pdrec_jax import phases, processes, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.metric_log import MetricLog
@@ -101,7 +101,7 @@ def run_one(
         print(title(head), flush=True)
     done = place.results()
     if done is not None and done.get("stage") in (config.stage, "all"):
-        if not is_written(place.path):
+        if processes.is_first() and not is_written(place.path):
             with open_log(config, place) as log:
                 write_report(place.path, done, log.read(), place.per_user())
         if alone:
@@ -109,11 +109,11 @@ def run_one(
             print(results_table(done), flush=True)
         return done
 
+    place.require_unlocked()
     given, data = prepared or phases.prepare(config, files)
     given = dataclasses.replace(given, config=config)
     preferences = preferences_at_hand(given, place)
-    place.begin(data)
-    with open_log(config, place) as log:
+    with place.held(data), open_log(config, place) as log:
         dropped = f", {data['dropped_users']:,} users with fewer than 3 events dropped"
         log.phase(
             f"data: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events"
@@ -139,7 +139,8 @@ def run_one(
         train = given.split.train
         per_user = {"users": train.user_ids, "history_length": train.lengths, **arrays}
         place.save_per_user(per_user)
-        log.phase(f"report: {write_report(place.path, results, log.read(), per_user)}")
+        if processes.is_first():
+            log.phase(f"report: {write_report(place.path, results, log.read(), per_user)}")
         place.finish(results)
     if alone:
         print(results_table(results), flush=True)
@@ -212,7 +213,7 @@ def _run_phases(
     if preferences is not None:
         once("preferences", phases.borrowed_phase, preferences)
     elif asked("encoder") and phases.needs_preferences(config):
-        preferences = phases.read_preferences(given, path)
+        preferences = phases.own_preferences(given, path, log)
     for variant in config.encoder.variants:
         key = phases.encoder_key(config, variant)
         if key in times:  # it has filled the preferences

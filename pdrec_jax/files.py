@@ -12,12 +12,13 @@ import numpy as np
 
 from pdrec_jax.errors import UserError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     errno.EACCES,
     errno.EEXIST,
     errno.EISDIR,
     errno.ENOENT,
+    errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
@@ -35,7 +36,8 @@ def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         path: The file that the message names.
 
     Raises:
-        UserError: The disk (or the user's quota) is full, or the place refuses the file.
+        UserError: The disk (or the user's quota, or the process's limit) is full, or the place
+            refuses the file.
     """
     try:
         yield

@@ -1,6 +1,9 @@
 """Command line of the main job.
 
 python -m pdrec_jax.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.FIELD=VALUE ...]
+    [--coordinator=HOST:PORT --num_processes=N --process_id=K]
+
+The last three are for one of several processes, where the environment does not say so.
 """
 
 from __future__ import annotations
@@ -17,21 +20,33 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from pdrec_jax import interrupts
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import FIELDS, misfit, require_field, validate
 
 MISTAKE = 2  # exit status for what the user can mend
-INTERRUPTED = 130
 _HELP = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command line: the resolved config, the fields set by hand, the directory of the run."""
+    """A command line.
+
+    Attributes:
+      config: resolved.
+      by_hand: the fields set by hand.
+      workdir: directory of the run.
+      coordinator: see ``processes.initialise``, and so are the next two.
+      num_processes: see there.
+      process_id: see there.
+    """
 
     config: ConfigDict
     by_hand: Collection[str]
     workdir: str | None
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,28 +56,38 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: program name and arguments; those of the process where not given.
 
     Returns:
-      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status: 0, 2 after one line on a mistake of the user's, 128 and the number of the
+      signal when interrupted (130 for SIGINT, 143 for SIGTERM).
     """
     argv = list(sys.argv if argv is None else argv)
     try:
-        if _HELP & set(argv[1:]):
-            print(help_text())
-            return 0
-        command = parse(argv)
-        validate(command.config)
-        # Imported here, so that a mistyped flag is answered before JAX is loaded.
+        with interrupts.heard():
+            return _main(argv)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt as error:
+        line = interrupts.farewell(error, "the same command resumes the run")
+        print(line, file=sys.stderr)
+        return interrupts.status(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return _fail(f"disk full ({error})")
+
+
+def _main(argv: list[str]) -> int:
+    if _HELP & set(argv[1:]):
+        print(help_text())
+        return 0
+    command = parse(argv)
+    validate(command.config)
+    # Imported here, so that a mistyped flag is answered before JAX is loaded.
+    from pdrec_jax import processes
+
+    with processes.joined(command.coordinator, command.num_processes, command.process_id):
         from pdrec_jax.experiment import run
 
         run(command.config, command.by_hand, command.workdir)
-    except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes the run", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        return _fail(f"disk full ({error})")
     return 0
 
 
@@ -79,6 +104,11 @@ def parse(argv: Sequence[str]) -> Command:
     path, rest = _take_config(list(argv))
     own = flags.FlagValues()
     workdir = flags.DEFINE_string("workdir", None, "directory of the run", flag_values=own)
+    coordinator = flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0", flag_values=own
+    )
+    number = flags.DEFINE_integer("num_processes", None, "of the run", flag_values=own)
+    process = flags.DEFINE_integer("process_id", None, "of this process", flag_values=own)
     config = load_config(path)
     try:
         config_flags.DEFINE_config_dict(
@@ -94,7 +124,14 @@ def parse(argv: Sequence[str]) -> Command:
         require_field(field)
     # Libraries below look at absl's own flags, which raise until somebody has parsed them.
     flags.FLAGS.mark_as_parsed()
-    return Command(config, frozenset(by_hand), workdir.value)
+    return Command(
+        config,
+        frozenset(by_hand),
+        workdir.value,
+        coordinator.value,
+        number.value,
+        process.value,
+    )
 
 
 def load_config(path: str) -> ConfigDict:

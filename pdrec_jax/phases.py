@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdrec_jax.checkpoints import Store
+from pdrec_jax.checkpoints import NoCheckpoint, Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.diffusion import stage as diffusion_stage
@@ -25,12 +25,13 @@ from pdrec_jax.diffusion.preferences import (
 )
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.inference import infer_preferences
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, warn
 from pdrec_jax.evaluation import protocol as protocols
 from pdrec_jax.evaluation.paper import published
 from pdrec_jax.evaluation.ranking import Scorer
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
+from pdrec_jax.sharding import abstract, make_mesh
 from pdrec_jax.training import Fitted, LoopSettings, fit
 
 
@@ -53,6 +54,12 @@ class Given:
     users: protocols.UserSets
     candidates: np.ndarray
     validation: np.ndarray
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices of the run, None for one."""
+        data, model = self.config.mesh
+        return make_mesh((data, model))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +110,8 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
                 f"data: no user passes the {protocol.name} protocol's filter of the {name} stage, "
                 "at least one is expected"
             )
+    data_axis, model_axis = config.mesh
+    diffusion_stage.require_mesh(config.diffusion, make_mesh((data_axis, model_axis)))
     require_room(split, pool_rules(config, protocol))
     data = {
         **source,
@@ -179,6 +188,7 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
         protocol=given.protocol,
         candidates=given.candidates,
         validation=given.validation,
+        mesh=given.mesh,
     )
     task = dataclasses.replace(task, name=key)
     settings = diffusion_stage.loop_settings(section, given.config.save_seconds)
@@ -190,8 +200,17 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
 
 def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
     """Computes and saves the preferences of all users with the model that is to fill them."""
-    infer = {"diffusion": _by_diffusion, "sasrec": _by_sasrec}[given.config.preferences_by]
-    preferences = infer(given, workdir, log)
+    infer, train = {
+        "diffusion": (_by_diffusion, diffusion_phase),
+        "sasrec": (_by_sasrec, sasrec_phase),
+    }[given.config.preferences_by]
+    try:
+        preferences = infer(given, workdir, log)
+    except NoCheckpoint as error:
+        # Its phase is done, and its model was damaged since.
+        warn(f"{error}; the model is trained anew for the preferences")
+        train(given, workdir, log)
+        preferences = infer(given, workdir, log)
     save_preferences(Store(workdir), preferences, _origin(given))
     return _effects(given, preferences, log)
 
@@ -205,6 +224,7 @@ def _by_diffusion(given: Given, workdir: Path, log: MetricLog) -> Preferences:
         Store(workdir / "diffusion"),
         log,
         exclude_heldout=given.protocol.nns_excludes_heldout,
+        mesh=given.mesh,
     )
 
 
@@ -222,7 +242,7 @@ def _with_sasrec(given: Given) -> Given:
 def _by_sasrec(given: Given, workdir: Path, log: MetricLog) -> Preferences:
     config, users = given.config, given.users.preferences
     made = encoder_training(_with_sasrec(given), "base", None, workdir)
-    params, _ = made.store.restore("best", jax.eval_shape(made.task.initialise))
+    params, _ = made.store.restore("best", abstract(made.task.initialise, given.mesh))
     with log.progress("preferences", int(users.sum()), "user") as bar:
         return infer_preferences(
             made.task.model,
@@ -251,6 +271,16 @@ def _effects(given: Given, preferences: Preferences, log: MetricLog) -> Outcome:
     return Outcome(
         {"effects": encoder_stage.effects(given.config, given.split, preferences, floor)}
     )
+
+
+def own_preferences(given: Given, workdir: Path, log: MetricLog) -> Preferences:
+    """Reads the preferences of this run, computed anew where they are damaged or gone."""
+    try:
+        return read_preferences(given, workdir)
+    except NoCheckpoint as error:
+        warn(f"{error}; the preferences are computed anew")
+        preferences_phase(given, workdir, log)
+        return read_preferences(given, workdir)
 
 
 def read_preferences(given: Given, workdir: Path) -> Preferences:
@@ -353,6 +383,7 @@ def encoder_training(
         candidates=given.candidates,
         validation=given.validation,
         name=key,
+        mesh=given.mesh,
     )
     settings = encoder_stage.loop_settings(config.encoder, config.save_seconds)
     return EncoderTraining(key, task, scorers, settings, Store(workdir / "encoders" / key))

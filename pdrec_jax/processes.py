@@ -6,12 +6,16 @@ prints; whatever depends on a clock or a signal is agreed on before it decides a
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 
+from pdrec_jax import interrupts
 from pdrec_jax.errors import UserError
 
 PORT = 8476
@@ -24,8 +28,8 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
 
     In this order: ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, whose
     place a Kubernetes job's ``JOB_COMPLETION_INDEX`` can take; a JobSet's ``JOBSET_NAME`` and
-    ``REPLICATED_JOB_NAME``, whose first pod coordinates; a Slurm step of several tasks; a TPU pod of
-    several hosts. The last two JAX knows how to join by itself.
+    ``REPLICATED_JOB_NAME``, whose first pod coordinates; a Slurm step of several tasks; a TPU pod
+    of several hosts. The last two JAX knows how to join by itself.
 
     Args:
       environ: the environment.
@@ -110,6 +114,47 @@ def initialise(
         ) from error
 
 
+@contextlib.contextmanager
+def joined(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> Iterator[None]:
+    """Runs a block as one of the run's processes, see ``initialise``.
+
+    Only the first one prints to standard output. One that fails ends without the farewell that JAX
+    would have all processes take together, since the others may wait for it elsewhere; they end
+    when they notice.
+    """
+    initialise(coordinator, num_processes, process_id)
+    if jax.process_count() == 1:
+        yield
+        return
+    try:
+        with contextlib.ExitStack() as stack:
+            if not is_first():
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            yield
+    except UserError as error:
+        _end(f"error: process {jax.process_index()}: {' '.join(str(error).split())}", 2)
+    except interrupts.Interrupted as error:
+        if error.saved:  # with the others
+            raise
+        _end(
+            interrupts.farewell(error, "the same command resumes the run"), interrupts.status(error)
+        )
+    except Exception:
+        traceback.print_exc()
+        _end("", 1)
+
+
+def _end(line: str, status: int) -> None:
+    if line:
+        print(line, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def is_first() -> bool:
     """Whether this process writes files and prints."""
     return jax.process_index() == 0
@@ -121,6 +166,16 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def of_first(*numbers: int) -> tuple[int, ...]:
+    """Returns the integers that the first process has; each must ask."""
+    if jax.process_count() == 1:
+        return numbers
+    from jax.experimental import multihost_utils
+
+    found = multihost_utils.broadcast_one_to_all(np.array(numbers, np.int32))
+    return tuple(int(number) for number in found)
 
 
 def any_of(here: bool) -> bool:

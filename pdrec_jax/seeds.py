@@ -9,6 +9,7 @@ matter of speed alone.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases
+from pdrec_jax import phases, processes
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
 from pdrec_jax.errors import UserError
@@ -46,7 +47,9 @@ def run_head(config: ConfigDict, files: list[Path] | None) -> dict[str, Any]:
 
 
 def open_log(config: ConfigDict, place: Workdir) -> MetricLog:
-    """Opens the log of a run."""
+    """Opens the log of a run; that of any process but the first is not kept."""
+    if not processes.is_first():
+        return MetricLog(None, stream=io.StringIO(), progress=False)
     progress = None if config.progress else False
     return MetricLog(place.path, progress=progress, tensorboard=config.tensorboard)
 
@@ -128,19 +131,40 @@ def run(
         print(seeds_table(done), flush=True)
         return done
 
+    place.require_unlocked()
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = phases.prepare(configs[0], files)
     prepared = [(phases.of_seed(given, own), data) for own in configs]
     paths = [path / folder(seed) for seed in numbers]
     for own, (each, _), where in zip(configs, prepared, paths, strict=True):
         preferences_at_hand(each, Workdir(where, own, data["source"]))
-    place.begin(data)
+    with place.held(data):
+        summary = _run_all(config, files, head, prepared, paths, run_one)
+        if processes.is_first():
+            write_seeds_report(path, summary)
+        place.finish(summary)
+    print(seeds_table(summary), flush=True)
+    return summary
+
+
+def _run_all(
+    config: ConfigDict,
+    files: list[Path] | None,
+    head: dict[str, Any],
+    prepared: Sequence[Prepared],
+    paths: Sequence[Path],
+    run_one: RunOne,
+) -> dict[str, Any]:
+    """Runs what is left of all seeds, see ``run``; returns the results of all."""
+    configs, data = [given.config for given, _ in prepared], prepared[0][1]
     if config.stage != "encoder":
         for own, one, where in zip(configs, prepared, paths, strict=True):
             first = own.copy_and_resolve_references()
             first.stage = "diffusion"
             run_one(first, files, where, one)
-    if config.stage != "diffusion" and config.seeds_at_once != 1:
+    # On a mesh all devices work for one seed.
+    at_once = config.seeds_at_once if prepared[0][0].mesh is None else 1
+    if config.stage != "diffusion" and at_once != 1:
         for variant in config.encoder.variants:
             _train_together(config, variant, prepared, paths)
     results = [
@@ -152,7 +176,7 @@ def run(
     ]
     ranks = _stacked([each.per_user() for each in places])
     times = [result["times"] for result in results]
-    summary = {
+    return {
         **head,
         "stage": results[0]["stage"],
         "data": data,
@@ -165,10 +189,6 @@ def run(
         "versions": results[0]["versions"],
         "device": results[0]["device"],
     }
-    write_seeds_report(path, summary)
-    place.finish(summary)
-    print(seeds_table(summary), flush=True)
-    return summary
 
 
 def _train_together(
@@ -182,13 +202,15 @@ def _train_together(
             place = Workdir(path, given.config, data["source"])
             if place.phase(key) is not None:
                 continue
+            stack.enter_context(place.held(data))
+            log = stack.enter_context(open_log(given.config, place))
             preferences = None
-            if variant != "base":
-                source = of_seed(given.config) if config.preferences_from else path
-                preferences = phases.read_preferences(given, source)
-            place.begin(data)
+            if variant != "base" and config.preferences_from:
+                preferences = phases.read_preferences(given, of_seed(given.config))
+            elif variant != "base":
+                preferences = phases.own_preferences(given, path, log)
             trainings.append(phases.encoder_training(given, variant, preferences, path))
-            logs.append(stack.enter_context(open_log(given.config, place)))
+            logs.append(log)
         if len(trainings) > 1:
             began = time.monotonic()
             train_together(trainings, logs, config.seeds_at_once, key)

@@ -238,7 +238,7 @@ def lookup(table: Array, ids: Array, mesh: Mesh | None) -> Array:
 
 
 def first_row(part: Array) -> Array:
-    """Within ``shard_map``: the id of the first row of a table's part [I / model, ...], [] int32."""
+    """Within ``shard_map``: the id of the first row of a part of a table, [] int32."""
     return jax.lax.axis_index(MODEL).astype(jnp.int32) * part.shape[0]
 
 

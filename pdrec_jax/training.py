@@ -16,12 +16,47 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pdrec_jax.checkpoints import Store
-from pdrec_jax.errors import UserError
+from pdrec_jax import interrupts, processes
+from pdrec_jax.checkpoints import NoCheckpoint, Store
+from pdrec_jax.errors import UserError, warn
 from pdrec_jax.metric_log import MetricLog
 
 Tree = Any
+# Takes the steps of a dispatch, returns whether to stop there.
+Advance = Callable[[int], Any]
+
+
+class Unfinished(Exception):
+    """An epoch was asked to stop between two dispatches.
+
+    Attributes:
+      state: so far.
+      losses: of the steps so far.
+    """
+
+    def __init__(self, state: Tree, losses: np.ndarray):
+        super().__init__()
+        self.state, self.losses = state, losses
+
+
+def epoch_values(losses: np.ndarray, rate: float) -> dict[str, float]:
+    """What the log is told of an epoch.
+
+    Args:
+      losses: [steps], on the host: reading them once an epoch costs no step a wait.
+      rate: the learning rate.
+
+    Returns:
+      ``loss``, the mean, and ``learning_rate``; where a loss is not finite also ``step``, the first
+      such, from 1.
+    """
+    values = {"loss": float(losses.mean()), "learning_rate": rate}
+    wrong = ~np.isfinite(losses)
+    if wrong.any():
+        values["step"] = float(1 + np.argmax(wrong))
+    return values
 
 
 class Task(Protocol):
@@ -38,10 +73,17 @@ class Task(Protocol):
     def initial(self) -> Tree:
         """Returns the state before the first epoch; ``state["params"]`` is what is kept."""
 
-    def run_epoch(self, state: Tree, epoch: int, advance: Any) -> tuple[Tree, dict[str, float]]:
-        """Trains epoch ``epoch`` (from 1), donating ``state``; calls ``advance(steps)`` as it goes.
+    def abstract(self) -> Tree:
+        """Returns the shapes of ``initial``, and on a mesh where they lie."""
 
-        Returns the new state, and at least ``loss`` and ``learning_rate``.
+    def run_epoch(
+        self, state: Tree, epoch: int, advance: Advance, done: Sequence[float] = ()
+    ) -> tuple[Tree, dict[str, float]]:
+        """Trains epoch ``epoch`` (from 1), donating ``state``.
+
+        Calls ``advance(steps)`` after each dispatch, and raises ``Unfinished`` where that returns
+        True in the midst of the epoch. ``done`` are then the losses to go on from. Returns the new
+        state, and what ``epoch_values`` returns.
         """
 
     def evaluate(self, params: Tree) -> float:
@@ -79,6 +121,7 @@ class Course:
       best: its metric.
       stale: evaluations since.
       seconds: wall time spent in epochs and evaluations.
+      losses: of the steps of an epoch that a signal interrupted.
     """
 
     epoch: int = 0
@@ -86,6 +129,12 @@ class Course:
     best: float = -1.0
     stale: int = 0
     seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, meta: dict[str, Any]) -> Course:
+        """Returns the course that was saved as JSON."""
+        return cls(**{**meta, "losses": tuple(meta.get("losses", ()))})
 
     def stopped(self, settings: LoopSettings) -> bool:
         """Whether training is over."""
@@ -128,24 +177,37 @@ class Run:
     def __init__(self, task: Task, settings: LoopSettings, store: Store, log: MetricLog):
         self.task, self.settings, self.store, self.log = task, settings, store, log
         self.shown: dict[str, float] = {}
-        self.finished = store.step("best") is not None
-        if self.finished:
-            like = jax.eval_shape(lambda: task.initial()["params"])
-            self._best, meta = store.restore("best", like)
-            self.course = Course(**meta)
+        like = task.abstract()  # only shapes: two states may be more than fits
+        self.state: Tree = None
+        best = self._restored("best", like["params"])
+        self.finished = best is not None
+        if best is not None:
+            self._best, self.course = best
             store.delete("state")  # left by a kill right after the last save
             return
-        if store.step("state") is None:
+        found = self._restored("state", {"state": like, "best": like["params"]})
+        if found is None:
             self.state, self.course = task.initial(), Course()
             # The epoch donates the state, so what is kept must be a copy.
             self._best = jax.tree.map(jnp.copy, self.state["params"])
         else:
-            # Only shapes, since two states at once may be more than fits.
-            like = jax.eval_shape(task.initial)
-            saved, meta = store.restore("state", {"state": like, "best": like["params"]})
-            self.state, self._best, self.course = saved["state"], saved["best"], Course(**meta)
+            saved, self.course = found
+            self.state, self._best = saved["state"], saved["best"]
+        self._last_saved = self.course.epoch if found is not None else None
         log.rewind(task.name, self.course.epoch)
         self._saved_at = time.monotonic()
+
+    def _restored(self, slot: str, like: Tree) -> tuple[Tree, Course] | None:
+        """What a slot holds; None where it is empty, or warned of where all in it is broken."""
+        if self.store.step(slot) is None:
+            return None
+        try:
+            saved, meta = self.store.restore(slot, like)
+        except NoCheckpoint as error:
+            warn(f"{error}; {self.task.name} is trained anew")
+            self.store.delete(slot)
+            return None
+        return saved, Course.read(meta)
 
     @property
     def fitted(self) -> Fitted:
@@ -172,11 +234,15 @@ class Run:
         settings, course = self.settings, self.course
         epoch, self.state = course.epoch + 1, state
         if not math.isfinite(values["loss"]):
+            step = f"step {values['step']:.0f} of " if "step" in values else ""
+            kept = "no state was saved before it"
+            if self._last_saved is not None:
+                kept = f"the last good state is that of epoch {self._last_saved} in "
+                kept += f"{self.store.directory / 'state'}"
             raise UserError(
-                f"{self.task.name}: the loss is {values['loss']} in epoch {epoch} at learning rate "
-                f"{values['learning_rate']:.3g}; the last good state is that of epoch "
-                f"{self.store.step('state') or 0} in {self.store.directory}. A smaller learning "
-                "rate usually helps"
+                f"{self.task.name}: the loss is {values['loss']} in {step}epoch {epoch} at "
+                f"learning rate {values['learning_rate']:.3g}; {kept}. A smaller learning rate in "
+                "another workdir usually helps"
             )
         self.shown = {"epoch": epoch, "loss": values["loss"]}
         if "ndcg" in values:
@@ -186,12 +252,35 @@ class Run:
             else:
                 course = dataclasses.replace(course, stale=course.stale + 1)
             self.shown |= {"ndcg": values["ndcg"], "best": course.best}
-        self.course = dataclasses.replace(course, epoch=epoch, seconds=course.seconds + seconds)
+        self.course = dataclasses.replace(
+            course, epoch=epoch, seconds=course.seconds + seconds, losses=()
+        )
         self.log.write(self.task.name, epoch, **values, seconds=round(seconds, 3))
-        if time.monotonic() - self._saved_at >= settings.save_seconds:
-            tree = {"state": state, "best": self._best}
-            self.store.save("state", epoch, tree, dataclasses.asdict(self.course))
-            self._saved_at = time.monotonic()
+        if processes.any_of(time.monotonic() - self._saved_at >= settings.save_seconds):
+            self.save()
+
+    def save(self) -> None:
+        """Saves the state, by the number of its steps."""
+        course = self.course
+        step = course.epoch * self.task.steps + len(course.losses)
+        tree = {"state": self.state, "best": self._best}
+        self.store.save("state", step, tree, dataclasses.asdict(course))
+        self._last_saved, self._saved_at = course.epoch, time.monotonic()
+
+    def interrupt(self) -> str:
+        """Saves the state because of a signal; returns where it stands, in words."""
+        course = self.course
+        self.save()
+        steps = f" and {len(course.losses)} steps" * bool(course.losses)
+        return f"{self.task.name} is saved after epoch {course.epoch}{steps}"
+
+    def interrupt_within(self, part: Unfinished, seconds: float) -> str:
+        """Does what ``interrupt`` does in the midst of an epoch."""
+        losses = tuple(float(loss) for loss in part.losses)
+        spent = self.course.seconds + seconds
+        self.state = part.state
+        self.course = dataclasses.replace(self.course, losses=losses, seconds=spent)
+        return self.interrupt()
 
     def close_if_stopped(self) -> bool:
         """Saves the best parameters once training is over; returns whether it is."""
@@ -217,21 +306,43 @@ def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fit
 
     Raises:
       UserError: a loss that is not finite.
+      Interrupted: a signal came; the state is saved.
     """
-    run = Run(task, settings, store, log)
-    if run.finished:
-        return run.fitted
-    total, initial = settings.epochs * task.steps, run.course.epoch * task.steps
-    with log.progress(task.name, total, "step", initial=initial) as bar:
+    with interrupts.deferred():
+        run = Run(task, settings, store, log)
+        if not run.finished:
+            _train(run)
+    return run.fitted
+
+
+def _train(run: Run) -> None:
+    """Trains a run to its end, or to a signal."""
+    task, begun_at = run.task, run.course.epoch * run.task.steps + len(run.course.losses)
+    total = run.settings.epochs * task.steps
+    with run.log.progress(task.name, total, "step", initial=begun_at) as bar:
+
+        def advance(steps: int) -> bool:
+            bar.update(steps, **run.shown)
+            return processes.any_of(interrupts.pending())
+
         while not run.close_if_stopped():
-            epoch, begun, shown = run.course.epoch + 1, time.monotonic(), run.shown
-            state, values = task.run_epoch(
-                run.state, epoch, lambda steps, shown=shown: bar.update(steps, **shown)
-            )
+            course, begun = run.course, time.monotonic()
+            try:
+                state, values = task.run_epoch(
+                    run.state,
+                    course.epoch + 1,
+                    advance,
+                    *([course.losses] if course.losses else ()),
+                )
+            except Unfinished as part:
+                saved = run.interrupt_within(part, time.monotonic() - begun)
+                interrupts.stop(saved, of_another=True)
+                raise
             run.measure(state, values)
             run.settle(state, values, time.monotonic() - begun)
             bar.update(0, **run.shown)
-    return run.fitted
+            if processes.any_of(interrupts.pending()) and not run.close_if_stopped():
+                interrupts.stop(run.interrupt(), of_another=True)
 
 
 # From the tasks of a group, their states and the epoch to the new states and values.
@@ -254,6 +365,7 @@ def fit_together(
 
     Raises:
       UserError: a loss that is not finite.
+      Interrupted: a signal came; the states are saved.
     """
 
     def measure(run: Run, state: Tree, values: dict[str, float]) -> tuple[Tree, dict[str, float]]:
@@ -267,6 +379,7 @@ def fit_together(
     done = sum(run.course.epoch * run.task.steps for run in runs)
     compiled = False
     with (
+        interrupts.deferred(),
         runs[0].log.progress(label, total, "step", initial=done) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
@@ -287,3 +400,6 @@ def fit_together(
             for run, (state, values) in zip(group, trained, strict=True):
                 run.settle(state, values, share)
                 bar.update(run.task.steps, **run.shown)
+            if interrupts.pending():
+                saved = [run.interrupt() for run in runs if not run.close_if_stopped()]
+                interrupts.stop("; ".join(saved))

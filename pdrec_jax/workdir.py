@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import shutil
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax.errors import UserError
+from pdrec_jax import processes
+from pdrec_jax.errors import UserError, warn
 from pdrec_jax.files import atomic_savez, atomic_write_text, write_errors
+from pdrec_jax.locks import NAME as LOCK
+from pdrec_jax.locks import locked, require_unlocked
 from pdrec_jax.settings import differences
 
 _CONFIG, _DATA, _RESULTS, _PER_USER = "config.json", "data.json", "results.json", "per_user.npz"
+_SEAL, _RECORD = "sha256", "record"  # of a phase
 _ANOTHER = "name another --workdir or remove it"
 
 
 class Workdir:
     """Files of one run; every write is atomic, and none is made before ``begin``.
+
+    Of several processes the first one alone writes and holds the lock; the others wait for it.
 
     Args:
       path: may be missing.
@@ -32,8 +43,15 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path, config: ConfigDict, source: str):
-        self.path = Path(path)
+        self.path, self._source = Path(path), source
+        self._resolved = config
+        self._doubted: set[str] = set()  # phases that were warned of
         self._config: dict[str, Any] = json.loads(config.to_json())
+        self._check()
+
+    def _check(self) -> None:
+        """Reads whose run the directory holds, and refuses another one's."""
+        config, source = self._resolved, self._source
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: a directory is expected")
         self._saved_data = _read_json(self.path / _DATA)
@@ -50,8 +68,40 @@ class Workdir:
                     f"{self.path}: holds a run with another config, which differs in "
                     f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {_ANOTHER}"
                 )
-        elif self.path.is_dir() and any(not _is_temporary(p) for p in self.path.iterdir()):
+        elif self.path.is_dir() and not all(map(_is_ours, _entries(self.path))):
             raise UserError(f"{self.path}: not empty and not a run; name another --workdir")
+
+    def require_unlocked(self) -> None:
+        """Checks that no other process is at work in the directory, before it costs any time.
+
+        Raises:
+          UserError: one is.
+        """
+        if processes.is_first():
+            require_unlocked(self.path)
+
+    @contextlib.contextmanager
+    def held(self, data: dict[str, Any]) -> Iterator[None]:
+        """Begins the run, with all other processes kept out until the end of the block.
+
+        Args:
+          data: see ``begin``.
+
+        Raises:
+          UserError: another process is at work in it, or whatever ``begin`` raises.
+        """
+        if not processes.is_first():
+            processes.barrier(f"begun {self.path}")
+            yield
+            return
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            # Another run may have begun in it and ended since the first look.
+            self._check()
+            self.begin(data)
+            processes.barrier(f"begun {self.path}")
+            yield
 
     def begin(self, data: dict[str, Any]) -> None:
         """Makes the directory, or takes up the run in it.
@@ -79,28 +129,57 @@ class Workdir:
         for left in filter(_is_temporary, self.path.rglob(".*")):
             # Of a run that was killed while writing.
             with contextlib.suppress(OSError):
-                left.unlink()
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
 
     def results(self) -> dict[str, Any] | None:
         """Returns the results of a finished run, None otherwise."""
         return _read_json(self.path / _RESULTS)
 
     def phase(self, name: str) -> dict[str, Any] | None:
-        """Returns what a phase that is done has left, None otherwise."""
-        return _read_json(self.path / "phases" / f"{name}.json")
+        """Returns what a phase that is done has left, None otherwise.
+
+        Warns where a phase was done and its files are damaged: it counts as not done.
+        """
+        try:
+            return self._sound(name)
+        except UserError as error:
+            if name not in self._doubted:
+                self._doubted.add(name)
+                warn(f"{error}; {name} counts as not done")
+            return None
+
+    def _sound(self, name: str) -> dict[str, Any] | None:
+        path = self.path / "phases" / f"{name}.json"
+        sealed = _read_json(path)
+        if sealed is None:
+            return None
+        if not {_SEAL, _RECORD} & sealed.keys():
+            return sealed  # of an earlier version
+        record, arrays = sealed.get(_RECORD), path.with_suffix(".npz")
+        if not isinstance(record, dict) or sealed.get(_SEAL) != _seal(record, arrays):
+            raise UserError(f"{path}: it or its arrays are not as they were written")
+        return record
 
     def phases(self) -> dict[str, dict[str, Any]]:
         """Returns what every phase that is done has left."""
-        found = {path.stem: _read_json(path) for path in self.path.glob("phases/*.json")}
+        found = {path.stem: self.phase(path.stem) for path in self.path.glob("phases/*.json")}
         return {name: record for name, record in found.items() if record is not None}
 
     def finish_phase(
         self, name: str, record: dict[str, Any], arrays: dict[str, np.ndarray] | None = None
     ) -> None:
         """Marks a phase as done, with a JSON record and per-user arrays."""
-        if arrays:
-            atomic_savez(self.path / "phases" / f"{name}.npz", **arrays)
-        atomic_write_text(self.path / "phases" / f"{name}.json", json.dumps(record, indent=2))
+        path = self.path / "phases" / f"{name}.npz"
+        if processes.is_first():
+            if arrays:
+                atomic_savez(path, **arrays)
+            record = json.loads(json.dumps(record))
+            sealed = {_SEAL: _seal(record, path), _RECORD: record}
+            atomic_write_text(path.with_suffix(".json"), json.dumps(sealed, indent=2))
+        processes.barrier(f"finished {path}")
 
     def phase_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Returns the per-user arrays of a phase, empty where it has none."""
@@ -112,27 +191,60 @@ class Workdir:
 
     def save_per_user(self, arrays: dict[str, np.ndarray]) -> None:
         """Writes the per-user arrays of the whole run."""
-        atomic_savez(self.path / _PER_USER, **arrays)
+        if processes.is_first():
+            atomic_savez(self.path / _PER_USER, **arrays)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Writes the results, which mark the run as finished: nothing is written after them."""
-        atomic_write_text(self.path / _RESULTS, json.dumps(results, indent=2) + "\n")
+        if processes.is_first():
+            atomic_write_text(self.path / _RESULTS, json.dumps(results, indent=2) + "\n")
+        processes.barrier(f"finished {self.path}")
+
+
+def _seal(record: dict[str, Any], arrays: Path) -> str:
+    """The checksum of a phase: of its record and, where it has them, of its arrays."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    if arrays.is_file():
+        with _read_errors(arrays), arrays.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _checksums(data: dict[str, Any]) -> list[str]:
     return [file["sha256"] for file in data["files"]]
 
 
+def _entries(path: Path) -> list[Path]:
+    with _read_errors(path):
+        return list(path.iterdir())
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run can have left it before it left its config."""
+    return path.name == LOCK or _is_temporary(path)
+
+
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+@contextlib.contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with _read_errors(path):
+            found = json.loads(path.read_bytes().decode())
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: JSON is expected ({error})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: a JSON object is expected")
@@ -145,5 +257,18 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: arrays in .npz form are expected ({error})") from error
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        AttributeError,  # an array file without an archive around it
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: arrays in .npz form are expected ({reason})") from error

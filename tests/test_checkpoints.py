@@ -1,6 +1,7 @@
 """Stores: what was saved comes back, and what does not fit is refused in one line."""
 
 import errno
+import re
 from pathlib import Path
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from pdrec_jax.checkpoints import Store, is_disk_full
+from pdrec_jax import manifest
+from pdrec_jax.checkpoints import NoCheckpoint, Store, is_disk_full
 from pdrec_jax.errors import UserError
 
 
@@ -56,13 +58,12 @@ class TestRoundTrip:
         found, _ = saved.restore("state", jax.eval_shape(tree))
         assert_same(found, tree())
 
-    def test_the_newest_save_stays(self, store):
-        store.save("state", 1, tree(1.0), {})
-        store.save("state", 2, tree(2.0), {})
-        assert store.step("state") == 2
-        assert_same(store.restore("state", tree())[0], tree(2.0))
-        kept = {path.name for path in (store.directory / "state").iterdir() if path.is_dir()}
-        assert kept == {"2"}
+    def test_the_newest_two_saves_stay(self, store):
+        for step in (1, 2, 3):
+            store.save("state", step, tree(float(step)), {})
+        assert store.step("state") == 3
+        assert_same(store.restore("state", tree())[0], tree(3.0))
+        assert {path.name for path in (store.directory / "state").iterdir()} == {"2", "3"}
         assert store.step("best") is None
         store.delete("state")
         assert store.step("state") is None
@@ -71,7 +72,18 @@ class TestRoundTrip:
     def test_a_save_that_was_cut_short_is_not_seen(self, store):
         store.save("state", 1, tree(), {})
         (store.directory / "state" / "2.orbax-checkpoint-tmp-0").mkdir()
+        (store.directory / "state" / ".saving.tmp" / "2").mkdir(parents=True)
         assert store.step("state") == 1
+        store.save("state", 3, tree(), {})
+        assert not (store.directory / "state" / ".saving.tmp").exists()
+
+    def test_a_save_from_before_takes_the_place_of_what_came_after(self, store):
+        """Who resumes from step 1 gives up the course that step 5 belongs to."""
+        for step, scale in ((1, 1.0), (5, 5.0), (2, 2.0)):
+            store.save("state", step, tree(scale), {"step": step})
+        assert store.step("state") == 2
+        store.save("state", 2, tree(3.0), {"step": 2})
+        assert_same(store.restore("state", tree())[0], tree(3.0))
 
     def test_a_slot_that_was_never_saved(self, store):
         store.directory.joinpath("state").mkdir(parents=True)
@@ -148,6 +160,8 @@ class TestFullDisk:
         [
             (OSError(errno.ENOSPC, "x"), True),
             (OSError(errno.EDQUOT, "x"), True),
+            (OSError(errno.EFBIG, "x"), True),
+            (ValueError("INTERNAL: Error writing: File too large"), True),
             (ValueError("RESOURCE_EXHAUSTED: Error writing local file"), True),
             (ValueError("RESOURCE_EXHAUSTED: out of device memory"), False),
             (OSError(errno.EIO, "x"), False),
@@ -156,6 +170,100 @@ class TestFullDisk:
     )
     def test_is_disk_full(self, error, expected):
         assert is_disk_full(error) is expected
+
+
+def files_of(store: Store, step: int) -> list[Path]:
+    place = store.directory / "state" / str(step)
+    return sorted(path for path in place.rglob("*") if path.is_file())
+
+
+def flip(path: Path, place: int, bits: int = 0x40) -> None:
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= bits
+    path.write_bytes(bytes(data))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+DAMAGES = {
+    "flipped": lambda path: flip(path, 0),
+    "last": lambda path: flip(path, -1, 0x01),
+    "cut": cut,
+    "missing": Path.unlink,
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Store:
+    """A store with two saves; who damages one mends it."""
+    store = Store(tmp_path_factory.mktemp("two"))
+    store.save("state", 1, tree(1.0), {"epoch": 1})
+    store.save("state", 2, tree(2.0), {"epoch": 2})
+    return store
+
+
+class TestDamage:
+    """Flipped bytes, cut and missing files: found, told in one line, survived where possible."""
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_in_any_file_of_the_newest_save(self, two, capsys, damage):
+        """The save before it is used."""
+        for path in files_of(two, 2):
+            whole = path.read_bytes()
+            if not whole:
+                continue
+            DAMAGES[damage](path)
+            found, meta = two.restore("state", tree())
+            assert two.restore_meta("state") == meta == {"epoch": 1}, path
+            assert_same(found, tree(1.0))
+            warning = capsys.readouterr().err
+            assert warning.count("\n") == 1
+            assert warning.startswith(f"warning: {two.directory / 'state'}: the checkpoint of step")
+            assert warning.endswith("; that of step 1 is used\n")
+            assert path.name in warning
+            path.write_bytes(whole)
+        assert_same(two.restore("state", tree())[0], tree(2.0))
+        assert capsys.readouterr().err == ""
+
+    def test_any_flipped_bit_of_a_manifest_or_an_array(self, two):
+        """None of them is taken for whole with other content."""
+        random = np.random.default_rng(0)
+        for path in files_of(two, 2):
+            whole = path.read_bytes()
+            for place in random.integers(len(whole), size=12) if whole else ():
+                flip(path, int(place), 1 << int(random.integers(8)))
+                fault = manifest.fault(two.directory / "state" / "2")
+                assert fault is not None, (path, place)
+                assert "\n" not in fault
+                path.write_bytes(whole)
+
+    def test_of_all_saves(self, store):
+        for step in (1, 2):
+            store.save("state", step, tree(), {})
+            cut(files_of(store, step)[-1])
+        for attempt in (
+            lambda: store.restore("state", tree()),
+            lambda: store.restore_meta("state"),
+        ):
+            with pytest.raises(NoCheckpoint) as caught:
+                attempt()
+            assert str(caught.value).startswith(f"{store.directory / 'state'}: the checkpoint of ")
+            assert re.search(
+                r"step 2 is broken \(.* bytes.*\), so are 1 older ones$", str(caught.value)
+            )
+
+    def test_a_save_of_an_earlier_version_has_no_manifest(self, store, capsys):
+        store.save("state", 1, tree(), {"epoch": 1})
+        (store.directory / "state" / "1" / "manifest.json").unlink()
+        found, _ = store.restore("state", tree())
+        assert_same(found, tree())
+        assert capsys.readouterr().err.endswith("step 1 has no manifest, it is not verified\n")
+        (store.directory / "state" / "1" / "tree" / "_METADATA").write_text("{")
+        with pytest.raises(NoCheckpoint, match=r"step 1 cannot be read \(") as caught:
+            store.restore("state", tree())
+        assert "\n" not in str(caught.value)
 
 
 def test_directory_may_be_relative(monkeypatch, tmp_path):

@@ -17,6 +17,9 @@ SHARED = frozenset(
         "errors",
         "fields",
         "files",
+        "interrupts",
+        "locks",
+        "manifest",
         "settings",
         "workdir",
         "metric_log",
@@ -24,6 +27,7 @@ SHARED = frozenset(
         "row_adam",
         "rows",
         "sharding",
+        "processes",
         "checkpoints",
         "training",
     }

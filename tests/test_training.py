@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import io
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdrec_jax import interrupts
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.errors import UserError
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.training import Course, Fitted, LoopSettings, fit
+from pdrec_jax.training import (
+    Course,
+    Fitted,
+    LoopSettings,
+    Unfinished,
+    epoch_values,
+    fit,
+)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -28,11 +37,14 @@ def advance_state(state, epoch):
 
 @dataclasses.dataclass
 class Walk:
-    """A random walk; the metric of each epoch is given, NaN losses and kills on request."""
+    """A random walk; the metric of each epoch is given, NaN losses, kills, signals on request."""
 
     metrics: dict[int, float] = dataclasses.field(default_factory=dict)
     nan_at: int | None = None
     killed_in: int | None = None
+    signal_in: int | None = None
+    within: bool = False
+    number: int = signal.SIGTERM
     name: str = "walk"
     steps: int = 4
     evaluated: list[int] = dataclasses.field(default_factory=list)
@@ -41,15 +53,28 @@ class Walk:
     def initial(self) -> dict[str, Any]:
         return {"params": {"w": jnp.arange(3.0)}, "momentum": jnp.zeros(3)}
 
-    def run_epoch(self, state: Any, epoch: int, advance: Callable[[int], None]) -> tuple:
+    def abstract(self) -> dict[str, Any]:
+        return jax.eval_shape(self.initial)
+
+    def run_epoch(
+        self, state: Any, epoch: int, advance: Callable[[int], Any], done: Sequence[float] = ()
+    ) -> tuple:
+        """Three steps, which do nothing, and one that moves."""
         if epoch == self.killed_in:
             raise KeyboardInterrupt
         self.epoch = epoch
+        losses = np.array([1, 2, 3, 4], np.float32) / epoch
+        if epoch == self.nan_at:
+            losses[2:] = np.nan
+        if epoch == self.signal_in and self.within:
+            signal.raise_signal(self.number)
+        if not done and advance(3):
+            raise Unfinished(state, losses[:3])
         state = advance_state(state, jnp.asarray(epoch, jnp.int32))
-        advance(3)
+        if epoch == self.signal_in and not self.within:
+            signal.raise_signal(self.number)
         advance(1)
-        loss = math.nan if epoch == self.nan_at else 1 / epoch
-        return state, {"loss": loss, "learning_rate": 0.1}
+        return state, epoch_values(np.append(np.float32(done or losses[:3]), losses[3:]), 0.1)
 
     def evaluate(self, params: Any) -> float:
         assert params["w"].shape == (3,)
@@ -101,7 +126,7 @@ class TestWhatIsKept:
         assert lines()[2] == {
             "stage": "walk",
             "epoch": 3,
-            "loss": pytest.approx(1 / 3),
+            "loss": pytest.approx(2.5 / 3),
             "learning_rate": 0.1,
             "ndcg": 0.5,
         }
@@ -190,8 +215,89 @@ class TestDivergence:
             train(Walk(nan_at=3), save_seconds=0)
         message = str(caught.value)
         assert "\n" not in message
-        assert message.startswith("walk: the loss is nan in epoch 3 at learning rate 0.1; ")
+        start = "walk: the loss is nan in step 3 of epoch 3 at learning rate 0.1; "
+        assert message.startswith(start)
         store = tmp_path / "run" / "store"
-        assert f"that of epoch 2 in {store}. A smaller learning rate" in message
-        assert Store(store).step("state") == 2
+        assert f"that of epoch 2 in {store / 'state'}. A smaller learning rate" in message
+        assert Store(store).step("state") == 2 * Walk.steps
         assert [line["epoch"] for line in lines()] == [1, 2]
+
+    def test_before_the_first_save(self, train):
+        with pytest.raises(UserError, match=r"in step 3 of epoch 2 .*; no state was saved before"):
+            train(Walk(nan_at=2))
+
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+    def test_the_first_step_that_is_not_finite(self, wrong):
+        values = epoch_values(np.array([1.0, 2.0, wrong, np.nan], np.float32), 0.5)
+        assert values["step"] == 3
+        assert not math.isfinite(values["loss"])
+        assert epoch_values(np.ones(2, np.float32), 0.5) == {"loss": 1.0, "learning_rate": 0.5}
+
+
+class TestSignals:
+    METRICS = TestResume.METRICS
+
+    @pytest.mark.parametrize("number", interrupts.SIGNALS)
+    @pytest.mark.parametrize("within", [False, True])
+    def test_the_run_is_saved_and_goes_on_exactly(self, train, lines, number, within, tmp_path):
+        settings = {"epochs": 8, "patience": 3}
+        unbroken = train(Walk(self.METRICS), "unbroken", **settings)
+        broken = Walk(self.METRICS, signal_in=5, number=number, within=within)
+        with interrupts.heard(), pytest.raises(interrupts.Interrupted) as caught:
+            train(broken, "broken", **settings)
+        after = "epoch 4 and 3 steps" if within else "epoch 5"
+        assert caught.value.saved == f"walk is saved after {after}"
+        assert interrupts.status(caught.value) == 128 + number
+        kept = Store(tmp_path / "broken" / "store").step("state")
+        assert kept == (4 * 4 + 3 if within else 5 * 4)
+        resumed = train(Walk(self.METRICS), "broken", **settings)
+        np.testing.assert_array_equal(resumed.params["w"], unbroken.params["w"])
+        ours, theirs = dataclasses.asdict(resumed.course), dataclasses.asdict(unbroken.course)
+        assert ours.pop("seconds") != theirs.pop("seconds")
+        assert ours == theirs
+        assert lines("broken") == lines("unbroken")
+
+    def test_in_the_last_epoch(self, train, tmp_path):
+        """What was to be saved is the best, and it is."""
+        task = Walk(self.METRICS, signal_in=4)
+        with interrupts.heard(), pytest.raises(interrupts.Interrupted) as caught:
+            train(task, epochs=4)
+        assert caught.value.saved == ""
+        store = Store(tmp_path / "run" / "store")
+        assert (store.step("best"), store.step("state")) == (3, None)
+
+
+class TestDamage:
+    METRICS = TestResume.METRICS
+
+    def damaged(self, train, tmp_path, *slots: str) -> Fitted:
+        with pytest.raises(KeyboardInterrupt):
+            train(Walk(self.METRICS, killed_in=5), epochs=6, save_seconds=0)
+        for slot in slots:
+            manifest = tmp_path / "run" / "store" / slot / "manifest.json"
+            manifest.write_text(manifest.read_text().replace("a", "b"))
+        return train(Walk(self.METRICS), epochs=6, save_seconds=0)
+
+    @pytest.mark.parametrize(
+        ("slots", "told"),
+        [
+            (["state/16"], "; that of step 12 is used\n"),
+            (["state/16", "state/12"], ", so are 1 older ones; walk is trained anew\n"),
+        ],
+    )
+    def test_of_the_state(self, train, lines, tmp_path, capsys, slots, told):
+        unbroken = train(Walk(self.METRICS), "unbroken", epochs=6)
+        assert capsys.readouterr().err == ""
+        fitted = self.damaged(train, tmp_path, *slots)
+        warning = capsys.readouterr().err
+        assert (warning.count("\n"), warning.endswith(told)) == (1, True), warning
+        np.testing.assert_array_equal(fitted.params["w"], unbroken.params["w"])
+        assert lines() == lines("unbroken")
+
+    def test_of_the_best(self, train, lines, tmp_path, capsys):
+        fitted = train(Walk(self.METRICS), epochs=6)
+        (tmp_path / "run" / "store" / "best" / "6" / "manifest.json").write_text("{}")
+        again = train(Walk(self.METRICS), epochs=6)
+        assert capsys.readouterr().err.endswith("damaged); walk is trained anew\n")
+        np.testing.assert_array_equal(again.params["w"], fitted.params["w"])
+        assert [line["epoch"] for line in lines()] == [1, 2, 3, 4, 5, 6]

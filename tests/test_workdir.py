@@ -158,6 +158,82 @@ class TestPhases:
             place.phase_arrays("text")
 
 
+class TestDamage:
+    """A phase whose files are not what was written counts as not done, and is told of once."""
+
+    def finished(self, path: Path) -> Workdir:
+        place = begun(path)
+        record = {"model": {"name": "S", "ndcg": 0.25}, "seconds": 1}
+        place.finish_phase("sasrec", record, {"full_rank": np.arange(300.0)})
+        return begun(path)
+
+    @pytest.mark.parametrize("kind", ["json", "npz"])
+    def test_any_flipped_bit(self, tmp_path: Path, kind: str) -> None:
+        place = self.finished(tmp_path)
+        path = tmp_path / "phases" / f"sasrec.{kind}"
+        random = np.random.default_rng(0)
+        whole = path.read_bytes()
+        for spot in random.integers(len(whole), size=60):
+            data = bytearray(whole)
+            data[spot] ^= 1 << int(random.integers(8))
+            path.write_bytes(bytes(data))
+            found = place.phase("sasrec")
+            # A blank between two fields can become another blank.
+            same = kind == "json" and not whole[spot : spot + 1].strip()
+            assert found is None or same, (spot, bytes(data[max(0, spot - 20) : spot + 20]))
+        path.write_bytes(whole)
+        assert place.phase("sasrec") is not None
+
+    @pytest.mark.parametrize("kind", ["json", "npz"])
+    @pytest.mark.parametrize("how", ["cut", "missing"])
+    def test_cut_or_missing(self, tmp_path: Path, capsys: Any, kind: str, how: str) -> None:
+        place = self.finished(tmp_path)
+        path = tmp_path / "phases" / f"sasrec.{kind}"
+        path.write_bytes(path.read_bytes()[:-1])
+        if how == "missing":
+            path.unlink()
+        assert place.phase("sasrec") is None
+        assert place.phases() == {}
+        warning = capsys.readouterr().err
+        if (how, kind) != ("missing", "json"):  # which is as if it had never been done
+            assert warning.count("\n") == 1
+            assert warning.startswith(f"warning: {tmp_path}/phases/sasrec.json: ")
+            assert warning.endswith("; sasrec counts as not done\n")
+
+    def test_a_record_of_an_earlier_version_has_no_seal(self, tmp_path: Path) -> None:
+        place = begun(tmp_path)
+        (tmp_path / "phases" / "sasrec.json").write_text('{"seconds": 1}')
+        assert place.phase("sasrec") == {"seconds": 1}
+
+
+class TestLock:
+    def test_another_process_is_refused_before_anything_is_written(self, tmp_path: Path) -> None:
+        path = tmp_path / "run"
+        with begun(path).held(SIMULATED):
+            before = contents(path)
+            other = Workdir(path, default_config(), "simulated")
+            with pytest.raises(UserError, match="another run is at work in it"):
+                other.require_unlocked()
+            with pytest.raises(UserError, match="another run is at work in it"):
+                other.held(SIMULATED).__enter__()
+            assert contents(path) == before
+        assert not (path / ".lock").exists()
+        other.require_unlocked()
+
+    def test_a_run_that_began_since_the_first_look(self, tmp_path: Path) -> None:
+        late = Workdir(tmp_path, config_with(seed=1), "simulated")
+        with begun(tmp_path).held(SIMULATED):
+            pass
+        with pytest.raises(UserError, match="another config, which differs in seed; "):
+            late.held(SIMULATED).__enter__()
+        assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+
+    def test_killed_before_the_config_was_there(self, tmp_path: Path) -> None:
+        (tmp_path / ".lock").write_text("process 1 on elsewhere")
+        with Workdir(tmp_path, default_config(), "simulated").held(SIMULATED):
+            pass
+
+
 class TestInterruptions:
     def test_killed_before_the_config_was_there(self, tmp_path: Path) -> None:
         (tmp_path / ".config.json.0123456789ab.tmp").write_text('{"se')

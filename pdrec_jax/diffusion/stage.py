@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -89,28 +89,37 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
     return model, jax.jit(lambda: make()[1])
 
 
-def on_mesh(
-    model: DiffusionModel, initialise: Callable[[], Params], mesh: Mesh | None
-) -> tuple[DiffusionModel, Callable[[], Params]]:
-    """Returns the model and the initialisation of a mesh; those of one device for None.
+def require_mesh(config: ConfigDict, mesh: Mesh | None) -> None:
+    """Checks that a mesh of several devices can do what is asked for.
+
+    Args:
+      config: section ``diffusion``.
+      mesh: of the devices, None for one.
 
     Raises:
       UserError: an option that one device alone has.
     """
+    alone = {
+        "noise_fraction": config.noise_fraction < 1,
+        "error_fraction": config.error_fraction < 1,
+        "sampling_steps": config.sampling_steps > 0,
+        "sampling_noise": config.sampling_noise,
+        "normalise": config.normalise,
+    }
+    for name, asked in alone.items():
+        if mesh is not None and asked:
+            raise UserError(
+                f"config.diffusion.{name}: {config[name]} works on one device, and the mesh has "
+                f"{mesh.size}; add --config.mesh=1,1, or leave the field at its default"
+            )
+
+
+def _on_mesh(
+    model: DiffusionModel, initialise: Callable[[], Params], mesh: Mesh | None
+) -> tuple[DiffusionModel, Callable[[], Params]]:
+    """The model and the initialisation of a mesh; those of one device for None."""
     if mesh is None:
         return model, initialise
-    for name, found in {
-        "noise_fraction": model.noise_fraction < 1,
-        "error_fraction": model.error_fraction < 1,
-        "sampling_steps": model.sampling_steps > 0,
-        "sampling_noise": model.sampling_noise,
-        "normalise": model.normalise,
-    }.items():
-        if found:
-            raise UserError(
-                f"config.diffusion.{name}: its default is expected on a mesh of several devices; "
-                "--config.mesh=1,1 takes one"
-            )
     return dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
 
 
@@ -196,20 +205,24 @@ class DiffusionTask:
         return abstract(self.initial, self.model.mesh)
 
     def run_epoch(
-        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float] = (),
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in a few dispatches, see ``training.Task``."""
         if self.model.mesh is not None:
-            return self._run_epoch_on(self.model.mesh, state, epoch, advance)
+            return self._run_epoch_on(self.model.mesh, state, epoch, advance, done)
         config, users = self.config, self._draw(epoch)
         # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
         tokens = max(token_budget(self.vectors, users), self._usual_tokens)
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        losses = []
+        losses = [np.array(done, np.float32)]
         # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
         by_rows = self.model.error_fraction < 1
         stride = self.steps if by_rows else _STEPS_A_DISPATCH
-        for begin in range(0, self.steps, stride):
+        for begin in range(len(done), self.steps, stride):
             chunk = users[begin : begin + stride]
             batches = [gather_batch(self.vectors, row, tokens) for row in chunk]
             batch = jax.tree.map(lambda *rows: np.stack(rows), *batches)
@@ -221,18 +234,24 @@ class DiffusionTask:
             else:
                 state, loss = train_steps(*given, *static)
             losses.append(np.asarray(loss))
-            advance(len(chunk))
-        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+            if advance(len(chunk)) and begin + stride < self.steps:
+                raise training.Unfinished(state, np.concatenate(losses))
+        return state, training.epoch_values(np.concatenate(losses), rate)
 
     def _run_epoch_on(
-        self, mesh: Mesh, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+        self,
+        mesh: Mesh,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float],
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """``run_epoch`` on a mesh, whose processes gather the users of their own places alone."""
         config, users = self.config, shares(self._draw(epoch), mesh)
         tokens = max(share_budget(self.vectors, users), self._usual_share)
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        losses = []
-        for begin in range(0, self.steps, _STEPS_A_DISPATCH):
+        losses = [np.array(done, np.float32)]
+        for begin in range(len(done), self.steps, _STEPS_A_DISPATCH):
             batch = place_batch(
                 mesh, self.vectors, users[begin : begin + _STEPS_A_DISPATCH], tokens
             )
@@ -241,8 +260,9 @@ class DiffusionTask:
             static = self.model, config.weight_decay, config.seed, config.batch_size
             state, loss = train_steps_on(state, batch, numbers, rate, *static)
             losses.append(np.asarray(loss))
-            advance(len(numbers))
-        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+            if advance(len(numbers)) and begin + _STEPS_A_DISPATCH < self.steps:
+                raise training.Unfinished(state, np.concatenate(losses))
+        return state, training.epoch_values(np.concatenate(losses), rate)
 
     @functools.cached_property
     def _usual_share(self) -> int:
@@ -302,7 +322,7 @@ def build(
     Returns:
       the task; scorers ``test`` and ``validation`` (None where the test chooses the epoch).
     """
-    model, initialise = on_mesh(*make_model(config, split), mesh)
+    model, initialise = _on_mesh(*make_model(config, split), mesh)
     index = np.flatnonzero(users)
     train = vectors_of(config, split, model.num_slots, heldin=False)
     extended = extend_train(split)
@@ -362,7 +382,7 @@ def infer_preferences(
       exclude_heldout: negatives leave out the held-out items too.
       mesh: of the devices, None for one.
     """
-    model, initialise = on_mesh(*make_model(config, split), mesh)
+    model, initialise = _on_mesh(*make_model(config, split), mesh)
     params, _ = store.restore("best", abstract(initialise, mesh))
     vectors = vectors_of(config, split, model.num_slots, heldin=False)
     index = np.flatnonzero(users)

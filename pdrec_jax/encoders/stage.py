@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -295,11 +295,18 @@ class EncoderTask:
         return len(params[_TABLE]) > self.config.row_adam_above
 
     def run_epoch(
-        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float] = (),
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        """Trains one epoch in one dispatch, see ``training.Task``."""
+        """Trains one epoch in one dispatch, see ``training.Task``; so ``done`` is empty.
+
+        On a mesh it takes several.
+        """
         if self.model.mesh is not None:
-            return self._run_epoch_on(state, epoch, advance)
+            return self._run_epoch_on(state, epoch, advance, done)
         config = self.config
         numbers, rate = self.clock(epoch)
         given = state, self.data, self.layout(epoch), numbers, rate
@@ -307,26 +314,31 @@ class EncoderTask:
             state, losses = _train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = _train_epoch(*given, self.model, config.seed)
-        loss = float(np.asarray(losses).mean())
+        values = training.epoch_values(np.asarray(losses), rate)
         advance(self.steps)
-        return state, {"loss": loss, "learning_rate": rate}
+        return state, values
 
     def _run_epoch_on(
-        self, state: dict[str, Any], epoch: int, advance: Callable[[int], Any]
+        self,
+        state: dict[str, Any],
+        epoch: int,
+        advance: training.Advance,
+        done: Sequence[float],
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """``run_epoch`` on a mesh, a few steps a dispatch, each with its users' data."""
         numbers, rate = self.clock(epoch)
-        layout, losses = self.layout(epoch), []
+        layout, losses = self.layout(epoch), [np.array(done, np.float32)]
         budget = max(event_budget(self.offsets, layout.users), self._usual_events)
-        for begin in range(0, self.steps, _STEPS_ON_MESH):
+        for begin in range(len(done), self.steps, _STEPS_ON_MESH):
             chunk = slice(begin, begin + _STEPS_ON_MESH)
             some = jax.tree.map(lambda leaf, chunk=chunk: leaf[chunk], layout)
             data, batches = of_steps(self.data, some, budget)
             given = state, data, batches, numbers[chunk], rate
             state, loss = train_steps_on(*given, self.model, self.config.seed)
             losses.append(np.asarray(loss))
-            advance(len(losses[-1]))
-        return state, {"loss": float(np.concatenate(losses).mean()), "learning_rate": rate}
+            if advance(len(losses[-1])) and begin + _STEPS_ON_MESH < self.steps:
+                raise training.Unfinished(state, np.concatenate(losses))
+        return state, training.epoch_values(np.concatenate(losses), rate)
 
     @functools.cached_property
     def _usual_events(self) -> int:

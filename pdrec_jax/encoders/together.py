@@ -20,6 +20,7 @@ from jax import Array
 
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.encoders.step import train_step
+from pdrec_jax.training import epoch_values
 
 Trained = tuple[dict[str, Any], dict[str, float]]
 
@@ -87,8 +88,8 @@ def run_epochs(
             first.model,
             np.array([tasks[index].config.seed for index in members], np.int32),
         )
-        for index, state, loss in zip(members, new, np.asarray(losses).mean(axis=0), strict=True):
-            trained[index] = state, {"loss": float(loss), "learning_rate": rate}
+        for index, state, loss in zip(members, new, np.asarray(losses).T, strict=True):
+            trained[index] = state, epoch_values(loss, rate)
     return [trained[index] for index in range(len(tasks))]
 
 

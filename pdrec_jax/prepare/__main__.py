@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from pdrec_jax import interrupts
 from pdrec_jax.errors import UserError
 
 MISTAKE = 2  # exit status for what the user can mend
-INTERRUPTED = 130
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core")
 _PUBLIC = ("dataset", "origin", "downloads", "unverified")
 
@@ -115,17 +115,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of the process.
 
     Returns:
-        The exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+        The exit status: 0, 2 after one line on a mistake of the user's, 128 and the signal's
+        number when interrupted.
     """
     try:
-        _run(_parser().parse_args(arguments))
+        given = _parser().parse_args(arguments)
+        with interrupts.heard():
+            _run(given)
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues its downloads", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        line = interrupts.farewell(error, "the same command continues its downloads")
+        print(line, file=sys.stderr)
+        return interrupts.status(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         return _fail(f"disk full ({error})")
     return 0

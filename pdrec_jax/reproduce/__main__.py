@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pdrec_jax import interrupts
 from pdrec_jax.errors import UserError
-from pdrec_jax.main import INTERRUPTED, MISTAKE, parse
+from pdrec_jax.main import MISTAKE, parse
 from pdrec_jax.settings import FIELDS, get, misfit, require_field, validate
 
 if TYPE_CHECKING:
@@ -73,19 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments, without the program's name; those of the process where not given.
 
     Returns:
-      the exit status: 0, 2 after one line on a mistake of the user's, 130 when interrupted.
+      the exit status: 0, 2 after one line on a mistake of the user's, 128 and the signal's
+      number when interrupted.
     """
     try:
         arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-        _run(arguments, rest)
+        with interrupts.heard():
+            _run(arguments, rest)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes the runs", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        line = interrupts.farewell(error, "the same command resumes the runs")
+        print(line, file=sys.stderr)
+        return interrupts.status(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         print(f"error: disk full ({error})", file=sys.stderr)
         return MISTAKE

@@ -191,7 +191,7 @@ class TestToTheEnd:
             patch.setattr(Store, "save", dying)
             with pytest.raises(KeyboardInterrupt):
                 fit_together(runs(), "x", together.run_epochs)
-        assert [store.step("state") for store in stores] == [2, 1, 1]
+        assert [store.step("state") for store in stores] == [s * made[0].steps for s in (2, 1, 1)]
         resumed = runs()
         fit_together(resumed, "x", together.run_epochs)
         for run, alone in zip(resumed, expected, strict=True):

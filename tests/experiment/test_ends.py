@@ -6,6 +6,7 @@ The same command goes on afterwards, and comes to what an unbroken run comes to.
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,41 @@ class TestKilled:
         assert_same_diffusion(call(tmp_path, DIFFUSION), strict)
 
 
+def test_damaged_files_of_phases_that_are_done(strict, call, tmp_path) -> None:
+    """What is left of a finished run is used, the rest is made anew, and told of."""
+    place = tmp_path / "run"
+    shutil.copytree(strict.path, place)
+    for name in ("results.json", f"phases/{KEYS[2]}.json", "encoders/sasrec+hbr+nns+dpa"):
+        shutil.rmtree(place / name) if (place / name).is_dir() else (place / name).unlink()
+    for path in (*place.glob("preferences/*/tree/_METADATA"), place / "phases/preferences.json"):
+        path.write_bytes(path.read_bytes()[:-9])
+    for path in place.glob("diffusion/best/*/tree/d/*"):
+        path.unlink()
+    done = call(place)
+    assert done.status == 0
+    assert done.lasting == strict.lasting
+    assert sorted(map(str, done.losses)) == sorted(map(str, strict.losses))
+    warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert [re.sub(r".*(counts as |; (the )?)", "", line) for line in warnings] == [
+        "not done",
+        "model is trained anew for the preferences",
+        "diffusion is trained anew",
+    ]
+    assert done.half_written == []
+
+
+def test_damaged_preferences(strict, call, tmp_path) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(strict.path, place)
+    (place / "results.json").unlink()
+    for path in place.glob("preferences/*/manifest.json"):
+        path.write_text("{}")
+    done = call(place)
+    assert done.lasting == strict.lasting
+    (warning,) = (line for line in done.err.splitlines() if line.startswith("warning: "))
+    assert warning.endswith("; the preferences are computed anew")
+
+
 def test_a_checkpoint_of_another_shape(call, tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(phases, "diffusion_phase", die)
@@ -157,7 +193,7 @@ def disk(tmp_path: Path) -> Iterator[SimpleNamespace]:
     [
         (Workdir, "begin", r"run(/config\.json)?: cannot write, disk full"),
         (MetricLog, "write", r"metrics\.jsonl: cannot write, disk full"),
-        (Store, "save", r"diffusion/state: disk full while saving step 1; free some space and run"),
+        (Store, "save", r"diffusion/state: disk full while saving step 2; free some space and run"),
         (Workdir, "finish_phase", r"phases/diffusion\.npz: cannot write, disk full"),
         (Workdir, "save_per_user", r"per_user\.npz: cannot write, disk full"),
         (Workdir, "finish", r"results\.json: cannot write, disk full"),

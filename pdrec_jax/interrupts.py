@@ -1,0 +1,147 @@
+"""SIGINT and SIGTERM: a run is asked to end, saves what it has, and says how to go on.
+
+Python runs a signal's handler between two of its own instructions, so never while XLA computes. The
+first signal can wait for that: where a state is being trained or saved it is noted alone
+(``deferred``), and the loop looks at ``pending`` after each dispatch. The second one cannot, so a
+thread of its own hears it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Some senders (coreutils' timeout) signal a process and its group, so the same process twice.
+_ECHO_SECONDS = 0.5
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to end.
+
+    Attributes:
+      number: of the signal.
+      saved: what was saved because of it, in words; empty where nothing had to be.
+    """
+
+    def __init__(self, number: int = signal.SIGINT, saved: str = ""):
+        super().__init__(number)
+        self.number, self.saved = int(number), saved
+
+
+class _Asked:
+    """What was asked of this process: the first signal, and how many places let it wait."""
+
+    number: int | None = None
+    waiting: int = 0
+
+
+_asked = _Asked()
+
+
+def pending() -> bool:
+    """Whether a signal waits for the next safe point."""
+    return _asked.number is not None
+
+
+def stop(saved: str = "", of_another: bool = False) -> None:
+    """Ends the run at a safe point, where a signal waits for one.
+
+    Args:
+      saved: what was saved, in words.
+      of_another: a signal waits here or in another process of the run.
+
+    Raises:
+      Interrupted: a signal is pending.
+    """
+    if _asked.number is not None:
+        raise Interrupted(_asked.number, saved)
+    if of_another:
+        raise Interrupted(signal.SIGTERM, saved)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Lets a signal wait until the end of the block, at the latest.
+
+    Raises:
+      Interrupted: at the end, a signal is pending and no outer block lets it wait.
+    """
+    _asked.waiting += 1
+    try:
+        yield
+    finally:
+        _asked.waiting -= 1
+    if not _asked.waiting:
+        stop()
+
+
+def status(error: KeyboardInterrupt) -> int:
+    """The exit status for an interruption: 128 and the number of the signal."""
+    return 128 + (error.number if isinstance(error, Interrupted) else int(signal.SIGINT))
+
+
+def farewell(error: KeyboardInterrupt, going_on: str) -> str:
+    """The line that says what was saved and how to go on."""
+    saved = error.saved if isinstance(error, Interrupted) else ""
+    return f"interrupted{': ' if saved else ''}{saved}; {going_on}"
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Makes SIGINT and SIGTERM raise ``Interrupted``, or wait; a second one ends the process.
+
+    Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    former = {number: signal.signal(number, _note) for number in SIGNALS}
+    former_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
+    _asked.number, _asked.waiting = None, 0
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(former_writer)
+        os.close(writer)  # which ends the thread
+        _asked.number = None
+
+
+def _note(number: int, _: FrameType | None) -> None:
+    if _asked.number is None:
+        _asked.number = number
+        if not _asked.waiting:
+            raise Interrupted(number)
+
+
+def _listen(reader: int) -> None:
+    """Counts signals while the main thread computes."""
+    first: float | None = None
+    with open(reader, "rb", buffering=0) as signals:
+        while byte := signals.read(1):
+            if byte[0] not in SIGNALS:
+                continue
+            name, now = signal.Signals(byte[0]).name, time.monotonic()
+            if first is None:
+                first = now
+                if _asked.waiting:
+                    _tell(f"{name}: the state will be saved first; a second signal ends it at once")
+            elif now - first >= _ECHO_SECONDS:
+                _tell(f"second {name}: ended at once; the same command goes on from the last save")
+                os._exit(128 + byte[0])
+
+
+def _tell(line: str) -> None:
+    # Not through sys.stderr, whose lock the main thread may hold.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())

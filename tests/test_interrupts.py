@@ -1,0 +1,110 @@
+"""Signals: raised, or noted where they must wait; a second one ends the process at once."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pdrec_jax import interrupts
+from pdrec_jax.interrupts import Interrupted, deferred, heard
+
+ROOT = Path(__file__).resolve().parents[1]
+# Deaf in one long call, as it is while a compiled program runs.
+DEAF = """
+import hashlib
+from pdrec_jax.interrupts import deferred, heard
+with heard(), deferred():
+    print("deaf", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_raised_where_nothing_is_to_be_saved(number: int) -> None:
+    before = signal.getsignal(number)
+    with heard(), pytest.raises(Interrupted) as caught:
+        signal.raise_signal(number)
+    assert interrupts.status(caught.value) == 128 + number
+    assert interrupts.farewell(caught.value, "go on") == "interrupted; go on"
+    assert signal.getsignal(number) is before
+    assert not interrupts.pending()
+
+
+def test_noted_where_it_must_wait() -> None:
+    steps = []
+    with heard():
+        try:
+            with deferred():
+                with deferred():
+                    signal.raise_signal(signal.SIGTERM)
+                steps.append(interrupts.pending())
+        except Interrupted as caught:
+            steps.append(caught.saved)
+    assert steps == [True, ""]
+
+
+def test_ended_at_a_safe_point() -> None:
+    with heard(), deferred():
+        interrupts.stop("nothing was asked")
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted) as caught:
+            interrupts.stop("all is saved")
+        interrupts._asked.number = None
+    assert interrupts.farewell(caught.value, "go on") == "interrupted: all is saved; go on"
+
+
+def test_another_error_is_not_hidden() -> None:
+    def fail() -> None:
+        with deferred():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError("mine")
+
+    with heard(), pytest.raises(ValueError, match="mine"):
+        fail()
+
+
+def test_a_keyboard_interrupt_of_somebody_else() -> None:
+    assert interrupts.status(KeyboardInterrupt()) == 130
+    assert interrupts.farewell(KeyboardInterrupt(), "go on") == "interrupted; go on"
+
+
+def test_in_another_thread_nothing_changes() -> None:
+    handlers = []
+
+    def work() -> None:
+        with heard():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        assert process.stdout.readline() == "deaf\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline().startswith("SIGTERM: the state will be saved first; ")
+        process.send_signal(signal.SIGTERM)  # an echo
+        time.sleep(interrupts._ECHO_SECONDS + 0.1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read().startswith("second SIGINT: ended at once; the same command")
+    finally:
+        process.kill()
+        process.communicate()
