@@ -7,7 +7,7 @@
 #   --device=cpu|gpu   gpu gives each process one of its own  PDREC_DEVICE, or cpu
 #   --devices=N        devices a process, with cpu            PDREC_DEVICES, or 1
 #   --port=PORT        of the coordinator                     PDREC_PORT, or a free one
-#   --logs=DIR         output of processes 1, 2, ..           PDREC_LOGS, or WORKDIR/processes
+#   --logs=DIR         output of processes 1, 2, ..           PDREC_LOGS, or WORKDIR-processes
 #   --dry-run          print what would run
 #
 # Process 0 writes here. If one process ends with an error, the others are told to end too, and its
@@ -46,9 +46,12 @@ if [[ -z $port ]]; then
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 fi
 require_number --port "$port"
-for argument in "$@"; do
-  [[ $argument == --workdir=* ]] && logs=${logs:-${argument#*=}/processes}
-done
+if [[ -z $logs ]]; then
+  for argument in "$@"; do
+    # Beside the workdir, which the job wants empty.
+    [[ $argument == --workdir=* ]] && logs=${argument#*=} && logs=${logs%/}-processes
+  done
+fi
 
 # The words that start process $1, in `command`.
 compose() {

@@ -53,6 +53,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "reproduce": SHARED
     | {"data", "encoders", "evaluation", "report", "experiment", "main"}
     | {"reproduce"},
+    # Compiles what a job would run, and runs nothing; nobody may know it.
+    "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "phases", "main"} | {"plan"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Times whatever there is; nobody may know it.
@@ -61,7 +63,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"benchmark"},
 }
 STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
-USERS_OF_STAGES = ("phases", "benchmark")
+USERS_OF_STAGES = ("phases", "benchmark", "plan")
 PREFERENCES = ("pdrec_jax.diffusion.preferences",)
 
 OWNERS = {
@@ -259,6 +261,8 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("training", "from . import benchmark"),
         ("benchmark.reverse", "from pdrec_jax import main"),
         ("benchmark.reverse", "import torch"),
+        ("phases", "from pdrec_jax.plan import cost"),
+        ("plan.compile", "import libtpu"),
         ("prepare.download", "from pdrec_jax.phases import Given"),
         ("prepare.reference", "import pickle"),
         ("data.sources", "from pdrec_jax.prepare import own"),

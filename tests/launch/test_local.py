@@ -55,7 +55,7 @@ def test_processes_run_and_what_they_print_is_kept(
         "local.sh", "--port=9", "--", "--config=a", f"--workdir={tmp_path}/w", PYTHON="py"
     )
     assert (done.status, done.out, done.err) == (0, "out of 0\n", "")
-    assert (tmp_path / "w/processes/process-1.log").read_text() == "out of 1\n"
+    assert (tmp_path / "w-processes/process-1.log").read_text() == "out of 1\n"
     assert (
         "--coordinator=localhost:9 --num_processes=2 --process_id=1 --config=a" in log.read_text()
     )
@@ -77,7 +77,7 @@ def test_a_failure_ends_the_others(
     assert done.status == 7
     assert time.monotonic() - started < 10
     assert done.err == (
-        f"a process ended with status 7; the others' output is in {tmp_path}/w/processes\n"
+        f"a process ended with status 7; the others' output is in {tmp_path}/w-processes\n"
     )
     assert sorted(line for line in log.read_text().splitlines() if "told" in line) == [
         "told 0",

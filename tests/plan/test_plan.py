@@ -257,7 +257,7 @@ def test_sizes_come_from_the_log_where_none_are_given(capsys: pytest.CaptureFixt
     assert "(simulated log, the rest given)" in out
 
 
-@pytest.mark.slow
+@pytest.mark.tpu
 @pytest.mark.skipif(util.find_spec("libtpu") is None, reason="needs the extra tpu")
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4", "v4:2x2x4"])
 def test_a_plan_for_tpus(topology: str, capsys: pytest.CaptureFixture[str]) -> None:
