@@ -150,12 +150,19 @@ setup() {
   on_all_hosts "$steps"
 }
 
+# Of a host, from the metadata that Cloud TPU gives it: its number, and the addresses of all, of which
+# the first coordinates. Nothing in the environment of a host says so.
+readonly find_place='at=http://metadata.google.internal/computeMetadata/v1/instance/attributes;
+ meta() { curl -sf -H Metadata-Flavor:Google "$at/$1"; };
+ all=$(meta worker-network-endpoints); first=${all%%,*};
+ number=$(echo "$all" | tr , "\n" | wc -l); own=$(meta agent-worker-number);'
+
 # The job outlives the connection. Its status goes to a file, which stands for its end.
 start() {
-  local job='cd pdrec; rm -f status; nohup sh -c'
-  local main
-  main=".venv/bin/python -m pdrec_jax.main $(quoted "$@") & echo \$! >pid; wait \$!; echo \$? >status"
-  on_all_hosts "$job $(quoted "$main") >log 2>&1 </dev/null &"
+  local main='.venv/bin/python -m pdrec_jax.main --coordinator="${first##*:}:8476"'
+  main+=" --num_processes=\"\$number\" --process_id=\"\$own\" $(quoted "$@")"
+  main="${find_place//$'\n'/} $main & echo \$! >pid; wait \$!; echo \$? >status"
+  on_all_hosts "cd pdrec; rm -f status; nohup sh -c $(quoted "$main") >log 2>&1 </dev/null &"
 }
 
 # Of a host: running, the status that the job ended with, or lost where there is neither.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -53,9 +54,16 @@ def first_misfit(programs: Iterable[Program], topology: Topology) -> str | None:
     except TooLarge as error:
         needed = "" if math.isnan(error.needed) else f"{amount(error.needed, 'B')} of "
         return f"{needed}{amount(room, 'B')}, as the compiler counts"
-    except UserError as error:
-        return str(error)
     return None
+
+
+def worth_trying(
+    config: ConfigDict, sizes: Sizes, topology: Topology, shape: tuple[int, int]
+) -> bool:
+    """Whether a device could hold the arguments on a mesh, by formulas, before compiling for it."""
+    room = topology.device.memory
+    found = analytic.programs(config, sizes, *shape)
+    return all(program.memory.arguments <= 1.1 * room for program in found)
 
 
 def others(shape: tuple[int, int], topology: Topology) -> list[tuple[int, int]]:
@@ -109,7 +117,11 @@ def run(
         return 0
     print(f"does not fit: {misfit}")
     for other in others(shape, topology):
-        if first_misfit(make(other), topology) is None:
+        if not worth_trying(config, sizes, topology, other):
+            continue
+        with contextlib.suppress(UserError):  # a mesh that does not lie on the torus
+            if first_misfit(make(other), topology) is not None:
+                continue
             print(f"it would fit on --mesh={other[0]},{other[1]}")
             break
     else:

@@ -1,7 +1,6 @@
 """TPU pods: every command against gcloud's grammar, and the loop on a stub of gcloud."""
 
 import re
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -91,14 +90,43 @@ def test_gcloud_accepts_it(
             assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_a_run_gives_every_host_the_job(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
+# Google's metadata server, for the second of three hosts.
+CURL = """[[ $1 == -sf && $3 == Metadata-Flavor:Google ]] || exit 9
+case $4 in
+  */worker-network-endpoints) echo -n a:b:10.0.0.7,a:b:10.0.0.8,a:b:10.0.0.9 ;;
+  */agent-worker-number) echo -n 1 ;;
+esac"""
+
+
+@pytest.mark.parametrize("end", ["0", "143"])
+def test_a_run_gives_every_host_its_place(
+    end: str,
+    launch: Callable[..., Any],
+    stub: Callable[[str, str], Path],
+    job: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
     done = launch("tpu.sh", "run", "--zone=us-west4-a", "--dry-run", "--", *job)
     ((_, _, flags),) = gcloud_commands(done)
     assert flags["--worker"] == "all"
-    # Two shells read it: that of the connection, and the one that outlives it.
-    outer = shlex.split(flags["--command"] or "")
-    inner = shlex.split(outer[outer.index("-c") + 1])
-    assert inner[: inner.index("&")] == [".venv/bin/python", "-m", "pdrec_jax.main", *job]
+    stub("curl", CURL)
+    python = tmp_path / "pdrec/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nprintf "%s|" "$@"\nexit {end}\n')
+    python.chmod(0o755)
+    # As the host's shell would.
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    command = [*("bash", "-c"), f"{flags['--command']} wait"]
+    subprocess.run(command, cwd=tmp_path, env={"PATH": path}, check=True, timeout=30)
+    assert (tmp_path / "pdrec/log").read_text().split("|")[:-1] == [
+        "-m",
+        "pdrec_jax.main",
+        "--coordinator=10.0.0.7:8476",
+        "--num_processes=3",
+        "--process_id=1",
+        *job,
+    ]
+    assert (tmp_path / "pdrec/status").read_text() == f"{end}\n"
 
 
 def test_keep_does_everything_in_order(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
