@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from pdrec_jax import manifest, processes
 from pdrec_jax.errors import UserError, warn
@@ -40,9 +40,11 @@ _KEPT = 2  # saves a slot
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(
-        np.shape(leaf), leaf.dtype, sharding=getattr(leaf, "sharding", None)
-    )
+    where = getattr(leaf, "sharding", None)
+    if where is None and jax.process_count() == 1:
+        # Else Orbax asks for the devices that saved it.
+        where = SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
 
 
 class NoCheckpoint(UserError):

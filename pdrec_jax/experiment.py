@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases, processes, seeds
+from pdrec_jax import compilation, phases, processes, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.metric_log import MetricLog
@@ -48,6 +48,7 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
       UserError: anything the user can mend.
     """
     config, files = resolve(config, by_hand)
+    compilation.use_cache(config.compilation_cache)
     path = Path(workdir or default_workdir(config, files is None))
     if config.seeds == 1:
         return run_one(config, files, path)
@@ -95,6 +96,7 @@ def run_one(
       UserError: anything the user can mend.
     """
     begun, alone = time.monotonic(), prepared is None
+    compiling = compilation.seconds_spent()
     head = run_head(config, files)
     place = Workdir(path, config, head["data"]["source"])
     if alone:
@@ -130,7 +132,11 @@ def run_one(
             "plugins": (place.phase("preferences") or {}).get("effects", {}),
             "times": {
                 name: round(spent, 2)
-                for name, spent in {**times, "total": sum(times.values())}.items()
+                for name, spent in {
+                    **times,
+                    "total": sum(times.values()),
+                    "compiling": compilation.seconds_spent() - compiling,
+                }.items()
             },
             "peak_memory_bytes": _peak_memory(place),
             "versions": _versions(),

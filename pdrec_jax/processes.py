@@ -104,6 +104,8 @@ def initialise(
     if arguments is None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from ``interrupts``, which saves in all processes by itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(initialization_timeout=_PATIENCE, **arguments)  # type: ignore[arg-type]
     except RuntimeError as error:

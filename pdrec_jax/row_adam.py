@@ -23,7 +23,7 @@ Letters: I rows, D width, n rows read by a step, some of them more than once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -69,8 +69,39 @@ class Tails(NamedTuple):
     shrinkage: Array | np.ndarray
 
 
+class Rows(NamedTuple):
+    """Rows of a table.
+
+    Attributes:
+      values: [n, D].
+      first: [n, D], first moment.
+      second: [n, D], second moment.
+    """
+
+    values: Array
+    first: Array
+    second: Array
+
+
+class Late(NamedTuple):
+    """What a step has changed and not yet written.
+
+    Attributes:
+      rows: [n, D], as they are after the step.
+      target: [n] int32, where they belong; I for those that belong nowhere.
+      step: [] int32.
+    """
+
+    rows: Rows
+    target: Array
+    step: Array
+
+
 class Table(NamedTuple):
     """A table within an epoch.
+
+    A step's rows are written as the next one begins (``settle``). Writing them at once, three
+    arrays each of which depends on the old rows of all, would have the compiler copy whole tables.
 
     Attributes:
       values: [I, D].
@@ -78,6 +109,7 @@ class Table(NamedTuple):
       second: [I, D], second moment.
       age: [I] int32, the step that a row is up to date with.
       place: [I] int32, scratch.
+      late: of the last step.
     """
 
     values: Array
@@ -85,6 +117,7 @@ class Table(NamedTuple):
     second: Array
     age: Array
     place: Array
+    late: Late
 
 
 def tails(adam: AdamW, rates: np.ndarray) -> Tails:
@@ -109,41 +142,60 @@ def tails(adam: AdamW, rates: np.ndarray) -> Tails:
     return Tails(sums[: count + 1].astype(np.float32), shrinkage[: count + 1].astype(np.float32))
 
 
-def open_table(values: Array, first: Array, second: Array, step: Array) -> Table:
-    """Starts from a table that is up to date with a step.
+def open_table(rows: Rows, step: Array, count: int) -> Table:
+    """Starts from a table [I, D] that is up to date with a step.
 
     Args:
-      values: [I, D].
-      first: [I, D].
-      second: [I, D].
+      rows: the whole table.
       step: [] int32, steps done.
+      count: n, rows that each step will write.
     """
-    rows = values.shape[0]
-    age = jnp.full(rows, step, jnp.int32)
-    return Table(values, first, second, age, jnp.zeros(rows, jnp.int32))
+    size, width = rows.values.shape
+    step = jnp.asarray(step, jnp.int32)
+    none = jnp.zeros((count, width))
+    late = Late(Rows(none, none, none), jnp.full(count, size, jnp.int32), step)
+    age = jnp.full(size, step, jnp.int32)
+    return Table(*rows, age, jnp.zeros(size, jnp.int32), late)
 
 
-class _Rows(NamedTuple):
-    """Rows of a table: value and both moments, [n, D] each."""
+def settle(table: Table) -> Table:
+    """Writes what the last step changed; before anything else of a step."""
+    rows, target, step = table.late
 
-    values: Array
-    first: Array
-    second: Array
+    def put(part: Array, new: Array) -> Array:
+        return part.at[target].set(new, mode="drop")
+
+    age = put(table.age, jnp.full(target.shape[0], step, jnp.int32))
+    values, first, second = (put(part, new) for part, new in zip(table[:3], rows, strict=True))
+    return table._replace(values=values, first=first, second=second, age=age)
 
 
-def _caught_up(adam: AdamW, rows: _Rows, age: Array, step: Array, tail: Tails) -> _Rows:
-    """Rows of an age [n] as they are after a step."""
-    missed = (step - age)[:, None].astype(jnp.float32)
+def caught_up(adam: AdamW, rows: Rows, age: Array, step: Array, tail: Tails) -> Rows:
+    """Returns rows as they are after a step that they had no gradient in.
+
+    Args:
+      adam: its constants.
+      rows: as they were left.
+      age: [n] int32, the steps that they are up to date with.
+      step: [] int32, steps done.
+      tail: of ``tails``.
+    """
+    missed = step - age
     shrunk = jnp.exp(tail.shrinkage[step] - tail.shrinkage[age])[:, None]
-    way = shrunk * tail.sums[age][:, None] - adam.ratio**missed * tail.sums[step]
+    way = shrunk * tail.sums[age][:, None] - _power(adam.ratio, missed) * tail.sums[step]
     # A row that never had a gradient has moments of 0 and only decays.
     values = shrunk * rows.values - way * rows.first / (jnp.sqrt(rows.second) + adam.epsilon)
-    return _Rows(values, rows.first * adam.b1**missed, rows.second * adam.b2**missed)
+    return Rows(values, rows.first * _power(adam.b1, missed), rows.second * _power(adam.b2, missed))
 
 
-def _read(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> _Rows:
-    rows = _Rows(table.values[ids], table.first[ids], table.second[ids])
-    return _caught_up(adam, rows, table.age[ids], step, tail)
+def _power(base: float, missed: Array) -> Array:
+    """A decay over missed steps [n], [n, 1]."""
+    return (base ** missed.astype(jnp.float32))[:, None]
+
+
+def _read(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> Rows:
+    rows = Rows(table.values[ids], table.first[ids], table.second[ids])
+    return caught_up(adam, rows, table.age[ids], step, tail)
 
 
 def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> Array:
@@ -151,7 +203,7 @@ def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -
 
     Args:
       adam: its constants.
-      table: of which rows may be behind.
+      table: settled; rows of it may be behind.
       ids: [n] int32.
       step: [] int32, steps done.
       tail: of ``tails``.
@@ -159,89 +211,98 @@ def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -
     return _read(adam, table, ids, step, tail).values
 
 
+def moved(
+    adam: AdamW, rows: Rows, gradient: Array, square: Array, step: Array, rate: Array
+) -> Rows:
+    """Takes a step of AdamW.
+
+    Args:
+      adam: its constants.
+      rows: up to date with the step before.
+      gradient: [n, D].
+      square: [n, D], what the second moment gets: the gradient's square, or what stands for it.
+      step: [] int32, from 1.
+      rate: [] learning rate.
+    """
+    first = adam.b1 * rows.first + (1 - adam.b1) * gradient
+    second = adam.b2 * rows.second + (1 - adam.b2) * square
+    unbiased = [-jnp.expm1(step.astype(jnp.float32) * np.log(b)) for b in (adam.b1, adam.b2)]
+    scaled = jnp.sqrt(second / unbiased[1]) + adam.epsilon
+    change = first / unbiased[0] / scaled + adam.decay * rows.values
+    return Rows(rows.values - rate * change, first, second)
+
+
 def write_rows(
     adam: AdamW,
     table: Table,
-    ids: Sequence[Array],
-    gradients: Sequence[Array],
+    ids: Array,
+    gradient: Array,
     step: Array,
     rate: Array,
     tail: Tails,
     *,
-    rare: Array | None = None,
-    times: int = 1,
+    left_out: Array | None = None,
 ) -> Table:
     """Takes a step with the gradient of some rows.
 
-    Where part of a row's gradient is seen in one of n steps only and counts n times then, its
-    square would be n times too large on average, and Adam slow. With G the gradient and P that
-    part of it, the second moment gets ``(G - P + P/n)^2 + (n - 1) (P/n)^2``: its mean is that of a
-    gradient seen whole in every step, but for the product of the two parts.
-
     Args:
       adam: its constants.
-      table: as it was after ``step - 1`` steps.
-      ids: parts [n_k] int32; each row with a gradient must be among them.
-      gradients: parts [n_k, D]; those of one row add up.
+      table: settled, after ``step - 1`` steps.
+      ids: [n] int32; each row with a gradient must be among them.
+      gradient: [n, D]; those of one row add up.
       step: [] int32, from 1.
       rate: [] learning rate.
       tail: of ``tails``.
-      rare: [n_0] bool, which entries of the first part, different rows, are such a P.
-      times: n of the formula.
+      left_out: [n] bool, entries whose rows stay as they are.
     """
-    every = jnp.concatenate(ids)
-    count, rows = len(every), table.age.shape[0]
+    count, rows = ids.shape[0], table.age.shape[0]
     order = jnp.arange(count, dtype=jnp.int32)
     # Of the entries of a row one stands for all: the one whose number its place holds. What other
     # rows' places hold is left over from earlier steps and never looked at.
-    place = table.place.at[every].set(order)
-    if rare is not None:
-        # It stands for its row itself, so that P is where the row's sum is.
-        place = place.at[jnp.where(rare, ids[0], rows)].set(order[: len(rare)], mode="drop")
-    chosen = place[every]
-    total, begin = jnp.zeros((count, table.values.shape[1])), 0
-    for gradient in gradients:
-        total = total.at[chosen[begin : begin + len(gradient)]].add(gradient)
-        begin += len(gradient)
-    square = jnp.square(total)
-    if rare is not None:
-        part = jnp.where(rare[:, None], gradients[0] / times, 0)
-        head = jnp.square(total[: len(rare)] - (times - 1) * part) + (times - 1) * part**2
-        square = jnp.concatenate([head, square[len(rare) :]])
-    old = _read(adam, table, every, step - 1, tail)
-    first = adam.b1 * old.first + (1 - adam.b1) * total
-    second = adam.b2 * old.second + (1 - adam.b2) * square
-    unbiased = [-jnp.expm1(step.astype(jnp.float32) * np.log(b)) for b in (adam.b1, adam.b2)]
-    scaled = jnp.sqrt(second / unbiased[1]) + adam.epsilon
-    values = old.values - rate * (first / unbiased[0] / scaled + adam.decay * old.values)
-    target = jnp.where(chosen == order, every, rows)
+    place = table.place.at[ids].set(order)
+    chosen = place[ids]
+    total = jnp.zeros_like(gradient).at[chosen].add(gradient)
+    old = _read(adam, table, ids, step - 1, tail)
+    new = moved(adam, old, total, jnp.square(total), step, rate)
+    stands = chosen == order if left_out is None else (chosen == order) & ~left_out
+    late = Late(new, jnp.where(stands, ids, rows), step)
+    return table._replace(place=place, late=late)
 
-    def put(part: Array, new: Array) -> Array:
-        return part.at[target].set(new, mode="drop")
 
-    return Table(
-        put(table.values, values),
-        put(table.first, first),
-        put(table.second, second),
-        put(table.age, jnp.full(count, step, jnp.int32)),
-        place,
+def close_table(adam: AdamW, table: Table, step: Array, tail: Tails) -> Rows:
+    """Brings all rows up to date with a step, [I, D]."""
+    table = settle(table)
+    size = table.age.shape[0]
+    block = min(size, _BLOCK)
+
+    def in_blocks(change: Callable[[Callable[[Array], Array], Array], Array], part: Array) -> Array:
+        """Changes a part of the table in blocks, in place."""
+
+        def one(number: Array, part: Array) -> Array:
+            # The last block begins where the one before it ends and stops short: where it would
+            # pass the end, it begins earlier and leaves what is done as it is.
+            begin = jnp.minimum(number * block, size - block)
+            done = begin + jnp.arange(block) < number * block
+
+            def cut(whole: Array) -> Array:
+                return jax.lax.dynamic_slice_in_dim(whole, begin, block)
+
+            old = cut(part)
+            new = jnp.where(done[:, None], old, change(cut, old))
+            return jax.lax.dynamic_update_slice_in_dim(part, new, begin, 0)
+
+        return jax.lax.fori_loop(0, -(-size // block), one, part)
+
+    def values(cut: Callable[[Array], Array], old: Array) -> Array:
+        rows = Rows(old, cut(table.first), cut(table.second))
+        return caught_up(adam, rows, cut(table.age), step, tail).values
+
+    def decayed(base: float) -> Callable[[Callable[[Array], Array], Array], Array]:
+        return lambda cut, old: old * _power(base, step - cut(table.age))
+
+    # The values first: they need the old moments.
+    return Rows(
+        in_blocks(values, table.values),
+        in_blocks(decayed(adam.b1), table.first),
+        in_blocks(decayed(adam.b2), table.second),
     )
-
-
-def close_table(adam: AdamW, table: Table, step: Array, tail: Tails) -> tuple[Array, Array, Array]:
-    """Brings all rows up to date with a step; returns values and both moments, [I, D] each."""
-    rows = table.age.shape[0]
-    block = min(rows, _BLOCK)
-
-    def close(number: Array, table: Table) -> Table:
-        # In blocks, in place. The last one begins early enough to be whole: what it sees twice is
-        # up to date by then.
-        begin = jnp.minimum(number * block, rows - block)
-        part = Table(*(jax.lax.dynamic_slice_in_dim(leaf, begin, block) for leaf in table))
-        done = _caught_up(adam, _Rows(*part[:3]), part.age, step, tail)
-        new = Table(*done, jnp.full(block, step, jnp.int32), part.place)
-        return jax.tree.map(
-            lambda leaf, rows: jax.lax.dynamic_update_slice_in_dim(leaf, rows, begin, 0), table, new
-        )
-
-    return jax.lax.fori_loop(0, -(-rows // block), close, table)[:3]

@@ -52,6 +52,9 @@ FIELDS: dict[str, Field] = {
     "save_seconds": _number(300.0, 0, INFINITY, "wall time between saves of a stage's state"),
     "progress": _flag(True, "show progress bars"),
     "tensorboard": _flag(False, "write TensorBoard files too (needs the extra)"),
+    "compilation_cache": _text(
+        "auto", "where compiled programs are kept: auto (in the user's cache), off, or a directory"
+    ),
     # Data.
     "data.source": _among(
         "auto", ("auto", "real", "simulated"), "auto simulates where there is no real log"
@@ -177,6 +180,7 @@ FREE_FIELDS = (
     "save_seconds",
     "progress",
     "tensorboard",
+    "compilation_cache",
     "data.source",  # the workdir records which it was
     "data.dir",
     "data.path",  # its log is known by its checksum

@@ -206,7 +206,8 @@ def from_parts(
     """
     spec = PartitionSpec(*[None] * along, DATA)
 
-    def of(index: tuple[slice, ...]) -> np.ndarray:
+    def of(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         begin, end, _ = index[along].indices(shape[along])
         parts = [part(place) for place in range(begin, end)]
         return np.stack(parts, axis=along).astype(dtype, copy=False)

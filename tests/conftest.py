@@ -18,6 +18,9 @@ GOLDENS = Path(__file__).parent / "goldens"
 def pytest_configure() -> None:
     # absl, and with it grain, raises on a look at a flag while no command line was parsed.
     flags.FLAGS.mark_as_parsed()
+    # Of this process and those that it starts: tests leave nothing in the user's cache.
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -29,6 +29,7 @@ SHARED = frozenset(
         "sharding",
         "processes",
         "checkpoints",
+        "compilation",
         "training",
     }
 )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdrec_jax.rows import by_blocks, by_rows, count_true
+from pdrec_jax.rows import by_blocks, by_rows, count_both, count_true
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
@@ -30,3 +30,18 @@ def test_count_of_every_width(width):
     count = jax.jit(count_true)(marks)
     assert count.dtype == jnp.int32
     assert count == marks.sum()
+
+
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 1000, 128 << 16])
+def test_two_counts_at_once(width):
+    draws = np.random.default_rng(width).random(width)
+    counts = jax.jit(count_both)(draws < 0.3, draws < 0.99)
+    assert counts.dtype == jnp.int32
+    assert counts.tolist() == [(draws < 0.3).sum(), (draws < 0.99).sum()]
+
+
+def test_two_full_counts():
+    assert (
+        jax.jit(count_both)(np.ones(1 << 22, bool), np.ones(1 << 22, bool)).tolist()
+        == [1 << 22] * 2
+    )

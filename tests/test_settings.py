@@ -27,6 +27,7 @@ BELOW_0 = dict.fromkeys(
 OUT_OF_RANGE: dict[str, Any] = {
     **BELOW_0,
     "name": "a/b",
+    "mesh": (-1, -1),
     "seed": -1,
     "seeds_at_once": -1,
     "preferences_by": "caser",
@@ -157,6 +158,9 @@ def test_an_integer_passes_for_a_number(path: str) -> None:
         ("diffusion.hidden", ("16",)),
         ("diffusion.hidden", (True,)),
         ("diffusion.hidden", ()),
+        ("mesh", (8,)),
+        ("mesh", (0, 8)),
+        ("mesh", (2.0, 4)),
         ("encoder.variants", (1,)),
         ("encoder.variants", ("",)),
         ("encoder.variants", ("base", "base")),

@@ -11,9 +11,7 @@ from pdrec_jax.benchmark.contest import Comparison, Contestant, Training, larges
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.benchmark.workload import Workload, make_workload
 from pdrec_jax.diffusion.stage import DiffusionTask, build
-from pdrec_jax.diffusion.step import training_loss
-from pdrec_jax.diffusion.vectors import gather_batch, token_budget
-from pdrec_jax.diffusion.windows import number_of_windows
+from pdrec_jax.diffusion.windows import width_of_windows
 from pdrec_jax.settings import seeded
 
 
@@ -89,15 +87,12 @@ def _agree(
     pairs: list[tuple[Training, dict[str, DiffusionTask]]], size: int
 ) -> Mapping[str, float]:
     """Compares the losses of one batch with the same parameters and timesteps."""
-    loss = jax.jit(training_loss, static_argnums=(1, 4))
     found = {}
     for state, tasks in pairs:
         dense = None
         for name, task in tasks.items():
             users = np.resize(task.users, size)
-            batch = gather_batch(task.vectors, users, token_budget(task.vectors, users))
-            params, history = state.state["params"], state.state["history"]
-            _, (_, mean) = loss(params, task.model, history, batch, size, jax.random.key(0))
+            mean = task.loss(state.state, users, jax.random.key(0))
             if dense is None:
                 dense = mean
             else:
@@ -109,10 +104,11 @@ def _slots(task: DiffusionTask) -> tuple[int, int]:
     """How many slots carry noise in a step, and of how many it looks at the error."""
     model = task.model
     entries, exits = (
-        -(-model.num_slots // number_of_windows(fraction))
+        width_of_windows(model.num_slots, fraction)
         for fraction in (model.noise_fraction, model.error_fraction)
     )
-    return entries, min(exits + len(model.head), model.num_slots)
+    # The error of a window and of as many popular slots.
+    return entries, min(2 * exits, model.num_slots)
 
 
 def _flops(sizes: Sizes, task: DiffusionTask) -> float:

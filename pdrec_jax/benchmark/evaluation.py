@@ -22,7 +22,7 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
     """
     workload = make_workload(sizes, source)
     config, split = workload.config, workload.split
-    tables = {"candidates": workload.candidates, "validation": workload.validation}
+    tables: dict[str, Any] = {"candidates": workload.candidates, "validation": workload.validation}
     diffusion, ranks = build_diffusion(
         seeded(config, "diffusion"),
         split,

@@ -6,6 +6,7 @@ over a CSR table of them draws exactly uniformly in a fixed number of steps.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,8 @@ class ComplementTable:
       steps: of the binary search, static.
     """
 
-    offsets: Array | np.ndarray
-    keys: Array | np.ndarray
+    offsets: Array
+    keys: Array
     num_items: int = dataclasses.field(metadata={"static": True})
     steps: int = dataclasses.field(metadata={"static": True})
 
@@ -58,7 +59,7 @@ def complement_table(
         )
     starts = np.concatenate([[0], np.cumsum(counts)])
     keys = items - 1 - (np.arange(len(items)) - starts[users])
-    array = np.asarray if on_host else jnp.asarray
+    array: Any = np.asarray if on_host else jnp.asarray
     return ComplementTable(
         # On the host there may be more events than 32 bits count.
         array(starts, np.int64 if on_host else np.int32),

@@ -38,7 +38,6 @@ class DiffusionModel:
       sampling_noise: add noise in the reverse steps.
       noise_fraction: share of the slots that carry noise in a training step (``windows``).
       error_fraction: share of the slots whose error a training step looks at, beside the head.
-      head: slots whose error every step looks at; used with ``error_fraction`` < 1.
       mesh: of the devices; None for one device. On a mesh the two tables have ``width`` rows and a
         batch is ``sharded_vectors.place_batch``'s.
     """
@@ -54,7 +53,6 @@ class DiffusionModel:
     sampling_noise: bool = False
     noise_fraction: float = 1.0
     error_fraction: float = 1.0
-    head: tuple[int, ...] = ()
     mesh: Mesh | None = None
 
     @property

@@ -1,8 +1,9 @@
-"""The optimiser's steps of the diffusion stage, many to a dispatch, on whole tables or by rows."""
+"""The optimiser's steps of the diffusion stage, many to a dispatch: dense, or on windows."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,17 +13,23 @@ from jax import Array
 
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
-from pdrec_jax.diffusion.step import training_loss, windowed_loss
+from pdrec_jax.diffusion.step import training_loss, windowed_loss, windowed_training_loss
 from pdrec_jax.diffusion.vectors import SparseBatch
-from pdrec_jax.diffusion.windows import TableRows, draw_step, number_of_windows
-from pdrec_jax.row_adam import (
-    AdamW,
-    Tails,
-    close_table,
-    open_table,
-    read_rows,
-    write_rows,
+from pdrec_jax.diffusion.window_tables import (
+    close_window_table,
+    open_window_table,
+    read_window_table,
+    settle_window_table,
+    write_window_table,
 )
+from pdrec_jax.diffusion.windows import (
+    Head,
+    SplitBatch,
+    draw_step,
+    number_of_windows,
+    width_of_windows,
+)
+from pdrec_jax.row_adam import AdamW, Rows, Tails
 from pdrec_jax.sharding import constrain, spread
 
 State = dict[str, Any]
@@ -33,9 +40,26 @@ def make_optimiser(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
 
 
+def _scan(
+    loss: Callable[..., Any], state: State, inputs: Any, rate: float, weight_decay: float
+) -> tuple[State, Array]:
+    """Scans steps of a loss of (params, history, input)."""
+    optimiser = make_optimiser(weight_decay)
+
+    def step(state: State, one: Any) -> tuple[State, Array]:
+        gradient, (history, mean) = jax.grad(loss, has_aux=True)(
+            state["params"], state["history"], one
+        )
+        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
+        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+        return {"params": params, "optimiser": optimiser_state, "history": history}, mean
+
+    return jax.lax.scan(step, state, inputs)
+
+
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7), donate_argnums=0)
 def train_steps(
-    state: dict[str, Any],
+    state: State,
     batches: SparseBatch,
     numbers: Array,
     rate: float,
@@ -43,23 +67,16 @@ def train_steps(
     weight_decay: float,
     seed: int,
     size: int,
-) -> tuple[dict[str, Any], Array]:
+) -> tuple[State, Array]:
     """Scans training steps; returns the state and the mean loss of each, before division by p."""
-    optimiser = make_optimiser(weight_decay)
     key = jax.random.key(seed)
 
-    def step(
-        state: dict[str, Any], inputs: tuple[SparseBatch, Array]
-    ) -> tuple[dict[str, Any], Array]:
-        batch, number = inputs
-        gradient, (history, loss) = jax.grad(training_loss, has_aux=True)(
-            state["params"], model, state["history"], batch, size, jax.random.fold_in(key, number)
-        )
-        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
-        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-        return {"params": params, "optimiser": optimiser_state, "history": history}, loss
+    def loss(params: Params, history: Any, one: tuple[SparseBatch, Array]) -> Any:
+        batch, number = one
+        step_key = jax.random.fold_in(key, number)
+        return training_loss(params, model, history, batch, size, step_key)
 
-    return jax.lax.scan(step, state, (batches, numbers))
+    return _scan(loss, state, (batches, numbers), rate, weight_decay)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6, 7), donate_argnums=0)
@@ -79,18 +96,45 @@ def train_steps_on(
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6, 7, 8), donate_argnums=0)
-def train_steps_by_rows(
-    state: dict[str, Any],
-    batches: SparseBatch,
+def train_steps_on_windows(
+    state: State,
+    batches: SplitBatch,
     numbers: Array,
     rate: float,
+    head: Head,
+    model: DiffusionModel,
+    weight_decay: float,
+    seed: int,
+    size: int,
+) -> tuple[State, Array]:
+    """``train_steps`` on windows of the slots, moving all rows in every step."""
+    key = jax.random.key(seed)
+
+    def loss(params: Params, history: Any, one: tuple[SplitBatch, Array]) -> Any:
+        batch, number = one
+        step_key = jax.random.fold_in(key, number)
+        return windowed_training_loss(params, model, head, history, batch, size, step_key)
+
+    return _scan(loss, state, (batches, numbers), rate, weight_decay)
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9), donate_argnums=0)
+def train_steps_by_rows(
+    state: State,
+    batches: SplitBatch,
+    numbers: Array,
+    rate: float,
+    head: Head,
     tail: Tails,
     model: DiffusionModel,
     weight_decay: float,
     seed: int,
     size: int,
-) -> tuple[dict[str, Any], Array]:
-    """``train_steps`` where a step moves the rows that it reads, see ``row_adam``."""
+) -> tuple[State, Array]:
+    """``train_steps_on_windows`` where a step moves the rows that it reads (``row_adam``).
+
+    Of a window of the error the second moment is kept as ``write_window_table`` says.
+    """
     optimiser, adam = make_optimiser(weight_decay), AdamW(decay=weight_decay)
     key, windows = jax.random.key(seed), number_of_windows(model.error_fraction)
 
@@ -110,41 +154,37 @@ def train_steps_by_rows(
     moments, *others = state["optimiser"]
     params, values = split(state["params"])
     (mu, firsts), (nu, seconds) = split(moments.mu), split(moments.nu)
+    far_tokens = batches.far.slots.shape[-1]
+    widths = (
+        width_of_windows(model.num_slots, model.noise_fraction),
+        width_of_windows(model.num_slots, model.error_fraction),
+    )
     opened = tuple(
-        open_table(*parts, numbers[0]) for parts in zip(values, firsts, seconds, strict=True)
+        open_window_table(Rows(*parts), head, numbers[0], width, far_tokens)
+        for *parts, width in zip(values, firsts, seconds, widths, strict=True)
     )
     optimiser_state = (moments._replace(mu=mu, nu=nu), *others)
 
-    def step(carried: Any, inputs: tuple[SparseBatch, Array]) -> tuple[Any, Array]:
+    def step(carried: Any, inputs: tuple[SplitBatch, Array]) -> tuple[Any, Array]:
         (params, optimiser_state, history, tables), (batch, number) = carried, inputs
-        drawn = draw_step(model, history, batch, size, jax.random.fold_in(key, number))
-        own = jnp.asarray(batch.slots)
-        ids = (drawn.entries, own), (drawn.exits, own)
-        rows = TableRows(
-            *(
-                read_rows(adam, table, some, number, tail)
-                for table, parts in zip(tables, ids, strict=True)
-                for some in parts
-            )
+        drawn = draw_step(model, head, history, batch, size, jax.random.fold_in(key, number))
+        far, begins = jnp.asarray(batch.far.slots), (drawn.entry, drawn.exit)
+        tables = tuple(settle_window_table(table) for table in tables)
+        rows = (
+            read_window_table(adam, table, begin, width, far, number, tail)
+            for table, begin, width in zip(tables, begins, widths, strict=True)
         )
-        (gradient, slopes), (history, loss) = jax.grad(windowed_loss, argnums=(0, 4), has_aux=True)(
-            params, model, history, drawn, rows
-        )
+        (gradient, *slopes), (history, loss) = jax.grad(
+            windowed_loss, argnums=(0, 5, 6), has_aux=True
+        )(params, model, head, history, drawn, *rows)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state, params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         # Of the noise every window has its share of the variance, so that squares need no care.
-        taken = number + 1, jnp.float32(rate), tail
-        tables = (
-            write_rows(adam, tables[0], ids[0], (slopes.entry, slopes.own_entry), *taken),
-            write_rows(
-                adam,
-                tables[1],
-                ids[1],
-                (slopes.exit, slopes.own_exit),
-                *taken,
-                rare=drawn.share > 1,
-                times=windows,
-            ),
+        tables = tuple(
+            write_window_table(
+                adam, table, begin, far, slope, number + 1, jnp.float32(rate), tail, times=times
+            )
+            for table, begin, slope, times in zip(tables, begins, slopes, (1, windows), strict=True)
         )
         return (params, optimiser_state, history, tables), loss
 
@@ -152,7 +192,8 @@ def train_steps_by_rows(
     carried, losses = jax.lax.scan(step, carried, (batches, numbers))
     params, (moments, *others), history, tables = carried
     values, firsts, seconds = zip(
-        *(close_table(adam, table, numbers[-1] + 1, tail) for table in tables), strict=True
+        *(close_window_table(adam, table, head, numbers[-1] + 1, tail) for table in tables),
+        strict=True,
     )
     moments = moments._replace(mu=join(moments.mu, *firsts), nu=join(moments.nu, *seconds))
     state = {

@@ -128,7 +128,7 @@ def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Arr
     if rules.ranks_among_all:
         begin = int(num_items * rules.first_fraction)
         width = -int(-num_items * rules.last_fraction // 1) - begin
-        cut = rank_threshold(keys, jnp.int32(begin))
+        cut = rank_threshold(keys, jnp.int32(begin), jnp.int32(num_items))
         taken = keys[jnp.minimum(place, num_items - 1)]
         ahead = jnp.sum((excluded > 0) & cut.before(taken, place), dtype=jnp.int32)
         end = jnp.minimum(begin - ahead + width, left)
@@ -136,10 +136,10 @@ def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Arr
         share = left.astype(jnp.float32)
         first = (share * rules.first_fraction).astype(jnp.int32)
         end = jnp.ceil(share * rules.last_fraction).astype(jnp.int32)
-        cut = rank_threshold(open_keys, jnp.minimum(first, left - 1))
+        cut = rank_threshold(open_keys, jnp.minimum(first, left - 1), left)
     after = ~cut.before(keys, columns) & (open_keys != MASKED)
     if rules.last_fraction < 1:
-        stop = rank_threshold(open_keys, jnp.minimum(end, left - 1))
+        stop = rank_threshold(open_keys, jnp.minimum(end, left - 1), left)
         after = after & (stop.before(open_keys, columns) | (end >= left))
     return after, count_true(after)
 

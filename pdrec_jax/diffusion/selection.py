@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdrec_jax.rows import count_true
+from pdrec_jax.rows import count_both, count_true
 
 _GROUP = 64
 _LANES = 8  # numbers of a group that a CPU takes at a time
@@ -62,7 +62,7 @@ class Threshold(NamedTuple):
         return (keys > self.key) | ((keys == self.key) & (index < self.index))
 
 
-def rank_threshold(keys: Array, rank: Array) -> Threshold:
+def rank_threshold(keys: Array, rank: Array, total: Array) -> Threshold:
     """Finds the cut of a row that has ``rank`` items before it.
 
     Narrows an interval of keys down until just the wanted number lie above it: any value between
@@ -72,14 +72,13 @@ def rank_threshold(keys: Array, rank: Array) -> Threshold:
 
     Args:
       keys: [N] int32 from ``sortable``.
-      rank: [] int32, below the row's number of keys that are not ``MASKED``.
+      rank: [] int32, below ``total``.
+      total: [] int32, the row's number of keys that are not ``MASKED``.
     """
-    least = jnp.min(jnp.where(keys == MASKED, jnp.iinfo(jnp.int32).max, keys))
-    low, high = least, jnp.max(keys) + 1
-    total = count_true(keys >= least)
     if keys.shape[0] > 4 * _SAMPLE:
-        low, high, ahead, through = _sampled_interval(keys, rank, low, high, total)
+        low, high, ahead, through = _sampled_interval(keys, rank, total)
     else:
+        low, high = _ends(keys)
         ahead, through = jnp.zeros_like(rank), total
 
     def unsettled(state: _Interval) -> Array:
@@ -87,9 +86,10 @@ def rank_threshold(keys: Array, rank: Array) -> Threshold:
 
     def narrow(state: _Interval) -> _Interval:
         low, high, ahead, through, turn = state
-        guesses = jnp.where(turn % 4 == 3, _middles(low, high), _straight(state, rank))
+        even = jnp.isfinite(_score(high) - _score(low)) & (turn % 4 != 3)
+        guesses = jnp.where(even, _straight(state, rank), _middles(low, high))
         guesses = jnp.clip(guesses, low + 1, high - 1)
-        counts = jnp.stack([count_true(keys >= guesses[0]), count_true(keys >= guesses[1])])
+        counts = count_both(keys >= guesses[0], keys >= guesses[1])
         above, below = counts <= rank, counts > rank
         return _Interval(
             jnp.max(jnp.where(below, guesses, low)),
@@ -143,12 +143,17 @@ def _straight(state: _Interval, rank: Array) -> Array:
     return sortable(top - (top - bottom) * jnp.clip(share, 0.0, 1.0))
 
 
-def _sampled_interval(
-    keys: Array, rank: Array, low: Array, high: Array, total: Array
-) -> tuple[Array, Array, Array, Array]:
+def _ends(keys: Array) -> tuple[Array, Array]:
+    """The least key that is not ``MASKED``, and the first beyond the largest."""
+    least = jnp.min(jnp.where(keys == MASKED, jnp.iinfo(jnp.int32).max, keys))
+    return least, jnp.max(keys) + 1
+
+
+def _sampled_interval(keys: Array, rank: Array, total: Array) -> tuple[Array, Array, Array, Array]:
     """An interval that holds the cut, from a sample of the row: (low, high, ahead, through)."""
     sample = keys[:: keys.shape[0] // _SAMPLE]
-    size = count_true(sample >= low).astype(jnp.float32)
+    low, high = _ends(sample)
+    size = count_true(sample != MASKED).astype(jnp.float32)
     wanted = rank.astype(jnp.float32) / total.astype(jnp.float32) * size
     margin = 1.5 * jnp.sqrt(size)  # three standard deviations at the median
 
@@ -169,12 +174,13 @@ def _sampled_interval(
 
     ends = jnp.stack([low, low]), jnp.stack([high, high])
     (upper, lower), _ = jax.lax.fori_loop(0, _FAN_STEPS, narrow, ends)
-    above_upper, above_lower = count_true(keys >= upper), count_true(keys >= lower)
-    # A sample can mislead: an end that does not hold the cut is left where it was.
+    above_upper, above_lower = count_both(keys >= upper, keys >= lower)
+    # A sample can mislead: an end that does not hold the cut is put where all keys are.
     fits_above, fits_below = above_upper <= rank, above_lower > rank
+    extremes = jnp.iinfo(jnp.int32)
     return (
-        jnp.where(fits_below, lower, low),
-        jnp.where(fits_above, upper, high),
+        jnp.where(fits_below, lower, extremes.min + 1),
+        jnp.where(fits_above, upper, extremes.max),
         jnp.where(fits_above, above_upper, 0),
         jnp.where(fits_below, above_lower, total),
     )

@@ -108,9 +108,9 @@ def _pool(
         end = jnp.minimum(begin - ahead + width, left)
     else:
         share = left.astype(jnp.float32)
-        begin = (share * rules.first_fraction).astype(jnp.int32)
+        safe = (share * rules.first_fraction).astype(jnp.int32)
         end = jnp.ceil(share * rules.last_fraction).astype(jnp.int32)
-        cut = rank_cut(open_keys, columns, jnp.minimum(begin, left - 1), total)
+        cut = rank_cut(open_keys, columns, jnp.minimum(safe, left - 1), total)
     after = ~cut.before(keys, columns[None, :]) & (open_keys > 0)
     if rules.last_fraction < 1:
         stop = rank_cut(open_keys, columns, jnp.minimum(end, left - 1), total)

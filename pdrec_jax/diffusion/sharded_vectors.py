@@ -130,7 +130,7 @@ def sparse_product_on(mesh: Mesh, batch: SparseBatch, size: int, kernel: Array) 
 
     def own(batch: SparseBatch, kernel: Array) -> Array:
         mine = _own(batch)
-        terms = held_rows(kernel, mine.slots) * mine.weights[:, None]
+        terms = held_rows(kernel, jnp.asarray(mine.slots)) * mine.weights[:, None]
         sums = jax.ops.segment_sum(
             terms, mine.rows, num_segments=_rows_of(mesh, size), indices_are_sorted=True
         )

@@ -23,11 +23,13 @@ from pdrec_jax.diffusion.optimise import (
     train_steps,
     train_steps_by_rows,
     train_steps_on,
+    train_steps_on_windows,
 )
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
 from pdrec_jax.diffusion.schedule import make_schedule
 from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
+from pdrec_jax.diffusion.step import training_loss, windowed_training_loss
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
@@ -35,7 +37,13 @@ from pdrec_jax.diffusion.vectors import (
     gather_batch,
     token_budget,
 )
-from pdrec_jax.diffusion.windows import number_of_windows
+from pdrec_jax.diffusion.windows import (
+    Head,
+    SplitBatch,
+    choose_head,
+    split_vectors,
+    width_of_windows,
+)
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
@@ -43,6 +51,8 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.row_adam import AdamW, Tails, tails
 from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
 
+_dense_loss = jax.jit(training_loss, static_argnums=(1, 4))
+_windowed_loss = jax.jit(windowed_training_loss, static_argnums=(1, 5))
 _STEPS_A_DISPATCH = 5  # the progress bar moves this often
 _LOOKED_AHEAD = 8  # epochs whose batches decide the number of tokens
 
@@ -84,7 +94,6 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
         sampling_noise=config.sampling_noise,
         noise_fraction=config.noise_fraction,
         error_fraction=config.error_fraction,
-        head=_head(split, slots, config.error_fraction),
     )
     return model, jax.jit(lambda: make()[1])
 
@@ -121,15 +130,6 @@ def _on_mesh(
     if mesh is None:
         return model, initialise
     return dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
-
-
-def _head(split: Split, slots: int, fraction: float) -> tuple[int, ...]:
-    """The most popular slots in training, as many as a window of the error has."""
-    width = -(-slots // number_of_windows(fraction))
-    if width == slots:
-        return ()
-    counts = np.bincount(split.train.items, minlength=slots)
-    return tuple(np.sort(np.argsort(-counts, kind="stable")[:width]).tolist())
 
 
 def vectors_of(
@@ -216,7 +216,10 @@ class DiffusionTask:
             return self._run_epoch_on(self.model.mesh, state, epoch, advance, done)
         config, users = self.config, self._draw(epoch)
         # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
-        tokens = max(token_budget(self.vectors, users), self._usual_tokens)
+        tokens = [
+            max(token_budget(vectors, users), usual)
+            for vectors, usual in zip(self._parts, self._usual_tokens, strict=True)
+        ]
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         losses = [np.array(done, np.float32)]
         # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
@@ -224,15 +227,23 @@ class DiffusionTask:
         stride = self.steps if by_rows else _STEPS_A_DISPATCH
         for begin in range(len(done), self.steps, stride):
             chunk = users[begin : begin + stride]
-            batches = [gather_batch(self.vectors, row, tokens) for row in chunk]
-            batch = jax.tree.map(lambda *rows: np.stack(rows), *batches)
-            first = (epoch - 1) * self.steps + begin
-            given = state, batch, np.arange(first, first + len(chunk)), rate
+            batches = [
+                [gather_batch(vectors, row, some) for row in chunk]
+                for vectors, some in zip(self._parts, tokens, strict=True)
+            ]
+            parts = [jax.tree.map(lambda *rows: np.stack(rows), *some) for some in batches]
+            numbers = np.arange(len(chunk)) + (epoch - 1) * self.steps + begin
             static = self.model, config.weight_decay, config.seed, config.batch_size
             if by_rows:
-                state, loss = train_steps_by_rows(*given, self._tails, *static)
+                given = state, SplitBatch(*parts), numbers, rate, self._head, self._tails
+                state, loss = train_steps_by_rows(*given, *static)
+            elif self.model.windowed:
+                split = SplitBatch(*parts)
+                state, loss = train_steps_on_windows(
+                    state, split, numbers, rate, self._head, *static
+                )
             else:
-                state, loss = train_steps(*given, *static)
+                state, loss = train_steps(state, parts[0], numbers, rate, *static)
             losses.append(np.asarray(loss))
             if advance(len(chunk)) and begin + stride < self.steps:
                 raise training.Unfinished(state, np.concatenate(losses))
@@ -271,6 +282,25 @@ class DiffusionTask:
         draws = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
         return share_budget(self.vectors, shares(draws, self.model.mesh))
 
+    def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
+        """The mean loss of one batch before division by p, as a training step has it.
+
+        Args:
+          state: of the training.
+          users: [B].
+          key: of the step.
+        """
+        parts = [gather_batch(part, users, token_budget(part, users)) for part in self._parts]
+        given = state["params"], self.model
+        if self.model.windowed:
+            batch = SplitBatch(*parts)
+            _, (_, mean) = _windowed_loss(
+                *given, self._head, state["history"], batch, len(users), key
+            )
+        else:
+            _, (_, mean) = _dense_loss(*given, state["history"], parts[0], len(users), key)
+        return mean
+
     def _draw(self, epoch: int) -> np.ndarray:
         """The users of an epoch's batches, [steps, B]; nothing but seed and epoch decide them."""
         config = self.config
@@ -282,10 +312,23 @@ class DiffusionTask:
         )
 
     @functools.cached_property
-    def _usual_tokens(self) -> int:
-        """Tokens that nearly every epoch's batches fit in."""
-        epochs = range(1, _LOOKED_AHEAD + 1)
-        return max(token_budget(self.vectors, self._draw(epoch)) for epoch in epochs)
+    def _head(self) -> Head:
+        """The most popular slots, as many as a window of the error has."""
+        slots, fraction = self.model.num_slots, self.model.error_fraction
+        counts = np.bincount(self.vectors.slots, minlength=slots)
+        # Where the error is taken of all slots anyway, one is enough.
+        return choose_head(counts, width_of_windows(slots, fraction) if fraction < 1 else 1)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[InteractionVectors, ...]:
+        """The vectors, on windows those of the head and the others apart."""
+        return split_vectors(self.vectors, self._head) if self.model.windowed else (self.vectors,)
+
+    @functools.cached_property
+    def _usual_tokens(self) -> list[int]:
+        """Tokens of each part that nearly every epoch's batches fit in."""
+        drawn = [self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)]
+        return [max(token_budget(part, users) for users in drawn) for part in self._parts]
 
     @functools.cached_property
     def _tails(self) -> Tails:

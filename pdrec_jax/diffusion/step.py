@@ -11,9 +11,12 @@ from pdrec_jax.diffusion.sharded_step import dense_losses
 from pdrec_jax.diffusion.timesteps import LossHistory, record, sample_timesteps
 from pdrec_jax.diffusion.vectors import SparseBatch, densify
 from pdrec_jax.diffusion.windows import (
+    Head,
+    SplitBatch,
     TableRows,
     WindowedStep,
     draw_step,
+    gather_rows,
     keep_factors,
     losses_of_rows,
 )
@@ -59,13 +62,6 @@ def training_loss(
       the mean over the batch of loss / (T p_t); and the updated history with the mean loss before
       that division.
     """
-    if model.windowed:
-        step = draw_step(model, history, batch, size, key)
-        entry, exit = params["item_kernel"], params["output"]["kernel"]
-        rows = TableRows(
-            entry[step.entries], entry[batch.slots], exit[step.exits], exit[batch.slots]
-        )
-        return windowed_loss(params, model, history, step, rows)
     c = model.coefficients()
     key_t, key_noise = jax.random.split(key)
     t, probability = sample_timesteps(key_t, history, size)
@@ -81,21 +77,53 @@ def training_loss(
 def windowed_loss(
     params: Params,
     model: DiffusionModel,
+    head: Head,
     history: LossHistory,
     step: WindowedStep,
-    rows: TableRows,
+    entry: TableRows,
+    exit: TableRows,
 ) -> tuple[Array, tuple[LossHistory, Array]]:
     """``training_loss`` from the rows of the two tables that a step on windows reads.
 
     Args:
       params: of the denoiser; of its two tables nothing is read.
       model: static.
+      head: slots that every step looks at.
       history: losses so far.
       step: from ``windows.draw_step``.
-      rows: of the tables.
+      entry: of W_x.
+      exit: of W_o.
     """
-    losses = losses_of_rows(model, params, step, rows)
+    losses = losses_of_rows(model, params, head, step, entry, exit)
     return _weighted(history, step.t, step.probability, losses)
+
+
+def windowed_training_loss(
+    params: Params,
+    model: DiffusionModel,
+    head: Head,
+    history: LossHistory,
+    batch: SplitBatch,
+    size: int,
+    key: Array,
+) -> tuple[Array, tuple[LossHistory, Array]]:
+    """``training_loss`` on windows of the slots.
+
+    Args:
+      params: see ``training_loss``.
+      model: static.
+      head: slots that every step looks at.
+      history: see ``training_loss``.
+      batch: interaction vectors of the batch.
+      size: B.
+      key: of this step.
+    """
+    step = draw_step(model, head, history, batch, size, key)
+    far = jnp.asarray(batch.far.slots)
+    entry = gather_rows(params["item_kernel"], head, step.entry, step.noise.shape[1], far)
+    kernel = params["output"]["kernel"]
+    exit = gather_rows(kernel, head, step.exit, step.share.shape[0], far)
+    return windowed_loss(params, model, head, history, step, entry, exit)
 
 
 def _weighted(

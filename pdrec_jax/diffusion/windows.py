@@ -10,11 +10,12 @@ serve the output's error. With a share q of the slots in the noise's window and 
   expectation, and that of the gradient, is the whole sum. What is large is thus never left to
   chance, which would feed Adam's second moment and so slow it down.
 
-What enters is a gather of a dozen rows a user and two windows of rows, so that a step reads and
-moves those rows of the two tables alone (``row_adam``). Only x0 prediction without input
-normalisation has this form.
+What enters are the rows of the head, two windows of neighbouring rows, and the rows of those of the
+batch's items that are not in the head, so that a step reads and moves those rows of the two tables
+alone (``window_tables``). Only x0 prediction without input normalisation has this form.
 
-Letters: V slots of the noise's window, W of head and window of the error, P tokens of the batch.
+Letters: K slots of the head, V of the noise's window, W of the error's, N tokens of the batch whose
+slots are in the head ("near"), F others ("far").
 """
 
 import dataclasses
@@ -22,13 +23,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.process import normal_from_bits
 from pdrec_jax.diffusion.timesteps import LossHistory, sample_timesteps
-from pdrec_jax.diffusion.vectors import SparseBatch
+from pdrec_jax.diffusion.vectors import InteractionVectors, SparseBatch
 from pdrec_jax.random_bits import hashed_bits
 
 _DROPOUT_LEVELS = 512  # dropout reads the 9 bits of a random word that the normal leaves
@@ -40,23 +42,90 @@ def keep_factors(bits: Array, rate: float) -> Array:
     return kept.astype(jnp.float32) / (1 - rate)
 
 
-class Window(NamedTuple):
-    """One of the windows of equal size that the slots are split into, each equally likely.
+class Head(NamedTuple):
+    """The slots that every step looks at.
 
     Attributes:
-      slots: [W] int32, neighbours.
+      slots: [K] int32, ascending, at least one.
+      inside: [I] bool, which slots these are.
+    """
+
+    slots: Array | np.ndarray
+    inside: Array | np.ndarray
+
+
+def choose_head(counts: np.ndarray, size: int) -> Head:
+    """Returns the most frequent slots.
+
+    Args:
+      counts: [I] events of each slot.
+      size: K.
+    """
+    slots = np.sort(np.argsort(-counts, kind="stable")[:size]).astype(np.int32)
+    inside = np.zeros(len(counts), bool)
+    inside[slots] = True
+    return Head(slots, inside)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SplitBatch:
+    """The vectors of B rows, apart by whether a slot is in the head.
+
+    Attributes:
+      near: N tokens; their ``slots`` are places in the head.
+      far: F tokens.
+    """
+
+    near: SparseBatch
+    far: SparseBatch
+
+
+def split_vectors(
+    vectors: InteractionVectors, head: Head
+) -> tuple[InteractionVectors, InteractionVectors]:
+    """Cuts vectors into their part on the head, by places in it, and the rest."""
+    near = np.asarray(head.inside)[vectors.slots]
+    users = np.repeat(np.arange(len(vectors.lengths)), vectors.lengths)
+    place = np.cumsum(head.inside) - 1
+
+    def part(chosen: np.ndarray, slots: np.ndarray, size: int) -> InteractionVectors:
+        counts = np.bincount(users[chosen], minlength=len(vectors.lengths))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        kept = slots[vectors.slots[chosen]].astype(np.int32)
+        return InteractionVectors(offsets, kept, vectors.weights[chosen], size)
+
+    slots = np.arange(vectors.num_slots)
+    return part(near, place, len(head.slots)), part(~near, slots, vectors.num_slots)
+
+
+class Window(NamedTuple):
+    """One of the windows of equal size that some slots are split into, each equally likely.
+
+    Attributes:
+      begin: [] int32, its first slot; the others follow.
       inside: [W] bool; the last window is cut, and its shape filled up with slots before it.
       number: how many windows there are.
     """
 
-    slots: Array
+    begin: Array
     inside: Array
     number: int
+
+    @property
+    def slots(self) -> Array:
+        """[W] int32."""
+        return self.begin + jnp.arange(self.inside.shape[0], dtype=jnp.int32)
 
 
 def number_of_windows(fraction: float) -> int:
     """Returns into how many windows the slots are split."""
     return round(1 / fraction)
+
+
+def width_of_windows(num_slots: int, fraction: float) -> int:
+    """Returns how many slots a window has."""
+    return -(-num_slots // number_of_windows(fraction))
 
 
 def draw_window(key: Array, num_slots: int, fraction: float) -> Window:
@@ -67,12 +136,10 @@ def draw_window(key: Array, num_slots: int, fraction: float) -> Window:
       num_slots: I.
       fraction: share of the slots in a window, rounded so that a whole number of windows fits.
     """
-    number = number_of_windows(fraction)
-    width = -(-num_slots // number)
+    number, width = number_of_windows(fraction), width_of_windows(num_slots, fraction)
     start = jax.random.randint(key, (), 0, number) * width
-    begin = jnp.minimum(start, num_slots - width)
-    slots = begin + jnp.arange(width, dtype=jnp.int32)
-    return Window(slots, slots >= start, number)
+    begin = jnp.minimum(start, max(num_slots - width, 0))
+    return Window(begin, begin + jnp.arange(width, dtype=jnp.int32) >= start, number)
 
 
 @jax.tree_util.register_dataclass
@@ -82,21 +149,25 @@ class WindowedStep:
 
     Attributes:
       noise: [B, V], what enters the first layer at the window's slots, after dropout.
+      head_noise: [B, V'], the same of a window of the head's slots.
+      entry: [] int32, where the noise's window begins.
+      head_entry: [] int32, the place in the head where its window begins.
       corrupted: the batch as it enters the first layer: scaled, after dropout.
       batch: the batch itself, the target.
-      entries: [V] int32, slots of the noise's window, rows of W_x.
-      exits: [W] int32, slots of the error's head and window, rows of W_o.
-      share: [W], how often the squared output of each of these slots counts.
-      place: [P] int32, where a token's slot stands among these; W where it does not.
+      exit: [] int32, where the error's window begins.
+      share: [W], how often the squared output of each of its slots counts.
+      place: [F] int32, where in it a far token's slot is; W where it is not.
       t: [B] int32.
       probability: [B], T p_t.
     """
 
     noise: Array
-    corrupted: SparseBatch
-    batch: SparseBatch
-    entries: Array
-    exits: Array
+    head_noise: Array
+    entry: Array
+    head_entry: Array
+    corrupted: SplitBatch
+    batch: SplitBatch
+    exit: Array
     share: Array
     place: Array
     t: Array
@@ -104,34 +175,55 @@ class WindowedStep:
 
 
 def draw_step(
-    model: DiffusionModel, history: LossHistory, batch: SparseBatch, size: int, key: Array
+    model: DiffusionModel,
+    head: Head,
+    history: LossHistory,
+    batch: SplitBatch,
+    size: int,
+    key: Array,
 ) -> WindowedStep:
     """Draws timesteps, windows, noise and dropout.
 
+    The slots of the head and the others have windows of their own, drawn apart: each slot carries
+    noise as often as any other.
+
     Args:
       model: static.
+      head: its slots.
       history: losses so far.
       batch: interaction vectors.
       size: B.
       key: of this step.
     """
     c = model.coefficients()
-    key_t, key_noise, key_bits, key_tokens, key_error = jax.random.split(key, 5)
+    key_t, key_noise, key_head, key_bits, key_near, key_far, key_error = jax.random.split(key, 7)
     t, probability = sample_timesteps(key_t, history, size)
     entry = draw_window(key_noise, model.num_slots, model.noise_fraction)
-    bits = hashed_bits(key_bits, (size, entry.slots.shape[0]))
+    head_entry = draw_window(key_head, head.slots.shape[0], model.noise_fraction)
+    inside = jnp.asarray(head.inside)
+    widths = entry.inside.shape[0], head_entry.inside.shape[0]
+    bits = hashed_bits(key_bits, (size, sum(widths)))
+    carries = jnp.concatenate([entry.inside & ~inside[entry.slots], head_entry.inside])
     scale = c.noise_scale[t][:, None] * entry.number**0.5
     noise = normal_from_bits(bits) * keep_factors(bits, model.dropout) * scale
-    kept = keep_factors(hashed_bits(key_tokens, batch.slots.shape), model.dropout)
-    signal = jnp.concatenate([c.signal_scale[t], jnp.zeros(1)])[batch.rows]
+    noise = jnp.where(carries[None, :], noise, 0)
+    signal = jnp.concatenate([c.signal_scale[t], jnp.zeros(1)])
+
+    def corrupt(tokens: SparseBatch, key: Array) -> SparseBatch:
+        kept = keep_factors(hashed_bits(key, tokens.slots.shape), model.dropout)
+        weights = tokens.weights * kept * signal[tokens.rows]
+        return SparseBatch(tokens.slots, tokens.rows, weights)
+
     window = draw_window(key_error, model.num_slots, model.error_fraction)
-    exits, share, place = error_slots(model, window, batch)
+    share, place = error_window(window, head, batch)
     return WindowedStep(
-        jnp.where(entry.inside[None, :], noise, 0),
-        SparseBatch(batch.slots, batch.rows, batch.weights * kept * signal),
+        noise[:, : widths[0]],
+        noise[:, widths[0] :],
+        entry.begin,
+        head_entry.begin,
+        SplitBatch(corrupt(batch.near, key_near), corrupt(batch.far, key_far)),
         batch,
-        entry.slots,
-        exits,
+        window.begin,
         share,
         place,
         t,
@@ -139,83 +231,104 @@ def draw_step(
     )
 
 
-def error_slots(
-    model: DiffusionModel, window: Window, batch: SparseBatch
-) -> tuple[Array, Array, Array]:
-    """Lists the slots whose error a step looks at: ``exits``, ``share``, ``place``.
+def error_window(window: Window, head: Head, batch: SplitBatch) -> tuple[Array, Array]:
+    """How a window's slots count, and where the far tokens are: ``share``, ``place``.
 
     Args:
-      model: static.
       window: of the error.
+      head: its slots, which count elsewhere.
       batch: interaction vectors.
     """
-    head = jnp.asarray(model.head, jnp.int32)
-    in_head = jnp.zeros(model.num_slots, bool).at[head].set(True)
-    # A slot of the head that falls into the window too counts where it stands in the head.
-    counted = window.inside & ~in_head[window.slots]
-    width = head.shape[0] + window.slots.shape[0]
-    place = jnp.full(model.num_slots, width, jnp.int32)
-    place = place.at[jnp.where(counted, window.slots, model.num_slots)].set(
-        head.shape[0] + jnp.arange(window.slots.shape[0], dtype=jnp.int32), mode="drop"
+    width = window.inside.shape[0]
+    counted = window.inside & ~jnp.asarray(head.inside)[window.slots]
+    return jnp.where(counted, float(window.number), 0.0), place_in(
+        window.begin, width, jnp.asarray(batch.far.slots)
     )
-    place = place.at[head].set(jnp.arange(head.shape[0], dtype=jnp.int32))
-    return (
-        jnp.concatenate([head, window.slots]),
-        jnp.concatenate([jnp.ones(head.shape[0]), jnp.where(counted, float(window.number), 0.0)]),
-        place[batch.slots],
-    )
+
+
+def place_in(begin: Array, width: int, slots: Array) -> Array:
+    """Places of slots in a window, ``width`` for those outside, int32."""
+    place = slots - begin
+    return jnp.where((place >= 0) & (place < width), place, width)
 
 
 class TableRows(NamedTuple):
-    """What a step reads of the two tables.
+    """What a step reads of a table.
 
     Attributes:
-      entry: [V, H], rows ``WindowedStep.entries`` of W_x.
-      own_entry: [P, H], rows of W_x of the tokens' slots.
-      exit: [W, H'], rows ``WindowedStep.exits`` of W_o.
-      own_exit: [P, H'], rows of W_o of the tokens' slots.
+      head: [K, H], rows of the head.
+      window: [V or W, H], rows of the window.
+      far: [F, H], rows of the far tokens' slots.
     """
 
-    entry: Array
-    own_entry: Array
-    exit: Array
-    own_exit: Array
+    head: Array
+    window: Array
+    far: Array
+
+
+def gather_rows(table: Array, head: Head, begin: Array, width: int, far: Array) -> TableRows:
+    """Reads rows of a table [I, H] that is not kept in parts.
+
+    Args:
+      table: of parameters.
+      head: its slots.
+      begin: [] int32, of the window.
+      width: of the window.
+      far: [F] int32, slots of the far tokens.
+    """
+    return TableRows(
+        table[head.slots], jax.lax.dynamic_slice_in_dim(table, begin, width), table[far]
+    )
+
+
+def _bag(terms: Array, tokens: SparseBatch, size: int) -> Array:
+    """Sums the tokens [P, H] of each row, [B, H]; unused tokens have row B, which is left out."""
+    return jax.ops.segment_sum(terms, tokens.rows, num_segments=size, indices_are_sorted=True)
 
 
 def project_rows(step: WindowedStep, rows: TableRows) -> Array:
     """Takes the noisy batch to z = x_t W_x, [B, H]."""
-    tokens = step.corrupted
-    return jnp.dot(step.noise, rows.entry) + jax.ops.segment_sum(
-        rows.own_entry * tokens.weights[:, None],
-        tokens.rows,
-        num_segments=step.noise.shape[0],
-        indices_are_sorted=True,
+    size, near, far = step.noise.shape[0], step.corrupted.near, step.corrupted.far
+    part = jax.lax.dynamic_slice_in_dim(rows.head, step.head_entry, step.head_noise.shape[1])
+    noise = jnp.dot(step.noise, rows.window) + jnp.dot(step.head_noise, part)
+    return (
+        noise
+        + _bag(rows.head[near.slots] * near.weights[:, None], near, size)
+        + _bag(rows.far * far.weights[:, None], far, size)
     )
 
 
 def losses_of_rows(
-    model: DiffusionModel, params: Params, step: WindowedStep, rows: TableRows
+    model: DiffusionModel,
+    params: Params,
+    head: Head,
+    step: WindowedStep,
+    entry: TableRows,
+    exit: TableRows,
 ) -> Array:
     """Weighted squared error of each row of the batch, [B], before division by T p_t.
 
     Args:
       model: static.
       params: of the denoiser; of its two tables nothing is read.
+      head: its slots.
       step: from ``draw_step``.
-      rows: of the tables.
+      entry: of W_x.
+      exit: of W_o.
     """
     denoiser = model.denoiser(params)
-    size = step.noise.shape[0]
-    h = denoiser.trunk(project_rows(step, rows), step.t)
+    size, width = step.noise.shape[0], step.share.shape[0]
+    near, far = step.batch.near, step.batch.far
+    h = denoiser.trunk(project_rows(step, entry), step.t)
     bias = denoiser.output.bias[...]
-    x, users = step.batch.weights, step.batch.rows
-    # A user's own items are taken apart below; an unused token has row B, which is dropped here
-    # and which no segment takes.
-    output = jnp.dot(h, rows.exit.T) + bias[step.exits][None, :]
-    output = output.at[users, step.place].set(0, mode="drop")
-    error = jnp.dot(jnp.square(output), step.share)
-    own = jnp.sum(h[jnp.minimum(users, size - 1)] * rows.own_exit, axis=1) + bias[step.batch.slots]
-    error = error + jax.ops.segment_sum(
-        jnp.square(x - own), users, num_segments=size, indices_are_sorted=True
-    )
+    popular = jnp.dot(h, exit.head.T) + bias[head.slots][None, :]
+    popular = popular.at[near.rows, near.slots].add(-near.weights, mode="drop")
+    error = jnp.sum(jnp.square(popular), axis=1)
+    window = jax.lax.dynamic_slice_in_dim(bias, step.exit, width)
+    output = jnp.dot(h, exit.window.T) + window[None, :]
+    # A user's own items are taken apart below.
+    output = output.at[far.rows, step.place].set(0, mode="drop")
+    error = error + jnp.dot(jnp.square(output), step.share)
+    own = jnp.sum(h[jnp.minimum(far.rows, size - 1)] * exit.far, axis=1) + bias[far.slots]
+    error = error + _bag(jnp.square(far.weights - own), far, size)
     return model.coefficients().loss_weight[step.t] * error / model.num_slots

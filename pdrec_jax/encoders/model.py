@@ -58,7 +58,7 @@ class EncoderModel:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """What every step reads, resident on the device.
+    """What every step reads, resident on the device; on a mesh cut out of arrays on the host.
 
     Attributes:
       offsets: [U+1] int32, CSR of the training events.
@@ -69,12 +69,12 @@ class TrainingData:
       candidates: [U, M] int32, DPA.
     """
 
-    offsets: Indices
-    items: Indices
+    offsets: Array
+    items: Array
     outside: ComplementTable
-    weights: Indices
-    pools: Indices
-    candidates: Indices
+    weights: Array
+    pools: Array
+    candidates: Array
 
 
 @jax.tree_util.register_dataclass

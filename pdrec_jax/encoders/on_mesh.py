@@ -79,6 +79,10 @@ def of_steps(data: TrainingData, batches: Batch, budget: int) -> tuple[TrainingD
     for number, users in enumerate(np.asarray(batches.users)):
         batch = jax.tree.map(lambda leaf, number=number: leaf[number], batches)
         arrays = [data.items, data.weights] if weighted else [data.items]
+        own: Any
+        own_keys: Any
+        cut: Any
+        keys: Any
         own, cut = cut_out(offsets, users, budget, *map(np.asarray, arrays))
         own_keys, (keys,) = cut_out(keys_offsets, users, budget, np.asarray(outside.keys))
         some = TrainingData(

@@ -91,11 +91,11 @@ class Evaluation:
             cells = pack(self.offsets, users, length, rows, layout)
             batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
             if mesh is None:
-                histories, batch = self._histories, jax.device_put(batch)
+                packed.append(_Block(users, jax.device_put(batch), self._histories, len(block)))
             else:
                 offsets, (items,) = cut_out(self.offsets, users, budget, self.items)
-                histories, batch = (offsets, items), as_the_only(batch, self.offsets)
-            packed.append(_Block(users, batch, histories, len(block)))
+                batch = as_the_only(batch, self.offsets)
+                packed.append(_Block(users, batch, (offsets, items), len(block)))
         return packed
 
     @functools.cached_property

@@ -43,11 +43,13 @@ from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.plugins.hbr import behaviour_weights
 from pdrec_jax.row_adam import (
+    Rows,
     Table,
     Tails,
     close_table,
     open_table,
     read_rows,
+    settle,
     tails,
     write_rows,
 )
@@ -192,10 +194,10 @@ def training_data(
         pools = preferences.negatives if model.nns else none
         candidates = preferences.candidates if model.dpa_fine else none
     on_host = model.mesh is not None
-    array = np.asarray if on_host else jnp.asarray
+    array: Any = np.asarray if on_host else jnp.asarray
     return TrainingData(
         # Events are counted in 32 bits on a device, which on a mesh sees those of a batch alone.
-        train.offsets if on_host else jnp.asarray(train.offsets, jnp.int32),
+        array(train.offsets, np.int64 if on_host else np.int32),
         array(train.items),
         complement_table(train.offsets, train.items, train.num_items, on_host=on_host),
         array(weights),
@@ -328,7 +330,7 @@ class EncoderTask:
         """``run_epoch`` on a mesh, a few steps a dispatch, each with its users' data."""
         numbers, rate = self.clock(epoch)
         layout, losses = self.layout(epoch), [np.array(done, np.float32)]
-        budget = max(event_budget(self.offsets, layout.users), self._usual_events)
+        budget = max(event_budget(self.offsets, np.asarray(layout.users)), self._usual_events)
         for begin in range(len(done), self.steps, _STEPS_ON_MESH):
             chunk = slice(begin, begin + _STEPS_ON_MESH)
             some = jax.tree.map(lambda leaf, chunk=chunk: leaf[chunk], layout)
@@ -397,13 +399,13 @@ def _train_epoch_by_rows(
     (values, params), (first, mu), (second, nu) = map(
         split, (state["params"], moments.mu, moments.nu)
     )
-    opened = open_table(values, first, second, numbers[0])
-    carried = params, moments._replace(mu=mu, nu=nu), opened
+    rows, other_moments = Rows(values, first, second), moments._replace(mu=mu, nu=nu)
 
-    def step(
-        carried: tuple[dict[str, Any], Any, Table], given: tuple[Batch, Array]
-    ) -> tuple[tuple[dict[str, Any], Any, Table], Array]:
-        (params, optimiser, table), (batch, number) = carried, given
+    def gradients(
+        params: Params, table: Table, given: tuple[Batch, Array]
+    ) -> tuple[Array, Params, Array, Array]:
+        """Loss, gradient of the parameters but the table, ids of rows and their gradient."""
+        batch, number = given
         whole = {**params, _TABLE: table.values}
         inputs = step_inputs(whole, model, data, batch, jax.random.fold_in(base, number))
         ids = flat_ids(inputs.ids)
@@ -418,13 +420,25 @@ def _train_epoch_by_rows(
         if soft is not None:
             kept = _with_gradient(inputs.ids, soft, model.dpa_fine)
             ids, row_gradient = ids[kept], row_gradient[kept]
+        return loss, gradient, ids, row_gradient
+
+    def step(
+        carried: tuple[Params, Any, Table], given: tuple[Batch, Array]
+    ) -> tuple[tuple[Params, Any, Table], Array]:
+        params, optimiser, table = carried
+        table = settle(table)
+        loss, gradient, ids, row_gradient = gradients(params, table, given)
         updates, optimiser = _OPTIMISER.update(gradient, optimiser)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        taken = number + 1, jnp.float32(rate), tail
-        table = write_rows(_ADAM, table, (ids,), (row_gradient,), *taken)
-        return (params, optimiser, table), loss
+        taken = given[1] + 1, jnp.float32(rate), tail
+        return (params, optimiser, write_rows(_ADAM, table, ids, row_gradient, *taken)), loss
 
-    (params, optimiser, table), losses = jax.lax.scan(step, carried, (batches, numbers))
+    inputs = batches, numbers
+    first_step = jax.tree.map(lambda leaf: leaf[0], inputs)
+    some = open_table(rows, numbers[0], 0)
+    count = jax.eval_shape(gradients, params, some, first_step)[2].shape[0]
+    carried = params, other_moments, open_table(rows, numbers[0], count)
+    (params, optimiser, table), losses = jax.lax.scan(step, carried, inputs)
     values, first, second = close_table(_ADAM, table, numbers[-1] + 1, tail)
     state = {
         "params": {**params, _TABLE: values},

@@ -95,6 +95,7 @@ def compiled(stage: Stage, sizes: Sizes) -> Program:
         scale = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
         raise TooLarge(float(found[1]) * scale[found[2].upper()] if found else math.nan) from error
     memory = done.memory_analysis()
+    assert memory is not None  # CPUs and TPUs have one
     module = parse(done.as_text() or "")
     return Program(
         stage.name,

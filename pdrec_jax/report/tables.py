@@ -249,8 +249,10 @@ def _about(results: Mapping[str, Any]) -> list[str]:
 
 
 def _costs(results: Mapping[str, Any]) -> list[str]:
-    total = (results.get("times") or {}).get("total")
-    parts = [] if total is None else [f"{duration(total)} in all"]
+    times = results.get("times") or {}
+    parts = [] if times.get("total") is None else [f"{duration(times['total'])} in all"]
+    if times.get("compiling"):
+        parts.append(f"{duration(times['compiling'])} of it compiling")
     if results.get("device"):
         parts.append(f"on {results['device']}")
     if results.get("peak_memory_bytes"):

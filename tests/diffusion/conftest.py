@@ -14,6 +14,7 @@ from pdrec_jax.diffusion.denoiser import Params, make_denoiser, structure
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.schedule import Schedule, make_schedule
 from pdrec_jax.diffusion.vectors import SparseBatch
+from pdrec_jax.diffusion.windows import Head, SplitBatch
 
 # Of golden keys to ours. torch keeps [out, in]; our output layer does too.
 PREFIXES = {"x0": "x0", "epsilon": "eps"}
@@ -125,6 +126,17 @@ def sparse() -> Callable[[np.ndarray], SparseBatch]:
         )
 
     return sparse
+
+
+@pytest.fixture
+def split(sparse) -> Callable[[np.ndarray, Head], SplitBatch]:
+    """`split(x, head)` is the batch of dense vectors x [B, I], the head's slots apart."""
+
+    def split(x: np.ndarray, head: Head) -> SplitBatch:
+        inside = np.asarray(head.inside)
+        return SplitBatch(sparse(x[:, inside]), sparse(np.where(inside[None, :], 0, x)))
+
+    return split
 
 
 @pytest.fixture

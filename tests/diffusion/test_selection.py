@@ -44,7 +44,12 @@ def quick_compilation() -> None:
 @jax.jit
 def ahead_of_rank(keys, rank):
     columns = jnp.arange(keys.shape[1], dtype=jnp.int32)
-    return by_rows(lambda row, wanted: rank_threshold(row, wanted).before(row, columns), keys, rank)
+
+    def ahead(row, wanted):
+        total = jnp.sum(row != MASKED, dtype=jnp.int32)
+        return rank_threshold(row, wanted, total).before(row, columns)
+
+    return by_rows(ahead, keys, rank)
 
 
 ROWS, COLUMNS = 6, 200

@@ -45,11 +45,12 @@ class TestTrainingLoss:
         np.testing.assert_allclose(updated.losses, expected.losses, rtol=1e-5)
         np.testing.assert_array_equal(updated.count, expected.count)
 
-    def test_forms_agree_where_nothing_is_random(self, random_model, random_vectors, sparse):
+    def test_forms_agree_where_nothing_is_random(self, random_model, random_vectors, sparse, split):
         """Without noise and dropout the noise's window does not matter: same loss and gradient."""
-        batch, key = sparse(random_vectors(2, 6, 37)), jax.random.key(0)
+        x_0, key = random_vectors(2, 6, 37), jax.random.key(0)
         schedule = make_schedule("linear", 10, noise_scale=0, noise_min=0, noise_max=0)
         even = LossHistory(jnp.ones((10, HISTORY)), jnp.full(10, HISTORY, jnp.int32))
+        head = windows.choose_head((x_0 > 0).sum(axis=0), 4)
 
         def run(fraction: float):
             model, params = random_model(
@@ -62,7 +63,10 @@ class TestTrainingLoss:
                 with pytest.MonkeyPatch.context() as patch:
                     for module in (step, windows):
                         patch.setattr(module, "sample_timesteps", lambda *_: drawn)
-                    return step.training_loss(params, model, even, batch, 6, key)
+                    if fraction < 1:
+                        batch = split(x_0, head)
+                        return step.windowed_training_loss(params, model, head, even, batch, 6, key)
+                    return step.training_loss(params, model, even, sparse(x_0), 6, key)
 
             return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 

@@ -1,0 +1,79 @@
+"""Compiled programs: kept on disk from one run to the next, and the time that they take."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_DIRECTORY, _ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
+_LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
+
+
+def use_cache(setting: str) -> Path | None:
+    """Keeps compiled programs on disk, so that a second run does not compile them again.
+
+    What a user has told JAX itself about its cache (``JAX_COMPILATION_CACHE_DIR`` and the like)
+    stays as it is.
+
+    Args:
+      setting: ``auto`` for a directory in the user's cache, ``off``, or a directory.
+
+    Returns:
+      the directory that is in use, if any.
+    """
+    own = getattr(jax.config, _DIRECTORY)
+    if own or not getattr(jax.config, _ENABLED):
+        return Path(own) if own else None
+    if setting == "off":
+        return None
+    directory = _default() if setting == "auto" else Path(setting).expanduser()
+    jax.config.update(_DIRECTORY, str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    return directory
+
+
+def _default() -> Path:
+    """A directory of this kind of machine alone: programs for a CPU use what that CPU has."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "pdrec_jax" / _machine()
+
+
+def _machine() -> str:
+    """A name for the processor's kind and abilities."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    abilities = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    described = "\n".join([platform.machine(), platform.processor(), *sorted(set(abilities))])
+    return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+
+class _Clock:
+    """Adds up what this process spends on compiling."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def hear(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED:
+            self.seconds += duration_secs
+
+
+@functools.cache
+def _clock() -> _Clock:
+    # JAX has no public way to take a listener back: one for all.
+    clock = _Clock()
+    jax.monitoring.register_event_duration_secs_listener(clock.hear)
+    return clock
+
+
+def seconds_spent() -> float:
+    """Seconds of compiling, or of reading what was compiled, since this was first asked."""
+    return _clock().seconds

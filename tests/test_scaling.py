@@ -1,0 +1,178 @@
+"""Whole jobs on meshes and in processes of their own: the same metrics, killed or not.
+
+make test ARGS="-m slow tests/test_scaling.py"
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = 20
+CONFIG = """
+from pdrec_jax.settings import default_config, put
+
+def get_config():
+    config = default_config()
+    fields = {
+        "name": "tiny", "data.target": "none", "progress": False, "evaluation.negatives": 20,
+        "simulation.num_users": 120, "simulation.num_items": 300, "simulation.mean_length": 6.0,
+        "simulation.overrides": (("diffusion.epochs", 6), ("encoder.epochs", 6)),
+        "diffusion.hidden": (16,), "diffusion.steps": 3, "diffusion.embedding_size": 4,
+        "diffusion.batch_size": 30, "diffusion.block": 128, "diffusion.learning_rate": 1e-3,
+        "encoder.width": 8, "encoder.blocks": 1, "encoder.max_length": 16,
+        "encoder.batch_size": 30, "encoder.block": 128, "encoder.first_evaluation": 1,
+        "encoder.variants": ("hbr+nns+dpa",), "dpa.coarse": 10, "dpa.fine": 2, "nns.kept": 16,
+        "save_seconds": 0.0,
+    }
+    for field, value in fields.items():
+        put(config, field, value)
+    return config
+"""
+
+
+class Job:
+    """A whole job in some processes.
+
+    Args:
+      place: of config, workdir and logs.
+      name: of the workdir.
+      processes: how many.
+      devices: of each process.
+      mesh: `config.mesh`.
+    """
+
+    def __init__(self, place: Path, name: str, processes: int, devices: int, mesh: str):
+        self.path = place / name
+        with socket.socket() as found:
+            found.bind(("localhost", 0))
+            port = found.getsockname()[1]
+        environ = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(ROOT),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        }
+        command = [sys.executable, "-m", "pdrec_jax.main", "--config=config.py"]
+        command += [f"--config.mesh={mesh}", f"--workdir={name}"]
+        self.logs = [place / f"{name}.{number}.log" for number in range(processes)]
+        self.running = []
+        for number, log in enumerate(self.logs):
+            place_of = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+            with log.open("a") as out:
+                self.running.append(
+                    subprocess.Popen(
+                        [*command, *place_of, f"--process_id={number}"],
+                        cwd=place,
+                        env=environ,
+                        stdout=out,
+                        stderr=out,
+                    )
+                )
+
+    def signal(self, number: int) -> None:
+        """Signals all processes, and waits for their ends."""
+        for process in self.running:
+            process.send_signal(number)
+        for process in self.running:
+            process.wait(600)
+
+    def finish(self) -> dict[str, Any]:
+        """Waits for the end; returns the metrics of all models."""
+        for process, log in zip(self.running, self.logs, strict=True):
+            assert process.wait(3600) == 0, log.read_text()[-3000:]
+        models = json.loads((self.path / "results.json").read_text())["models"]
+        kinds = ("sampled", "full", "validation", "best_epoch")
+        return {model["key"]: {kind: model[kind] for kind in kinds} for model in models}
+
+
+def flat(metrics: dict[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{before}{name}/")
+        else:
+            yield before + name, value
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("scaling")
+    (place / "config.py").write_text(CONFIG)
+    return place
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> dict[str, float]:
+    """Metrics of one device."""
+    return dict(flat(Job(place, "alone", 1, 1, "1,1").finish()))
+
+
+@pytest.fixture(scope="module")
+def unbroken(place: Path) -> tuple[dict[str, float], float]:
+    """Metrics of four processes, and the seconds of a run that finds everything compiled."""
+    Job(place, "first", 4, 1, "2,2").finish()
+    begun = time.monotonic()
+    metrics = dict(flat(Job(place, "unbroken", 4, 1, "2,2").finish()))
+    return metrics, time.monotonic() - begun
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"),
+    [
+        (1, 2, "2,1"),
+        (1, 4, "4,1"),
+        (1, 8, "8,1"),
+        (1, 8, "4,2"),
+        (1, 8, "1,8"),
+        (2, 1, "2,1"),
+        (2, 1, "1,2"),
+        (4, 1, "2,2"),
+        (4, 2, "4,2"),
+    ],
+)
+def test_metrics_are_those_of_one_device(place, alone, processes, devices, mesh) -> None:
+    name = f"{processes}x{devices}-{mesh}"
+    found = dict(flat(Job(place, name, processes, devices, mesh).finish()))
+    assert found == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_a_killed_job_goes_on_elsewhere(place, alone, unbroken, seed) -> None:
+    metrics, seconds = unbroken
+    job = Job(place, f"killed-{seed}", 4, 1, "2,2")
+    time.sleep(random.Random(seed).uniform(0, seconds))
+    job.signal(signal.SIGKILL)
+    if seed % 2:  # on the same mesh every bit is the same
+        found = dict(flat(Job(place, f"killed-{seed}", 4, 1, "2,2").finish()))
+        assert found == metrics
+    else:
+        found = dict(flat(Job(place, f"killed-{seed}", 2, 1, "1,2").finish()))
+        assert found == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_signal_to_one_process_saves_in_all(place, unbroken) -> None:
+    metrics, _ = unbroken
+    job = Job(place, "told", 4, 1, "2,2")
+    lines = job.path / "metrics.jsonl"
+    while not (lines.is_file() and lines.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+        assert job.running[0].poll() is None
+    job.running[2].send_signal(signal.SIGTERM)
+    assert [process.wait(600) for process in job.running] == [128 + signal.SIGTERM] * 4
+    assert "saved after epoch" in job.logs[0].read_text()
+    assert dict(flat(Job(place, "told", 4, 1, "2,2").finish())) == metrics

@@ -1,0 +1,352 @@
+"""Meshes of devices: everything on a mesh equals the same on one device.
+
+Devices of a CPU are virtual, and their number is fixed when JAX starts. So this file runs itself,
+in a process that has eight of them, and that checks many things at once.
+"""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from pdrec_jax import phases
+from pdrec_jax.checkpoints import Store
+from pdrec_jax.diffusion import stage as diffusion_stage
+from pdrec_jax.diffusion.preferences import PoolRules, cut_pools
+from pdrec_jax.diffusion.sharded_pools import cut_block_on
+from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.encoders.model import Batch
+from pdrec_jax.encoders.on_mesh import as_the_only, cut_out
+from pdrec_jax.errors import UserError
+from pdrec_jax.random_bits import hashed_bits, hashed_bits_at
+from pdrec_jax.settings import default_config, put, seeded
+from pdrec_jax.sharding import is_item_table, make_mesh, mesh_shape
+
+ROOT = Path(__file__).resolve().parents[1]
+ITEMS = 211  # with the padding id no multiple of any axis below
+
+
+class TestShape:
+    @pytest.mark.parametrize(
+        ("wanted", "devices", "shape"),
+        [((-1, 1), 8, (8, 1)), ((-1, 4), 8, (2, 4)), ((2, -1), 8, (2, 4)), ((1, 1), 8, (1, 1))],
+    )
+    def test_fills_in_what_is_left_open(self, wanted, devices, shape) -> None:
+        assert mesh_shape(wanted, devices, all_of_them=False) == shape
+
+    @pytest.mark.parametrize(
+        ("wanted", "devices", "every"),
+        [((-1, 3), 8, False), ((4, 4), 8, False), ((-1, 9), 8, False), ((2, 2), 8, True)],
+    )
+    def test_refuses_what_does_not_fit(self, wanted, devices, every) -> None:
+        with pytest.raises(UserError, match=r"config\.mesh.*8 devices"):
+            mesh_shape(wanted, devices, all_of_them=every)
+
+    def test_one_device_is_no_mesh(self) -> None:
+        assert make_mesh((1, 1)) is None
+
+
+def test_item_tables_are_known_by_name_and_so_are_their_moments() -> None:
+    tree = {
+        "params": {"output": {"kernel": 0, "bias": 1}, "middle": [{"kernel": 2}], "output2": 3},
+        "optimiser": ({"mu": {"item_embedding": 4, "blocks": {"output": 5}}},),
+    }
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    assert {leaf for path, leaf in leaves if is_item_table(path)} == {0, 1, 4}
+
+
+def test_bits_of_a_part_are_those_of_the_whole() -> None:
+    key, rows, columns = jax.random.key(3), jnp.array([0, 5, 6]), jnp.array([1, 2, 30])
+    whole = hashed_bits(key, (7, 31))
+    part = hashed_bits_at(key, rows, columns, 31)
+    np.testing.assert_array_equal(part, whole[rows][:, columns])
+
+
+def test_bits_do_not_repeat_beyond_32_bits() -> None:
+    # 2^31 columns: the third row begins where 32 bits end.
+    bits = hashed_bits_at(jax.random.key(0), jnp.array([0, 2]), jnp.arange(50), 2**31)
+    assert not (bits[0] == bits[1]).any()
+
+
+def test_cut_out_users_keep_their_events() -> None:
+    offsets, items = np.array([0, 2, 2, 5]), np.array([7, 8, 4, 5, 6])
+    users = np.array([2, 0, 2])
+    own, (cut,) = cut_out(offsets, users, 10, items)
+    assert own.tolist() == [0, 3, 5, 8]
+    assert cut.tolist() == [4, 5, 6, 7, 8, 4, 5, 6, 0, 0]
+
+    event, segment = np.array([[0, 1, 3, 4, 0]]), np.array([[1, 1, 2, 2, 3]])
+    batch = as_the_only(Batch(users, (event,), (segment,), np.array([0])), offsets)
+    assert batch.users.tolist() == [0, 1, 2]
+    assert batch.event[0].tolist() == [[3, 4, 6, 7, 0]]
+
+
+def on_devices(*checks: str) -> None:
+    """Runs functions of this file in a process of eight devices."""
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, __file__, *checks],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == list(checks)
+
+
+def test_a_mesh_of_eight_equals_one_device() -> None:
+    on_devices("pools", "diffusion:4,2", "encoder:4,2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["8,1", "1,8", "2,4", "5,1"])
+@pytest.mark.parametrize("what", ["diffusion", "epsilon", "encoder", "gru4rec", "cl4srec"])
+def test_other_meshes_and_models_equal_one_device(what, mesh) -> None:
+    on_devices(f"{what}:{mesh}")
+
+
+# What follows runs in the process of eight devices.
+
+
+def close(found: Any, expected: Any) -> None:
+    # The same sums in another order.
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def pools() -> None:
+    """Cuts by a mesh are those of one device, ties, empty places and padding included."""
+    rng = np.random.default_rng(0)
+    size, width = 8, 216
+    scores = rng.integers(-9, 10, (size, width)).astype(np.float32) / 3
+    scores[0, : ITEMS + 1] = 1.0
+    scores[:, ITEMS + 1 :] = 99.0  # padding, which nothing may choose
+    scores[1] = rng.normal(size=width)
+    scores[scores == 0] *= -1.0
+    seen = np.zeros((size, 16), np.int32)
+    for row, line in enumerate(seen):
+        line[: row * 2] = rng.choice(np.arange(1, ITEMS + 1), row * 2, replace=False)
+    users, key = np.arange(size), jax.random.key(5)
+    keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
+    for rules in (
+        PoolRules(10, True, 12, 0.5, 1.0, False),
+        PoolRules(60, False, 12, 0.5, 0.99, True),
+        PoolRules(10, True, 300, 0.9, 0.99, False),
+    ):
+        own = jnp.asarray(scores[:, 1 : ITEMS + 1]), jnp.asarray(seen), jnp.asarray(seen)
+        expected = jax.jit(cut_pools, static_argnums=4)(*own, keys, rules)
+        for shape in ((4, 2), (1, 8), (8, 1)):
+            mesh = make_mesh(shape)
+            assert mesh is not None
+            found = cut_block_on(mesh, scores, seen, seen, seen, key, users, rules, ITEMS)
+            for part, other in zip(found, expected, strict=False):
+                np.testing.assert_array_equal(part, other)
+            np.testing.assert_array_equal(found[3], np.take_along_axis(scores, seen, axis=1))
+            np.testing.assert_array_equal(found[4], scores[:, 0])
+
+
+def tiny() -> phases.Given:
+    config = default_config()
+    fields = {
+        "seed": 3,
+        "simulation.num_users": 101,
+        "simulation.num_items": ITEMS,
+        "simulation.mean_length": 8.0,
+        "diffusion.hidden": (16,),
+        "diffusion.batch_size": 37,
+        "diffusion.block": 60,
+        "diffusion.learning_rate": 1e-2,
+        "encoder.width": 8,
+        "encoder.blocks": 1,
+        "encoder.max_length": 20,
+        "encoder.batch_size": 37,
+        "encoder.block": 60,
+        "nns.kept": 16,
+        "dpa.coarse": 10,
+    }
+    for field, value in fields.items():
+        put(config, field, value)
+    return phases.prepare(config, None)[0]
+
+
+def trained(task: Any, epochs: int = 1) -> Any:
+    state = task.initial()
+    for epoch in range(1, epochs + 1):
+        state, values = task.run_epoch(state, epoch, lambda _: None)
+    return state, values
+
+
+def same_state(found: Any, expected: Any) -> None:
+    """A state on a mesh is that of one device, its padding 0."""
+
+    def compare(path: Any, one: jax.Array, other: jax.Array) -> None:
+        found = np.asarray(one)
+        if is_item_table(path):
+            assert not found[len(other) :].any()
+            found = found[: len(other)]
+        close(found, other)
+
+    jax.tree_util.tree_map_with_path(compare, found, expected)
+
+
+def same_ranks(found: Any, expected: Any, params: Any, others: Any) -> None:
+    for kind in ("sampled", "full"):
+        one, other = getattr(found, kind)(params), getattr(expected, kind)(others)
+        np.testing.assert_array_equal(one.ranks, other.ranks)
+        np.testing.assert_array_equal(one.negatives, other.negatives)
+
+
+def diffusion(mesh: Mesh, target: str = "x0") -> None:
+    given = tiny()
+    section = seeded(given.config, "diffusion")
+    section.target = target
+    made = []
+    for where in (None, mesh):
+        task, scorers = diffusion_stage.build(
+            section,
+            given.split,
+            given.users.diffusion,
+            protocol=given.protocol,
+            candidates=given.candidates,
+            validation=given.validation,
+            mesh=where,
+        )
+        made.append((task, scorers["test"], *trained(task)))
+    (one, ranks, state, values), (other, mesh_ranks, mesh_state, mesh_values) = made
+    close(mesh_values["loss"], values["loss"])
+    same_state(mesh_state, state)
+    same_ranks(mesh_ranks, ranks, mesh_state["params"], state["params"])
+    preferences = [preferences_of(given, task, state["params"]) for task, _, state, _ in made]
+    for field in dataclasses.fields(preferences[0]):
+        close(*(getattr(found, field.name) for found in preferences))
+    if target == "x0":
+        restored_elsewhere(other, mesh_state, one)
+        split_everywhere(other, mesh_state)
+
+
+def preferences_of(given: phases.Given, task: Any, params: Any) -> Any:
+    """Preferences by the task's model, as ``stage.infer_preferences`` computes them."""
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(place)
+        store.save("best", 1, params, {})
+        config = given.config.copy_and_resolve_references()
+        return diffusion_stage.infer_preferences(
+            task.config,
+            given.split,
+            given.users.preferences,
+            phases.pool_rules(config, given.protocol),
+            store,
+            Silent(),
+            exclude_heldout=given.protocol.nns_excludes_heldout,
+            mesh=task.model.mesh,
+        )
+
+
+class Silent:
+    """A log that keeps nothing."""
+
+    def progress(self, *_: Any) -> Any:
+        from pdrec_jax.metric_log import MetricLog
+
+        return MetricLog(None, stream=open(os.devnull, "w"), progress=False).progress("", 1, "")
+
+
+def restored_elsewhere(task: Any, state: Any, alone: Any) -> None:
+    """A state is restored on other meshes, and on one device: the same but for the padding."""
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(place)
+        store.save("state", 1, state, {"epoch": 1})
+        back = {}
+        for shape in ((1, 8), (8, 1)):
+            there = make_mesh(shape)
+            model = dataclasses.replace(task.model, mesh=there)
+            make = diffusion_stage.made_in_place(alone.initialise, there)
+            like = dataclasses.replace(task, model=model, initialise=make).abstract()
+            found, _ = store.restore("state", like)
+            places = jax.tree.map(lambda leaf, want: leaf.sharding == want.sharding, found, like)
+            assert all(jax.tree.leaves(places))
+            back[shape] = found
+        found, meta = store.restore("state", alone.abstract())
+        assert meta == {"epoch": 1}
+        for other in (state, *back.values()):
+            same_state(other, found)
+
+
+def split_everywhere(task: Any, state: Any) -> None:
+    """In a compiled step no array is as long as the catalogue."""
+    users = diffusion_stage.shares(task._draw(1)[:1], task.model.mesh)
+    batch = diffusion_stage.place_batch(task.model.mesh, task.vectors, users, 512)
+    static = task.model, 0.5, 0, task.config.batch_size
+    compiled = diffusion_stage.train_steps_on.lower(state, batch, np.arange(1), 0.1, *static)
+    shapes = re.findall(r"[fsu]\d+\[([\d,]+)\]", compiled.compile().as_text())
+    sizes = {int(size) for shape in shapes for size in shape.split(",")}
+    assert 106 in sizes  # 212 slots on 2 devices
+    assert not sizes & {ITEMS, ITEMS + 1}
+
+
+def encoder(mesh: Mesh, name: str = "sasrec") -> None:
+    given = tiny()
+    config = given.config
+    config.encoder.name = name
+    users, rng = given.split.train.num_users, np.random.default_rng(0)
+    preferences = diffusion_stage.Preferences(
+        np.ones(users, bool),
+        rng.integers(1, ITEMS, (users, 10)).astype(np.int32),
+        rng.integers(1, ITEMS, (users, 16)).astype(np.int32),
+        rng.random(given.split.train.num_events).astype(np.float32),
+        rng.random(users).astype(np.float32),
+    )
+    made = []
+    for where in (None, mesh):
+        task, scorers = encoder_stage.build(
+            config,
+            "hbr+nns+dpa",
+            given.split,
+            preferences,
+            drawn=given.users.preferences,
+            ranked=given.users.encoder,
+            protocol=given.protocol,
+            candidates=given.candidates,
+            validation=given.validation,
+            name="encoder",
+            mesh=where,
+        )
+        made.append((scorers["test"], *trained(task)))
+    (ranks, state, values), (mesh_ranks, mesh_state, mesh_values) = made
+    close(mesh_values["loss"], values["loss"])
+    same_state(mesh_state, state)
+    same_ranks(mesh_ranks, ranks, mesh_state["params"], state["params"])
+
+
+def main() -> None:
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    for check in sys.argv[1:]:
+        name, _, shape = check.partition(":")
+        if name == "pools":
+            pools()
+        else:
+            data, model = map(int, shape.split(","))
+            mesh = make_mesh((data, model))
+            assert mesh is not None
+            if name == "diffusion":
+                diffusion(mesh)
+            elif name == "epsilon":
+                diffusion(mesh, "epsilon")
+            else:
+                encoder(mesh, "sasrec" if name == "encoder" else name)
+        print(check, flush=True)
+
+
+if __name__ == "__main__":
+    main()
