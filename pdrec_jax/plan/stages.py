@@ -77,7 +77,6 @@ def _evaluations(section: ConfigDict, first: int) -> int:
 def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[Stage]:
     """Training, ranking and reading out the diffusion model."""
     section = seeded(config, "diffusion")
-    diffusion_stage.require_mesh(section, mesh)
     model, initialise = diffusion_stage.make_model(section, sizes.split())
     model, initialise = dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
     places = axis(mesh, DATA)

@@ -222,6 +222,10 @@ def test_a_plan_for_gpus_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -
             "--users: at least 2 is expected, got 1",
         ),
         (["--topology=h100:8x2", "--price=-1"], "--price: at least 0 is expected, got -1"),
+        (
+            ["--topology=h100:8x2", *SIZES, "--config.diffusion.noise_fraction=0.5"],
+            "config.diffusion.noise_fraction: 0.5 works on one device, and the mesh has 16",
+        ),
         (["--topology=h100:8x2", "--config.nam=x"], "config.nam: unknown field"),
         (["--topology=h100:8x2", "--other"], "Unknown command line flag 'other'"),
     ],
