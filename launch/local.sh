@@ -80,7 +80,8 @@ fi
 
 mkdir -p "$logs"
 running=()
-trap 'kill -TERM "${running[@]}" 2>/dev/null' TERM INT
+# One of them may have ended already.
+trap 'kill -TERM "${running[@]}" 2>/dev/null || true' TERM INT
 for ((process = 0; process < processes; process++)); do
   compose "$process" "$@"
   if ((process)); then
@@ -98,11 +99,11 @@ while ((left)); do
   wait -n || one=$?
   # A trapped signal ends the wait without a process having ended.
   mapfile -t alive < <(jobs -rp)
-  ((${#alive[@]} == left)) && continue
+  if ((${#alive[@]} == left)); then continue; fi
   left=${#alive[@]}
   if ((one && !status)); then
     status=$one
-    ((left)) && kill -TERM "${alive[@]}" 2>/dev/null
+    kill -TERM "${alive[@]}" 2>/dev/null || true
   fi
 done
 if ((status)); then
