@@ -21,7 +21,7 @@ from pdrec_jax.plan.stages import Stage
 from pdrec_jax.sharding import mesh_of
 
 _GROUPS = 128  # a long axis that is cut into groups of at most so many is long still
-_NEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of", re.IGNORECASE)
+_NEEDED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT]?)\b")
 
 
 class TooLarge(Exception):
@@ -91,9 +91,7 @@ def compiled(stage: Stage, sizes: Sizes) -> Program:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = _NEEDED.search(str(error))
-        scale = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-        raise TooLarge(float(found[1]) * scale[found[2].upper()] if found else math.nan) from error
+        raise TooLarge(needed(str(error))) from error
     memory = done.memory_analysis()
     assert memory is not None  # CPUs and TPUs have one
     module = parse(done.as_text() or "")
@@ -109,6 +107,13 @@ def compiled(stage: Stage, sizes: Sizes) -> Program:
         cost_of(module),
         tuple(whole_arrays(module, (sizes.users, sizes.items))),
     )
+
+
+def needed(message: str) -> float:
+    """Reads from the compiler's refusal how many bytes it wanted, nan where it does not say."""
+    found = _NEEDED.search(message)
+    scale = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    return float(found[1]) * scale[found[2]] if found else math.nan
 
 
 def whole_arrays(module: Module, lengths: tuple[int, ...]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from pdrec_jax.errors import UserError
 from pdrec_jax.plan import __main__ as command
 from pdrec_jax.plan import analytic, search
-from pdrec_jax.plan.compile import TooLarge, whole_arrays
+from pdrec_jax.plan.compile import TooLarge, needed, whole_arrays
 from pdrec_jax.plan.cost import Collective, Cost
 from pdrec_jax.plan.hardware import DEVICES, meshes, parse_mesh, parse_topology
 from pdrec_jax.plan.hlo import parse
@@ -160,9 +160,21 @@ def test_what_does_not_fit_is_refused_with_a_mesh_that_would(
     assert "nor on any other mesh of h100:8x2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5 * 2**30),
+        ("the total memory required for HLO temporaries (512.0M) exceeds HBM", 512 * 2**20),
+    ],
+)
+def test_the_compilers_refusals_are_read(message: str, size: float) -> None:
+    assert needed(message) == size
+    assert np.isnan(needed("no room"))
+
+
 def test_what_the_compiler_refuses_does_not_fit() -> None:
-    def refused(needed: float) -> Iterator[Program]:
-        raise TooLarge(needed)
+    def refused(size: float) -> Iterator[Program]:
+        raise TooLarge(size)
         yield
 
     v5e = parse_topology("v5e:4x4")
