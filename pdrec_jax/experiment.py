@@ -103,12 +103,14 @@ def run_one(
         print(title(head), flush=True)
     done = place.results()
     if done is not None and done.get("stage") in (config.stage, "all"):
-        if processes.is_first() and not is_written(place.path):
-            with open_log(config, place) as log:
-                write_report(place.path, done, log.read(), place.per_user())
-        if alone:
-            print(f"{place.path}: finished, these are its results", flush=True)
-            print(results_table(done), flush=True)
+        with place.reading_results():
+            if processes.is_first() and not is_written(place.path):
+                with open_log(config, place) as log:
+                    write_report(place.path, done, log.read(), place.per_user())
+            if alone:
+                text = results_table(done)
+                print(f"{place.path}: finished, these are its results", flush=True)
+                print(text, flush=True)
         return done
 
     place.require_unlocked()

@@ -49,7 +49,19 @@ def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
+    """Writes a file as a whole or not at all.
+
+    Whoever reads `path` sees the old content or the new, never a part: the bytes go to a temporary
+    file in the same folder, to the disk, and only then take the name.
+
+    Args:
+        path: The file to write or replace; its folder must exist.
+        fill: Writes the content to an open file.
+
+    Raises:
+        UserError: The disk is full or the place cannot be written; `path` is then as it was.
+    """
     target = Path(path)
     # Beside the target: os.replace is atomic only within one file system.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -70,17 +82,14 @@ def _replace(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file as a whole or not at all.
 
-    Whoever reads `path` sees the old content or the new, never a part: the bytes go to a temporary
-    file in the same folder, to the disk, and only then take the name.
-
     Args:
         path: The file to write or replace; its folder must exist.
         data: The content.
 
     Raises:
-        UserError: The disk is full or the place cannot be written; `path` is then as it was.
+        UserError: As `atomic_write`.
     """
-    _replace(path, lambda file: file.write(data))
+    atomic_write(path, lambda file: file.write(data))
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -91,7 +100,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
         text: The content.
 
     Raises:
-        UserError: As `atomic_write_bytes`.
+        UserError: As `atomic_write`.
     """
     atomic_write_bytes(path, text.encode("utf-8"))
 
@@ -104,9 +113,9 @@ def atomic_savez(path: str | os.PathLike[str], /, **arrays: np.ndarray) -> None:
         **arrays: The arrays by name; a name may hold a slash ("sasrec/full_rank").
 
     Raises:
-        UserError: As `atomic_write_bytes`.
+        UserError: As `atomic_write`.
         ValueError: An array of Python objects: it would need pickle, which runs code when read.
     """
     # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too.
     save = cast(Callable[..., None], np.savez)
-    _replace(path, lambda file: save(file, allow_pickle=False, **arrays))
+    atomic_write(path, lambda file: save(file, allow_pickle=False, **arrays))

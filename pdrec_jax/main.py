@@ -9,7 +9,6 @@ The last three are for one of several processes, where the environment does not 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import re
 import runpy
 import sys
@@ -21,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, of_system, one_line
 from pdrec_jax.settings import FIELDS, misfit, require_field, validate
 
 MISTAKE = 2  # exit status for what the user can mend
@@ -70,9 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line, file=sys.stderr)
         return interrupts.status(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        message = of_system(error)
+        if message is None:
             raise
-        return _fail(f"disk full ({error})")
+        return _fail(message)
 
 
 def _main(argv: list[str]) -> int:
@@ -203,7 +203,7 @@ def _mistake(argv: Sequence[str], error: Exception) -> UserError:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return MISTAKE
 
 

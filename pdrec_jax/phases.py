@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -322,6 +323,62 @@ def _shown(value: Any) -> str:
     return str(value)[:12]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelPlace:
+    """A model of a run: what it is like, and where its checkpoint lies.
+
+    Attributes:
+      key: names its phase.
+      shapes: of its parameters.
+      slots: rows of its item tables.
+      store: slot ``best``.
+    """
+
+    key: str
+    shapes: dict[str, Any]
+    slots: int
+    store: Store
+
+    def require_shapes(self, params: dict[str, Any], where: str) -> None:
+        """Checks that parameters are such a model's.
+
+        Raises:
+          UserError: the first that is missing, not expected, or of another shape.
+        """
+
+        def shapes_of(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+        found, expected = shapes_of(params), shapes_of(self.shapes)
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise UserError(
+                    f"{where}: {name} is {found.get(name, 'absent')}, the config expects "
+                    f"{expected.get(name, 'none')}"
+                )
+
+
+def model_of(given: Given, model: str, workdir: Path) -> ModelPlace:
+    """Describes a model of a run.
+
+    Args:
+      given: what the phases have in common.
+      model: ``diffusion``, or a variant of the encoder.
+      workdir: of the run.
+    """
+    config, split = given.config, given.split
+    if model == "diffusion":
+        made, initialise = diffusion_stage.make_model(seeded(config, "diffusion"), split)
+        shapes = jax.eval_shape(initialise)
+        return ModelPlace(model, shapes, made.num_slots, Store(workdir / model))
+    plugins, items = encoder_stage.parse_variant(model), split.train.num_items
+    _, initialise = encoder_stage.make_model(config, plugins, items)
+    key = encoder_key(config, model)
+    shapes = jax.eval_shape(initialise)
+    return ModelPlace(key, shapes, 1 + items, Store(workdir / "encoders" / key))
+
+
 def encoder_key(config: ConfigDict, variant: str) -> str:
     """Names an encoder's phase, log lines and arrays: ``sasrec+hbr+nns+dpa``."""
     return "+".join([config.encoder.name, *encoder_stage.parse_variant(variant)])
@@ -425,12 +482,16 @@ def _evaluated(
         "validation": validation.sampled(fitted.params).metrics() if validation else None,
         "paper": published(given.config.name, key),
     }
+    if course.origin:
+        model["origin"] = course.origin
     arrays = {}
     for kind, ranks in (("sampled_rank", sampled), ("full_rank", full)):
         arrays[kind] = np.full(len(users), np.nan, np.float32)
         arrays[kind][users] = ranks.ranks
+    told = f"from {course.origin[:60]}" if course.origin else f"best epoch {course.best_epoch}"
+    told += f" of {course.epoch}" * (not course.origin)
     log.phase(
-        f"{name}: best epoch {course.best_epoch} of {course.epoch}, NDCG@10 "
+        f"{name}: {told}, NDCG@10 "
         f"{figures['sampled']['NDCG@10']:.4f} sampled, {figures['full']['NDCG@10']:.4f} full"
     )
     return Outcome({"model": model}, arrays)

@@ -135,6 +135,8 @@ def joined(
             if not is_first():
                 nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
+            # First contact while all are at the same place: gloo waits half a minute for a peer.
+            barrier("joined")
             yield
     except UserError as error:
         _end(f"error: process {jax.process_index()}: {' '.join(str(error).split())}", 2)

@@ -126,9 +126,15 @@ def run(
     place = Workdir(path, config, head["data"]["source"])
     print(title(head), flush=True)
     done = place.results()
-    if done is not None and done["seeds"] == numbers and done["stage"] in (config.stage, "all"):
+    if (
+        done is not None
+        and done.get("seeds") == numbers
+        and done.get("stage") in (config.stage, "all")
+    ):
+        with place.reading_results():
+            text = seeds_table(done)
         print(f"{place.path}: finished, these are its results", flush=True)
-        print(seeds_table(done), flush=True)
+        print(text, flush=True)
         return done
 
     place.require_unlocked()

@@ -122,6 +122,7 @@ class Course:
       stale: evaluations since.
       seconds: wall time spent in epochs and evaluations.
       losses: of the steps of an epoch that a signal interrupted.
+      origin: where the parameters come from if they were not trained here, see ``convert``.
     """
 
     epoch: int = 0
@@ -130,6 +131,7 @@ class Course:
     stale: int = 0
     seconds: float = 0.0
     losses: tuple[float, ...] = ()
+    origin: str = ""
 
     @classmethod
     def read(cls, meta: dict[str, Any]) -> Course:

@@ -55,6 +55,8 @@ class Workdir:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: a directory is expected")
         self._saved_data = _read_json(self.path / _DATA)
+        if self._saved_data is not None and not _is_data(self._saved_data):
+            raise UserError(f"{self.path / _DATA}: not what a run writes; {_ANOTHER}")
         if self._saved_data and self._saved_data.get("source") != source:
             raise UserError(
                 f"{self.path}: holds a run on {self._saved_data.get('source')} data, and this one "
@@ -138,6 +140,23 @@ class Workdir:
         """Returns the results of a finished run, None otherwise."""
         return _read_json(self.path / _RESULTS)
 
+    @contextlib.contextmanager
+    def reading_results(self) -> Iterator[None]:
+        """Turns what results of another form raise into one line.
+
+        Raises:
+          UserError: they lack something, or have another kind of value there.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.path / _RESULTS}: not what a run writes ({type(error).__name__}: {error}); "
+                "remove it and run the same command again"
+            ) from error
+
     def phase(self, name: str) -> dict[str, Any] | None:
         """Returns what a phase that is done has left, None otherwise.
 
@@ -208,6 +227,14 @@ def _seal(record: dict[str, Any], arrays: Path) -> str:
         with _read_errors(arrays), arrays.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _is_data(found: dict[str, Any]) -> bool:
+    files = found.get("files")
+    return isinstance(found.get("source"), str) and (
+        isinstance(files, list)
+        and all(isinstance(file, dict) and isinstance(file.get("sha256"), str) for file in files)
+    )
 
 
 def _checksums(data: dict[str, Any]) -> list[str]:

@@ -1,7 +1,11 @@
 """Stores: what was saved comes back, and what does not fit is refused in one line."""
 
+import contextlib
 import errno
+import os
 import re
+import resource
+import shutil
 from pathlib import Path
 
 import jax
@@ -146,6 +150,48 @@ class TestFullDisk:
         found, meta = store.restore("state", tree())
         assert_same(found, tree())
         assert meta == {"epoch": 1}
+
+    def test_at_every_call_that_could_meet_it(self, monkeypatch, store):
+        """Whichever call finds the disk full, one line says so and the former save is whole."""
+        store.save("state", 1, tree(), {"epoch": 1})
+        full = OSError(errno.ENOSPC, "No space left on device")
+        calls = {"fsync": os.fsync, "replace": os.replace}
+        for name, function in calls.items():
+            for limit in range(1, 30):
+                count = 0
+
+                def limited(*given, function=function, limit=limit, **named):
+                    nonlocal count
+                    count += 1
+                    if count == limit:
+                        raise full
+                    return function(*given, **named)
+
+                with monkeypatch.context() as patch, contextlib.suppress(UserError):
+                    patch.setattr(os, name, limited)
+                    store.save("state", 2, tree(2.0), {"epoch": 2})
+                left = {path.name for path in (store.directory / "state").iterdir()}
+                assert left <= {"1", "2"}, (name, limit)
+                found, meta = store.restore("state", tree())
+                assert_same(found, tree(float(meta["epoch"])))
+                if count < limit:
+                    break
+                shutil.rmtree(store.directory / "state" / "2", ignore_errors=True)
+            assert count < limit, name
+
+    def test_a_limit_of_the_process(self, store):
+        """The system refuses a byte beyond the limit, to the C++ of Orbax as well."""
+        store.save("state", 1, tree(), {"epoch": 1})
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        large = {"x": np.random.default_rng(0).normal(size=100_000)}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+        try:
+            with pytest.raises(UserError, match="disk full while saving step 2"):
+                store.save("state", 2, large, {"epoch": 2})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert [path.name for path in (store.directory / "state").iterdir()] == ["1"]
+        assert_same(store.restore("state", tree())[0], tree())
 
     def test_other_errors_pass(self, monkeypatch, store):
         def broken(*args, **kwargs):

@@ -56,6 +56,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"reproduce"},
     # Compiles what a job would run, and runs nothing; nobody may know it.
     "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "phases", "main"} | {"plan"},
+    # Takes in and gives back the reference's models.
+    "convert": SHARED | {"data", "phases", "experiment", "main", "convert"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Times whatever there is; nobody may know it.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pdrec_jax.benchmark.sizes import Sizes
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, one_line
 
 # The keys of suite.STAGES, which would take JAX to look at.
 STAGES = ("reverse", "encoder_step", "diffusion_step", "preferences", "evaluation")
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fast=given.fast,
         )
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(USAGE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

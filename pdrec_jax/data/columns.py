@@ -18,6 +18,10 @@ from pdrec_jax.errors import UserError
 
 Ids = Literal["any", "integer"]
 
+# A packed file may hold this many bytes, or so many times its own size; more was made to harm.
+HARMLESS = 64 << 20
+LARGEST_RATIO = 200
+
 # Makes the error for the record with this index (from 0), this field and this complaint.
 Fault = Callable[[int, str, str], UserError]
 
@@ -104,6 +108,14 @@ def one_line(error: object) -> str:
     """The message of another library as one line of bounded length."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def too_much(path: Path) -> UserError:
+    """The error for a file that unpacks to more than a log could."""
+    return UserError(
+        f"{path}: unpacks to more than {LARGEST_RATIO} times its size; unpack it by hand if it is "
+        "what it should be"
+    )
 
 
 def unreadable(path: Path, error: OSError) -> UserError:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from pdrec_jax.data.columns import (
+    HARMLESS,
+    LARGEST_RATIO,
     POSITIVE_INTEGER,
     Columns,
     Ids,
@@ -26,6 +28,7 @@ from pdrec_jax.data.columns import (
     one_line,
     shown,
     to_log,
+    too_much,
     unreadable,
 )
 from pdrec_jax.data.interactions import Interactions
@@ -83,10 +86,14 @@ def _text(path: Path) -> bytes:
     except OSError as error:
         raise unreadable(path, error) from error
     if path.suffix.lower() == ".gz" and data:
+        most = max(HARMLESS, LARGEST_RATIO * len(data))
         try:
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = file.read(most + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: broken gzip file ({one_line(error)})") from error
+        if len(data) > most:
+            raise too_much(path)
     data = data.removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
         raise UserError(f"{path}: empty file, a header and rows are expected")

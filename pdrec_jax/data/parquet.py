@@ -7,10 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from pdrec_jax.data.columns import Columns, Ids, one_line, shown, to_log, unreadable
+from pdrec_jax.data.columns import (
+    HARMLESS,
+    LARGEST_RATIO,
+    Columns,
+    Ids,
+    one_line,
+    shown,
+    to_log,
+    too_much,
+    unreadable,
+)
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.errors import UserError
 
+_FEW_ROWS = 1 << 22
 _UNITS_A_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -56,10 +67,37 @@ def _columns(path: Path, wanted: Columns) -> dict[str, Any]:
     try:
         with pq.ParquetFile(path) as parquet:
             wanted.positions(str(path), parquet.schema_arrow.names)
+            require_plausible(path, parquet.metadata, wanted)
             table = parquet.read(columns=list(wanted.names))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     return {name: _converted(path, table.column(name), name, wanted) for name in wanted.names}
+
+
+def require_plausible(path: Path, metadata: Any, wanted: Columns) -> None:
+    """Checks that a Parquet file holds no more than its size allows, before any of it is read.
+
+    Args:
+        path: for the error.
+        metadata: of the file.
+        wanted: the columns that will be read.
+
+    Raises:
+        UserError: it was made to fill the memory.
+    """
+    size = path.stat().st_size
+    unpacked = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for place in range(row_group.num_columns):
+            column = row_group.column(place)
+            if column.path_in_schema.partition(".")[0] in wanted.names:
+                unpacked += column.total_uncompressed_size
+    # Equal values one after the other take no bytes at all.
+    if unpacked > max(HARMLESS, LARGEST_RATIO * size) or metadata.num_rows > max(
+        _FEW_ROWS, LARGEST_RATIO * size
+    ):
+        raise too_much(path)
 
 
 def _converted(path: Path, column: Any, name: str, wanted: Columns) -> Any:

@@ -7,14 +7,13 @@ python -m pdrec_jax.prepare --dataset=amazon [--origin=raw] [--downloads=DIR] --
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, of_system, one_line
 
 MISTAKE = 2  # exit status for what the user can mend
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core")
@@ -129,9 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line, file=sys.stderr)
         return interrupts.status(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        message = of_system(error)
+        if message is None:
             raise
-        return _fail(f"disk full ({error})")
+        return _fail(message)
     return 0
 
 
@@ -182,7 +182,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return MISTAKE
 
 

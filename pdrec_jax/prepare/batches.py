@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrec_jax.data.columns import Columns, one_line, shown
+from pdrec_jax.data.parquet import require_plausible
 from pdrec_jax.errors import UserError
 from pdrec_jax.prepare.streams import Unpacked, UnpackedText, split_suffix
 
@@ -163,6 +164,7 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
     try:
         with pq.ParquetFile(path) as parquet:
             wanted.positions(str(path), parquet.schema_arrow.names)
+            require_plausible(path, parquet.metadata, wanted)
             rows = max(parquet.metadata.num_rows, 1)
             size = path.stat().st_size
             done = told = 0

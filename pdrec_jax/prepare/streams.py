@@ -9,15 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pdrec_jax.data.columns import one_line, unreadable
+from pdrec_jax.data.columns import HARMLESS, LARGEST_RATIO, one_line, too_much, unreadable
 from pdrec_jax.errors import UserError
 
 FORMATS = (".inter", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 _PACKED = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-
-# No log of ids and times packs better than this; a file that does was made to fill the memory.
-_LARGEST_RATIO = 200
-_HARMLESS = 64 << 20
 
 # What the decoder makes of bytes that are no UTF-8 text.
 _NO_TEXT = re.compile("[\udc80-\udcff]")
@@ -94,11 +90,8 @@ class Unpacked(io.RawIOBase):
         self._progress(done - self._told)
         self._told = done
         self._given += len(found)
-        if self._packing and self._given > max(_HARMLESS, _LARGEST_RATIO * done):
-            raise UserError(
-                f"{self._path}: unpacks to more than {_LARGEST_RATIO} times its size; unpack it by "
-                "hand if it is what it should be"
-            )
+        if self._packing and self._given > max(HARMLESS, LARGEST_RATIO * done):
+            raise too_much(self._path)
         return found
 
     def readall(self) -> bytes:

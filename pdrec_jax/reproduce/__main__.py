@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import errno
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, of_system, one_line
 from pdrec_jax.main import MISTAKE, parse
 from pdrec_jax.settings import FIELDS, get, misfit, require_field, validate
 
@@ -82,16 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupts.heard():
             _run(arguments, rest)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt as error:
         line = interrupts.farewell(error, "the same command resumes the runs")
         print(line, file=sys.stderr)
         return interrupts.status(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        message = of_system(error)
+        if message is None:
             raise
-        print(f"error: disk full ({error})", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
         return MISTAKE
     return 0
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pdrec_jax.data import delimited
 from pdrec_jax.data.readers import SUFFIXES, read_log
 from pdrec_jax.errors import UserError
 
@@ -269,3 +270,12 @@ class TestBadText:
         except UserError as error:
             message = str(error).removeprefix(f"{path}: ")
             assert re.match(r"row \d+(, field '\w+')?: |a header and no rows$", message)
+
+
+def test_a_zip_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(delimited, "HARMLESS", 1 << 16)
+    path = tmp_path / "log.csv.gz"
+    rows = b"user_id,item_id,timestamp\n" + b"1,1,1\n" * 200_000
+    path.write_bytes(gzip.compress(rows))
+    with pytest.raises(UserError, match=r"log\.csv\.gz: unpacks to more than 200 times its size; "):
+        read_log(path)

@@ -4,9 +4,12 @@ import datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pdrec_jax.data import parquet
 from pdrec_jax.data.readers import read_log
+from pdrec_jax.errors import UserError
 
 EXPECTED = [(1, 7, 10.0), (1, 5, 20.0), (2, 7, 5.0)]
 
@@ -98,3 +101,18 @@ class TestParquet:
 
     def test_empty_file(self, write, complaint):
         assert complaint(write("log.parquet", b"")) == "empty file, a table is expected"
+
+
+@pytest.mark.parametrize("name", ["HARMLESS", "_FEW_ROWS"])
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, name) -> None:
+    """By its bytes (long texts that pack well) or its rows (which take no bytes where equal)."""
+    monkeypatch.setattr(parquet, name, 1 << 10)
+    monkeypatch.setattr(parquet, "LARGEST_RATIO", 5)
+    rows = 100 if name == "HARMLESS" else 100_000
+    ids = pa.array(["x" * 10_000 + str(n % 3) for n in range(rows)]) if rows == 100 else None
+    columns = {"user_id": pa.repeat(1, rows) if ids is None else ids}
+    columns |= {"item_id": pa.repeat(1, rows), "timestamp": pa.repeat(1.0, rows)}
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd", use_dictionary=rows != 100)
+    with pytest.raises(UserError, match=r"log\.parquet: unpacks to more than \d+ times its size; "):
+        read_log(path)

@@ -16,11 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from pdrec_jax import experiment, phases
 from pdrec_jax.checkpoints import Store
+from pdrec_jax.diffusion.stage import DiffusionTask
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.workdir import Workdir
 
@@ -134,6 +136,30 @@ def test_damaged_files_of_phases_that_are_done(strict, call, tmp_path) -> None:
         "diffusion is trained anew",
     ]
     assert done.half_written == []
+
+
+def test_a_loss_that_is_not_finite(call, tmp_path, monkeypatch) -> None:
+    """The second epoch starts from parameters that are none; the first is saved."""
+    run_epoch = DiffusionTask.run_epoch
+
+    def spoiled(task: Any, state: Any, epoch: int, *rest: Any) -> Any:
+        if epoch == 2:
+            state = {
+                **state,
+                "params": jax.tree.map(lambda a: a * np.float32("nan"), state["params"]),
+            }
+        return run_epoch(task, state, epoch, *rest)
+
+    monkeypatch.setattr(DiffusionTask, "run_epoch", spoiled)
+    done = call(tmp_path, DIFFUSION, SAVE)
+    assert done.status == 2
+    assert done.err.splitlines()[-1] == (
+        "error: diffusion: the loss is nan in step 1 of epoch 2 at learning rate 0.00099; the last "
+        f"good state is that of epoch 1 in {tmp_path}/diffusion/state. A smaller learning rate in "
+        "another workdir usually helps"
+    )
+    assert "Traceback" not in done.err
+    assert [line["epoch"] for line in done.losses] == [1]
 
 
 def test_damaged_preferences(strict, call, tmp_path) -> None:

@@ -1,0 +1,125 @@
+"""Command line that takes models of the PyTorch reference into a run, and gives ours back.
+
+python -m pdrec_jax.convert import --file=FILE.pth --config=FILE --workdir=DIR [--model=MODEL]
+python -m pdrec_jax.convert export --file=FILE.pth --config=FILE --workdir=DIR [--model=MODEL]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pdrec_jax import interrupts
+from pdrec_jax.errors import UserError, of_system, one_line
+from pdrec_jax.main import MISTAKE, parse
+from pdrec_jax.settings import validate
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m pdrec_jax.convert",
+        description="Takes a model of the PyTorch reference into a run, or gives ours back.",
+        epilog="--config, --workdir and --config.FIELD are those of pdrec_jax.main; the data must "
+        "be that of the model.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=("import", "export"))
+    parser.add_argument("--file", required=True, type=Path, help="of torch: .pth or .pt")
+    parser.add_argument(
+        "--model",
+        default="diffusion",
+        help="diffusion, or a variant of the encoder: base, hbr+nns+dpa, .. (default: diffusion)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="export: rows of the reference's item tables, which count the padding and the items "
+        "of both domains (default: those of the log)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: arguments, without the program's name; those of the process where not given.
+
+    Returns:
+      the exit status: 0, 2 after one line on a mistake of the user's, 128 and the signal's number
+      when interrupted.
+    """
+    try:
+        given, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+        with interrupts.heard():
+            print(_run(given, rest))
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt as error:
+        print(interrupts.farewell(error, "nothing was converted"), file=sys.stderr)
+        return interrupts.status(error)
+    except OSError as error:
+        message = of_system(error)
+        if message is None:
+            raise
+        print(f"error: {one_line(message)}", file=sys.stderr)
+        return MISTAKE
+    return 0
+
+
+def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
+    command = parse(["convert", *rest])
+    validate(command.config)
+    from pdrec_jax import experiment, phases
+    from pdrec_jax.convert import names
+    from pdrec_jax.convert.torch_files import read_tensors, write_tensors
+    from pdrec_jax.data.readers import sha256
+    from pdrec_jax.training import Course
+    from pdrec_jax.workdir import Workdir
+
+    if not command.workdir:
+        raise UserError("--workdir: the directory of the run is expected")
+    if given.rows is not None and given.action == "import":
+        raise UserError("--rows: goes with export")
+    config, files = experiment.resolve(command.config, command.by_hand)
+    if config.seeds != 1:
+        raise UserError(f"config.seeds: 1 is expected, got {config.seeds}")
+    place = Workdir(command.workdir, config, "simulated" if files is None else "real")
+    key = "diffusion" if given.model == "diffusion" else config.encoder.name
+    if key not in ("diffusion", "sasrec", "gru4rec"):
+        raise UserError(f"config.encoder.name: the reference has sasrec and gru4rec, not {key!r}")
+    arrays = read_tensors(given.file) if given.action == "import" else None
+    prepared, data = phases.prepare(config, files)
+    made = phases.model_of(prepared, given.model, place.path)
+    split, slots = prepared.split, made.slots
+    if arrays is None:
+        params, _ = made.store.restore("best", made.shapes)
+        number = given.rows or 1 + split.train.num_items + split.num_source_items
+        rows = names.rows_of_items(split, slots, number, "--rows")
+        write_tensors(given.file, names.to_reference(key, params, rows, number))
+        return f"{given.file}: {made.key} of {place.path}, {number:,} rows"
+    where = str(given.file)
+    rows = names.rows_of_items(split, slots, names.table_of(key, arrays, where), where)
+    params = names.to_ours(key, arrays, rows, where)
+    made.require_shapes(params, where)
+    origin = f"{given.file.name}, sha256 {sha256(given.file)}"
+    with place.held(data):
+        if place.phase(made.key) is not None or made.store.step("best") is not None:
+            raise UserError(f"{place.path}: has {made.key} already; name another --workdir")
+        made.store.delete("state")
+        made.store.save("best", 0, params, dataclasses.asdict(Course(origin=origin)))
+    return f"{place.path}: {made.key} is that of {given.file}; pdrec_jax.main goes on from it"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

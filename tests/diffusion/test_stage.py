@@ -1,0 +1,52 @@
+"""An epoch of the diffusion model that is interrupted between two dispatches goes on exactly."""
+
+import jax
+import numpy as np
+import pytest
+
+from pdrec_jax.data.simulator import simulate
+from pdrec_jax.data.splits import leave_one_out
+from pdrec_jax.diffusion import stage
+from pdrec_jax.evaluation.protocol import draw_candidates, get_protocol
+from pdrec_jax.settings import default_config, seeded
+from pdrec_jax.training import Unfinished
+
+pytestmark = pytest.mark.loose_jax("dtypes")
+
+
+@pytest.fixture(scope="module")
+def task() -> stage.DiffusionTask:
+    """Twelve steps an epoch, in dispatches of 5, 5 and 2."""
+    split = leave_one_out(simulate(96, 300, seed=3, mean_length=6).log)
+    config = default_config()
+    config.diffusion.hidden, config.diffusion.embedding_size = (6,), 4
+    config.diffusion.steps, config.diffusion.batch_size = 3, 8
+    protocol = get_protocol("strict")
+    users = np.ones(split.train.num_users, bool)
+    candidates = draw_candidates(protocol, split, 0, heldout="test", negatives=20)
+    task, _ = stage.build(
+        seeded(config, "diffusion"),
+        split,
+        users,
+        protocol=protocol,
+        candidates=candidates,
+        validation=candidates,
+    )
+    return task
+
+
+def test_interrupted_anywhere(task) -> None:
+    assert task.steps == 12
+    told: list[int] = []
+    unbroken, values = task.run_epoch(task.initial(), 1, told.append)
+    assert told == [5, 5, 2]
+    state, losses = task.initial(), np.zeros(0, np.float32)
+    for done in (5, 10):
+        with pytest.raises(Unfinished) as caught:
+            task.run_epoch(state, 1, lambda _: True, tuple(losses.tolist()))
+        state, losses = caught.value.state, caught.value.losses
+        assert len(losses) == done
+    # After its last dispatch an epoch is finished, whatever is asked.
+    state, resumed = task.run_epoch(state, 1, lambda _: True, tuple(losses.tolist()))
+    assert resumed == values
+    jax.tree.map(np.testing.assert_array_equal, state, unbroken)
