@@ -21,6 +21,7 @@ from pdrec_jax.plan.stages import Stage
 from pdrec_jax.sharding import mesh_of
 
 _GROUPS = 128  # a long axis that is cut into groups of at most so many is long still
+_LONG = 100_000  # shorter axes are as long as many another, and no burden
 _NEEDED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT]?)\b")
 
 
@@ -121,12 +122,13 @@ def whole_arrays(module: Module, lengths: tuple[int, ...]) -> list[str]:
 
     Args:
       module: the program of one device.
-      lengths: of the axes, such as users and items; far above all other sizes.
+      lengths: of the axes, such as users and items; below 100,000 they are not looked for.
 
     Returns:
       their instructions and shapes.
     """
     found = []
+    lengths = tuple(length for length in lengths if length >= _LONG)
     for name, shape in module.shapes():
         grouped = [a * b for a, b in zip(shape.dims, shape.dims[1:], strict=False) if b <= _GROUPS]
         for size in (*shape.dims, *grouped):

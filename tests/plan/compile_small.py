@@ -21,7 +21,7 @@ config.encoder.batch_size = config.encoder.block = 32
 config.encoder.width, config.encoder.blocks, config.encoder.max_length = 16, 1, 16
 config.encoder.variants = ("hbr+nns+dpa",)
 config.nns.kept, config.dpa.coarse, config.dpa.fine = 8, 8, 2
-sizes = Sizes(40_009, 60_013, np.full(1, 9), "given")
+sizes = Sizes(140_009, 160_013, np.full(1, 9), "given")
 
 
 def described(program: Program) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ITEMS, DEVICES = 60_013, 8
+ITEMS, DEVICES = 160_013, 8
 
 
 @pytest.fixture(scope="module")

@@ -125,17 +125,18 @@ def module_of(*shapes: str) -> str:
 def test_long_arrays_are_found() -> None:
     module = parse(
         module_of(
-            "f32[1251,64]{1,0}",  # a part
-            "f32[10008,64]{1,0}",  # all of it, with what fills up the mesh
-            "f32[4,10001]{1,0}",
-            "s32[157,64]{1,0}",  # all of it in groups
-            "f32[20000]{0}",  # of users
-            "f32[9999]{0}",
-            "f32[12000]{0}",
+            "f32[12501,64]{1,0}",  # a part
+            "f32[100008,64]{1,0}",  # all of it, with what fills up the mesh
+            "f32[4,100001]{1,0}",
+            "s32[1563,64]{1,0}",  # all of it in groups
+            "f32[200000]{0}",  # of users
+            "f32[99999]{0}",
+            "f32[120000]{0}",
         )
     )
-    assert whole_arrays(module, (20_000, 10_000)) == [
-        "x1 f32[10008, 64]", "x2 f32[4, 10001]", "x3 s32[157, 64]", "x4 f32[20000]",
+    assert whole_arrays(module, (20_000, 1_563)) == []  # too short to tell
+    assert whole_arrays(module, (200_000, 100_000)) == [
+        "x1 f32[100008, 64]", "x2 f32[4, 100001]", "x3 s32[1563, 64]", "x4 f32[200000]",
     ]  # fmt: skip
 
 
