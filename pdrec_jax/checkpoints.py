@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from pdrec_jax import manifest, processes
+from pdrec_jax import manifest, memory, processes
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.interrupts import deferred
 from pdrec_jax.sharding import MODEL, is_item_table
@@ -137,6 +137,8 @@ class Store:
                     "free some space and run the same command again to resume"
                 ) from error
             raise
+        # The threads that write copy in pieces, of which their heaps keep many.
+        memory.release()
 
     def restore(self, slot: str, like: Tree) -> tuple[Tree, dict[str, Any]]:
         """Restores the slot's newest whole save into the shapes, types and shardings of ``like``.

@@ -23,7 +23,6 @@ Letters: I rows, D width, n rows read by a step, some of them more than once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -275,34 +274,28 @@ def close_table(adam: AdamW, table: Table, step: Array, tail: Tails) -> Rows:
     size = table.age.shape[0]
     block = min(size, _BLOCK)
 
-    def in_blocks(change: Callable[[Callable[[Array], Array], Array], Array], part: Array) -> Array:
-        """Changes a part of the table in blocks, in place."""
+    def caught(whole: Rows, begin: Array) -> Rows:
+        """The rows of a block, brought up to date."""
+        # Those before ``begin``'s own block, in the last one, are up to date already.
+        number = -(-begin // block)
+        done = begin + jnp.arange(block, dtype=jnp.int32) < number * block
+        rows, age = (
+            jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, begin, block), parts)
+            for parts in (whole, table.age)
+        )
+        return caught_up(adam, rows, jnp.where(done, step, age), step, tail)
 
-        def one(number: Array, part: Array) -> Array:
-            # The last block begins where the one before it ends and stops short: where it would
-            # pass the end, it begins earlier and leaves what is done as it is.
-            begin = jnp.minimum(number * block, size - block)
-            done = begin + jnp.arange(block) < number * block
+    def write(whole: Rows, rows: Rows, begin: Array) -> Rows:
+        return jax.tree.map(
+            lambda part, new: jax.lax.dynamic_update_slice_in_dim(part, new, begin, 0), whole, rows
+        )
 
-            def cut(whole: Array) -> Array:
-                return jax.lax.dynamic_slice_in_dim(whole, begin, block)
+    def one(number: Array, carried: tuple[Rows, Rows, Array]) -> tuple[Rows, Rows, Array]:
+        # A block late, as in ``Table``.
+        whole = write(*carried)
+        begin = jnp.minimum(number * block, size - block)
+        return whole, caught(whole, begin), begin
 
-            old = cut(part)
-            new = jnp.where(done[:, None], old, change(cut, old))
-            return jax.lax.dynamic_update_slice_in_dim(part, new, begin, 0)
-
-        return jax.lax.fori_loop(0, -(-size // block), one, part)
-
-    def values(cut: Callable[[Array], Array], old: Array) -> Array:
-        rows = Rows(old, cut(table.first), cut(table.second))
-        return caught_up(adam, rows, cut(table.age), step, tail).values
-
-    def decayed(base: float) -> Callable[[Callable[[Array], Array], Array], Array]:
-        return lambda cut, old: old * _power(base, step - cut(table.age))
-
-    # The values first: they need the old moments.
-    return Rows(
-        in_blocks(values, table.values),
-        in_blocks(decayed(adam.b1), table.first),
-        in_blocks(decayed(adam.b2), table.second),
-    )
+    whole, start = Rows(*table[:3]), jnp.zeros((), jnp.int32)
+    carried = whole, caught(whole, start), start
+    return write(*jax.lax.fori_loop(1, -(-size // block), one, carried))

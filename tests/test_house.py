@@ -30,6 +30,7 @@ SHARED = frozenset(
         "processes",
         "checkpoints",
         "compilation",
+        "memory",
         "training",
     }
 )

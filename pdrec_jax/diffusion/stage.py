@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdrec_jax import training
+from pdrec_jax import memory, training
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.batches import draw_users, extend_train
 from pdrec_jax.data.splits import Split
@@ -49,6 +49,7 @@ from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.row_adam import AdamW, Tails, tails
+from pdrec_jax.settings import FIELDS
 from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
 
 _dense_loss = jax.jit(training_loss, static_argnums=(1, 4))
@@ -119,7 +120,8 @@ def require_mesh(config: ConfigDict, mesh: Mesh | None) -> None:
         if mesh is not None and asked:
             raise UserError(
                 f"config.diffusion.{name}: {config[name]} works on one device, and the mesh has "
-                f"{mesh.size}; add --config.mesh=1,1, or leave the field at its default"
+                f"{mesh.size}; add --config.mesh=1,1, or set it to its default of "
+                f"{FIELDS[f'diffusion.{name}'].default}"
             )
 
 
@@ -247,6 +249,7 @@ class DiffusionTask:
             losses.append(np.asarray(loss))
             if advance(len(chunk)) and begin + stride < self.steps:
                 raise training.Unfinished(state, np.concatenate(losses))
+        memory.release()
         return state, training.epoch_values(np.concatenate(losses), rate)
 
     def _run_epoch_on(
