@@ -26,7 +26,7 @@ lint: $(VENV)/ready-to-develop
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/shellcheck .ci/run
+	$(VENV)/bin/shellcheck --external-sources .ci/run launch/*.sh launch/job.sbatch
 
 format: $(VENV)/ready-to-develop
 	$(VENV)/bin/ruff check --fix .

@@ -21,11 +21,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def answered(work: Callable[[], object], going_on: str) -> int:
+def answered(work: Callable[[], int | None], going_on: str) -> int:
     """Does a command's work, and turns what stops it into a line and a status.
 
     Args:
-      work: the whole of it, reading the command line included.
+      work: the whole of it, reading the command line included; may return a status of its own.
       going_on: what the line says when a signal ends it, such as what the same command does then.
 
     Returns:
@@ -34,7 +34,7 @@ def answered(work: Callable[[], object], going_on: str) -> int:
     """
     try:
         with interrupts.heard():
-            work()
+            return work() or 0
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
@@ -45,7 +45,6 @@ def answered(work: Callable[[], object], going_on: str) -> int:
         if message is None:
             raise
         return _fail(message)
-    return 0
 
 
 def _fail(message: str) -> int:

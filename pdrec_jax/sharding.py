@@ -86,9 +86,22 @@ def make_mesh(wanted: tuple[int, int]) -> Mesh | None:
         inside, across = (data // slices, model), (slices, 1)
         array = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
         return Mesh(array, (DATA, MODEL), axis_types=kinds)
-    return jax.make_mesh(
-        (data, model), (DATA, MODEL), axis_types=kinds, devices=devices[: data * model]
-    )
+    return mesh_of(devices[: data * model], data, model)
+
+
+def mesh_of(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
+    """Makes a mesh of one slice's devices, which need not be here.
+
+    Args:
+      devices: data * model.
+      data: size of the axis.
+      model: likewise.
+
+    Raises:
+      NotImplementedError: the axes do not lie on those of the devices' torus.
+    """
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=kinds, devices=devices)
 
 
 def axis(mesh: Mesh | None, name: str) -> int:

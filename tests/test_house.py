@@ -62,6 +62,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "inspect": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
     | {"recommend", "main", "inspect"},
+    # Compiles what a job would run, and runs nothing; nobody may know it.
+    "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "phases", "main"} | {"plan"},
     # Takes in and gives back the reference's models.
     "convert": SHARED | {"data", "phases", "experiment", "main", "convert"},
     # Makes the logs that the main job reads, before it runs.
@@ -77,7 +79,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"benchmark"},
 }
 STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
-USERS_OF_STAGES = ("phases", "benchmark", "recommend", "inspect")
+USERS_OF_STAGES = ("phases", "benchmark", "recommend", "inspect", "plan")
 PREFERENCES = ("pdrec_jax.diffusion.preferences",)
 
 OWNERS = {
@@ -276,6 +278,8 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("experiment", "from pdrec_jax.inspect import explanation"),
         ("benchmark.reverse", "from pdrec_jax import main"),
         ("benchmark.reverse", "import torch"),
+        ("phases", "from pdrec_jax.plan import cost"),
+        ("plan.compile", "import libtpu"),
         ("prepare.download", "from pdrec_jax.phases import Given"),
         ("prepare.own", "from pdrec_jax.recommend import recommender"),
         ("recommend.models", "from pdrec_jax import phases"),

@@ -61,7 +61,8 @@ def complement_table(
     keys = items - 1 - (np.arange(len(items)) - starts[users])
     array: Any = np.asarray if on_host else jnp.asarray
     return ComplementTable(
-        array(starts, np.int32),
+        # On the host there may be more events than 32 bits count.
+        array(starts, np.int64 if on_host else np.int32),
         array(keys if len(keys) else np.zeros(1), np.int32),
         num_items,
         int(counts.max(initial=0)).bit_length(),

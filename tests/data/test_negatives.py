@@ -109,3 +109,9 @@ def test_a_large_catalogue_does_not_overflow():
 def test_a_user_with_every_item_is_refused():
     with pytest.raises(UserError, match="user 1 has interacted with all 3 items"):
         table_of([[1], [3, 1, 2, 2]], 3)
+
+
+def test_on_the_host_events_are_counted_in_64_bits() -> None:
+    offsets, items = np.array([0, 2]), np.array([1, 3], np.int32)
+    assert complement_table(offsets, items, 5, on_host=True).offsets.dtype == np.int64
+    assert complement_table(offsets, items, 5).offsets.dtype == np.int32

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Runs the main job as several processes on this machine.
+#
+#   launch/local.sh [--processes=N] [OPTIONS] -- --config=FILE --workdir=DIR [ARGUMENTS]
+#
+#   --processes=N      how many                               PDREC_PROCESSES, or 2
+#   --device=cpu|gpu   gpu gives each process one of its own  PDREC_DEVICE, or cpu
+#   --devices=N        devices a process, with cpu            PDREC_DEVICES, or 1
+#   --port=PORT        of the coordinator                     PDREC_PORT, or a free one
+#   --logs=DIR         output of processes 1, 2, ..           PDREC_LOGS, or WORKDIR-processes
+#   --dry-run          print what would run
+#
+# Process 0 writes here. If one process ends with an error, the others are told to end too, and its
+# status is this script's. SIGTERM and SIGINT are passed on, so that the job saves its state.
+# PYTHON names the interpreter, or else .venv/bin/python is taken where there is one.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+
+processes=${PDREC_PROCESSES:-2} device=${PDREC_DEVICE:-cpu} devices=${PDREC_DEVICES:-1}
+port=${PDREC_PORT:-} logs=${PDREC_LOGS:-}
+python=${PYTHON:-}
+while (($#)); do
+  case $1 in
+    --processes=*) processes=$(value_of "$1") ;;
+    --device=*) device=$(value_of "$1") ;;
+    --devices=*) devices=$(value_of "$1") ;;
+    --port=*) port=$(value_of "$1") ;;
+    --logs=*) logs=$(value_of "$1") ;;
+    --dry-run) dry_run=true ;;
+    --help | -h) usage && exit ;;
+    --) shift && break ;;
+    *) fail "unknown option $1; --help lists them" ;;
+  esac
+  shift
+done
+require_number --processes "$processes"
+require_number --devices "$devices"
+require_job "$@"
+if [[ -z $python ]]; then
+  python=python3
+  [[ -x $here/../.venv/bin/python ]] && python=$here/../.venv/bin/python
+fi
+if [[ -z $port ]]; then
+  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+fi
+require_number --port "$port"
+if [[ -z $logs ]]; then
+  for argument in "$@"; do
+    # Beside the workdir, which the job wants empty.
+    [[ $argument == --workdir=* ]] && logs=${argument#*=} && logs=${logs%/}-processes
+  done
+fi
+
+# The words that start process $1, in `command`.
+compose() {
+  command=(env)
+  case $device in
+    cpu)
+      # Appended: who sets flags of XLA keeps them.
+      command+=(JAX_PLATFORMS=cpu JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo
+        "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices")
+      ;;
+    gpu) command+=(JAX_PLATFORMS=cuda "CUDA_VISIBLE_DEVICES=$1") ;;
+    *) fail "--device: cpu or gpu is expected, got '$device'" ;;
+  esac
+  command+=("$python" -m pdrec_jax.main "--coordinator=localhost:$port"
+    "--num_processes=$processes" "--process_id=$1" "${@:2}")
+}
+
+compose 0 "$@"
+if $dry_run; then
+  for ((process = 0; process < processes; process++)); do
+    compose "$process" "$@"
+    quoted "${command[@]}"
+  done
+  exit
+fi
+
+mkdir -p "$logs"
+running=()
+# One of them may have ended already.
+trap 'kill -TERM "${running[@]}" 2>/dev/null || true' TERM INT
+for ((process = 0; process < processes; process++)); do
+  compose "$process" "$@"
+  if ((process)); then
+    "${command[@]}" </dev/null >"$logs/process-$process.log" 2>&1 &
+  else
+    "${command[@]}" </dev/null &
+  fi
+  running+=($!)
+done
+
+status=0
+left=$processes
+while ((left)); do
+  one=0
+  wait -n || one=$?
+  # A trapped signal ends the wait without a process having ended.
+  mapfile -t alive < <(jobs -rp)
+  if ((${#alive[@]} == left)); then continue; fi
+  left=${#alive[@]}
+  if ((one && !status)); then
+    status=$one
+    kill -TERM "${alive[@]}" 2>/dev/null || true
+  fi
+done
+if ((status)); then
+  echo "a process ended with status $status; the others' output is in $logs" >&2
+fi
+exit "$status"

@@ -1,0 +1,251 @@
+#!/usr/bin/env bash
+# Runs the main job on a Cloud TPU pod slice, one process a host.
+#
+#   launch/tpu.sh create                 ask for the slice, and wait until it is there
+#   launch/tpu.sh setup                  put this commit and its environment on all hosts
+#   launch/tpu.sh run -- ARGUMENTS       start the job on all hosts, in the background
+#   launch/tpu.sh logs                   follow host 0's output until the job ends
+#   launch/tpu.sh status                 state of the slice, and of the job on every host
+#   launch/tpu.sh stop                   SIGTERM to the job: it saves its state and ends
+#   launch/tpu.sh delete                 give the slice back
+#   launch/tpu.sh keep -- ARGUMENTS      all of it: create, setup, run, wait; after a preemption
+#                                        again from the start; delete once the job is done
+#
+#   --name=NAME        of the slice                           PDREC_NAME, or pdrec
+#   --zone=ZONE                                               PDREC_ZONE
+#   --project=PROJECT                                         PDREC_PROJECT, or gcloud's own
+#   --type=TYPE        for instance v5litepod-16              PDREC_TPU_TYPE
+#   --version=VERSION  runtime of the hosts                   PDREC_TPU_VERSION, or that of TYPE
+#   --spot             cheaper, and can be preempted          PDREC_SPOT=1
+#   --direct           tpu-vm create, not a queued resource   PDREC_DIRECT=1
+#   --repository=URL   clone this, not an archive of HEAD     PDREC_REPOSITORY
+#   --commit=COMMIT    what is installed                      PDREC_COMMIT, or HEAD
+#   --prepare=COMMAND  first on every host, to mount storage  PDREC_PREPARE
+#   --poll=SECONDS     between looks at the slice             PDREC_POLL, or 60
+#   --dry-run          print what would run
+#
+# ARGUMENTS are those of pdrec_jax.main; --workdir must be on storage that all hosts mount.
+# docs/launching.md has the traps.
+# Where quotes are single, a host is to read the text.
+# shellcheck disable=SC2016
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+
+name=${PDREC_NAME:-pdrec} zone=${PDREC_ZONE:-} project=${PDREC_PROJECT:-}
+type=${PDREC_TPU_TYPE:-} version=${PDREC_TPU_VERSION:-} spot=${PDREC_SPOT:-} direct=${PDREC_DIRECT:-}
+repository=${PDREC_REPOSITORY:-} commit=${PDREC_COMMIT:-HEAD} prepare=${PDREC_PREPARE:-}
+poll=${PDREC_POLL:-60}
+case ${1:-} in
+  create | setup | run | logs | status | stop | delete | keep) action=$1 ;;
+  --help | -h) usage && exit ;;
+  *) fail "create, setup, run, logs, status, stop, delete or keep is expected, got '${1:-}'" ;;
+esac
+shift
+while (($#)); do
+  case $1 in
+    --name=*) name=$(value_of "$1") ;;
+    --zone=*) zone=$(value_of "$1") ;;
+    --project=*) project=$(value_of "$1") ;;
+    --type=*) type=$(value_of "$1") ;;
+    --version=*) version=$(value_of "$1") ;;
+    --spot) spot=1 ;;
+    --direct) direct=1 ;;
+    --repository=*) repository=$(value_of "$1") ;;
+    --commit=*) commit=$(value_of "$1") ;;
+    --prepare=*) prepare=$(value_of "$1") ;;
+    --poll=*) poll=$(value_of "$1") ;;
+    --dry-run) dry_run=true ;;
+    --help | -h) usage && exit ;;
+    --) shift && break ;;
+    *) fail "unknown option $1; --help lists them" ;;
+  esac
+  shift
+done
+require_name --name "$name"
+require_number --poll "$poll"
+[[ -n $zone ]] || fail "--zone: a zone with TPUs is expected, for instance us-west4-a"
+case $action in
+  create | keep)
+    case $type in
+      v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
+      v5p-*) version=${version:-v2-alpha-tpuv5} ;;
+      v6e-*) version=${version:-v2-alpha-tpuv6e} ;;
+      v4-*) version=${version:-tpu-ubuntu2204-base} ;;
+      *) fail "--type: v4-N, v5litepod-N, v5p-N or v6e-N is expected, got '$type'" ;;
+    esac
+    require_number --type "${type#*-}"
+    ;;
+esac
+case $action in run | keep) require_job "$@" ;; esac
+
+place=("--zone=$zone")
+[[ -z $project ]] || place+=("--project=$project")
+tpus=(gcloud compute tpus)
+
+on_all_hosts() {
+  run "${tpus[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=all "--command=$1"
+}
+
+create() {
+  local asked=("--accelerator-type=$type")
+  [[ -z $spot ]] || asked+=(--spot)
+  if ! $dry_run && [[ $(slice_state) != GONE ]]; then
+    echo "$name is there already" >&2
+  elif [[ -n $direct ]]; then
+    # There may be no room for it now.
+    run "${tpus[@]}" tpu-vm create "$name" "${place[@]}" "${asked[@]}" "--version=$version" ||
+      return 1
+  else
+    run "${tpus[@]}" queued-resources create "$name" "${place[@]}" "${asked[@]}" \
+      "--runtime-version=$version" "--node-id=$name" || return 2
+  fi
+  wait_until_ready
+}
+
+# The slice's state in capitals; GONE where there is none.
+slice_state() {
+  local found
+  if [[ -n $direct ]]; then
+    found=$("${tpus[@]}" tpu-vm describe "$name" "${place[@]}" '--format=value(state)' 2>/dev/null)
+  else
+    found=$("${tpus[@]}" queued-resources describe "$name" "${place[@]}" \
+      '--format=value(state.state)' 2>/dev/null)
+  fi || true
+  echo "${found:-GONE}"
+}
+
+wait_until_ready() {
+  local state
+  $dry_run && return
+  while state=$(slice_state); do
+    case $state in
+      READY | ACTIVE) return ;;
+      FAILED | SUSPENDED | SUSPENDING | PREEMPTED | TERMINATED | GONE) return 1 ;;
+    esac
+    echo "$(date +%H:%M) $name: $state" >&2
+    sleep "$poll"
+  done
+}
+
+setup() {
+  local archive steps='set -eu'
+  [[ -z $prepare ]] || steps+="; $prepare"
+  steps+='; rm -rf pdrec && mkdir pdrec'
+  if [[ -n $repository ]]; then
+    steps+="; git clone --quiet $(quoted "$repository") pdrec"
+    steps+="; git -C pdrec checkout --quiet $(quoted "$commit")"
+  else
+    archive=${TMPDIR:-/tmp}/$name.tar.gz
+    run git -C "$here/.." archive --format=tar.gz "--output=$archive" "$commit" || return 2
+    run "${tpus[@]}" tpu-vm scp "$archive" "$name:pdrec.tar.gz" "${place[@]}" --worker=all ||
+      return 1
+    steps+='; tar -xzf pdrec.tar.gz -C pdrec'
+  fi
+  # The hosts' own Python is too old, and uv brings one.
+  steps+='; cd pdrec; PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv'
+  steps+='; python3 -m uv venv --quiet --python=3.12 .venv'
+  steps+="; python3 -m uv pip install --quiet --python=.venv/bin/python --editable '.[tpu]'"
+  on_all_hosts "$steps"
+}
+
+# Of a host, from the metadata that Cloud TPU gives it: its number, and the addresses of all, of which
+# the first coordinates. Nothing in the environment of a host says so.
+readonly find_place='at=http://metadata.google.internal/computeMetadata/v1/instance/attributes;
+ meta() { curl -sf -H Metadata-Flavor:Google "$at/$1"; };
+ all=$(meta worker-network-endpoints); first=${all%%,*};
+ number=$(echo "$all" | tr , "\n" | wc -l); own=$(meta agent-worker-number);'
+
+# The job outlives the connection. Its status goes to a file, which stands for its end.
+start() {
+  local main='.venv/bin/python -m pdrec_jax.main --coordinator="${first##*:}:8476"'
+  main+=" --num_processes=\"\$number\" --process_id=\"\$own\" $(quoted "$@")"
+  main="${find_place//$'\n'/} $main & echo \$! >pid; wait \$!; echo \$? >status"
+  on_all_hosts "cd pdrec; rm -f status; nohup sh -c $(quoted "$main") >log 2>&1 </dev/null &"
+}
+
+# Of a host: running, the status that the job ended with, or lost where there is neither.
+readonly job_state='cd pdrec && if [ -e status ]; then cat status; elif kill -0 "$(cat pid)" 2>/dev/null; then echo running; else echo lost; fi'
+
+# Waits for the job; returns 0 once it is done, 1 if it or the slice is gone, 2 if it failed.
+watch() {
+  local states state
+  if $dry_run; then
+    on_all_hosts "$job_state"
+    return 0
+  fi
+  while :; do
+    state=$(slice_state)
+    case $state in READY | ACTIVE) ;; *)
+      echo "$(date +%H:%M) $name: $state" >&2
+      return 1
+      ;;
+    esac
+    states=$(on_all_hosts "$job_state" 2>/dev/null | sort -u) || states=unreachable
+    case $states in
+      0) return 0 ;;
+      # A job that was told to end resumes; one with an error would only fail again.
+      *143* | *lost*) return 1 ;;
+      *running* | unreachable | '') ;;
+      *)
+        echo "error: the job ended with status ${states//$'\n'/, }; its output is in pdrec/log" >&2
+        return 2
+        ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+remove() {
+  if [[ -n $direct ]]; then
+    run "${tpus[@]}" tpu-vm delete "$name" "${place[@]}" --quiet
+  else
+    run "${tpus[@]}" queued-resources delete "$name" "${place[@]}" --force --quiet
+  fi
+}
+
+keep() {
+  local status
+  while :; do
+    status=0
+    if ! $dry_run && [[ $(on_all_hosts "$job_state" 2>/dev/null) == *running* ]]; then
+      watch || status=$?
+    else
+      { create && setup && start "$@" && watch; } || status=$?
+    fi
+    case $status in
+      1)
+        echo "$(date +%H:%M) $name: again; the job goes on from its workdir" >&2
+        remove || true
+        sleep "$poll"
+        ;;
+      *)
+        # Also after an error of the job's: an idle slice costs what a busy one does.
+        remove
+        return "$status"
+        ;;
+    esac
+  done
+}
+
+case $action in
+  create) create ;;
+  setup) setup ;;
+  run) start "$@" ;;
+  logs)
+    run "${tpus[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=0 \
+      '--command=cd pdrec && tail --pid="$(cat pid)" -n +1 -F log'
+    ;;
+  status)
+    if $dry_run; then
+      run "${tpus[@]}" queued-resources describe "$name" "${place[@]}" '--format=value(state.state)'
+    else
+      echo "$name: $(slice_state)"
+    fi
+    on_all_hosts "$job_state"
+    ;;
+  stop) on_all_hosts 'cd pdrec && kill -TERM "$(cat pid)"' ;;
+  delete) remove ;;
+  keep) keep "$@" ;;
+esac

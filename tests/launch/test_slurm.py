@@ -1,0 +1,142 @@
+"""Slurm: what sbatch gets, and what the batch script makes of Slurm's variables."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Long options of sbatch that a launcher may use, and the form of their values (man sbatch).
+NUMBER, NAME = r"[1-9]\d*", r"[A-Za-z0-9_.-]+"
+SBATCH = {
+    "--job-name": NAME,
+    "--nodes": rf"{NUMBER}(-{NUMBER})?",
+    "--ntasks-per-node": NUMBER,
+    "--time": r"(\d+-)?\d+(:\d+){0,2}",
+    "--requeue": None,
+    "--open-mode": "append|truncate",
+    "--output": r".*%j.*",
+    "--signal": rf"([RB]:)?[A-Z0-9]+@{NUMBER}",
+    "--export": r"(ALL|NONE)(,[A-Z_]+=[^,]*)*",
+    "--gpus-per-node": rf"([a-z0-9]+:)?{NUMBER}",
+    "--cpus-per-task": NUMBER,
+    "--partition": NAME,
+    "--account": NAME,
+    "--chdir": "/.*",
+}
+
+
+def parse(words: list[str]) -> tuple[dict[str, str | None], list[str]]:
+    """Reads a command line as sbatch does: options, then a script and what it gets."""
+    assert words[0] == "sbatch"
+    options: dict[str, str | None] = {}
+    for place, word in enumerate(words[1:], 1):
+        if not word.startswith("-"):
+            return options, words[place:]
+        name, equals, value = word.partition("=")
+        form = SBATCH[name]
+        assert (form is not None) == bool(equals), word
+        assert form is None or re.fullmatch(form, value), word
+        options[name] = value or None
+    raise AssertionError("no script")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--nodes=4", "--gpus=8", "--time=2-12", "--partition=gpu", "--account=lab", "--cpus=12"],
+        ["--nodes=2", "--gpus=8", "--tasks=8", "--time=90", "--name=a-1", "--port=999"],
+    ],
+)
+def test_sbatch_accepts_it(
+    arguments: list[str], launch: Callable[..., Any], job: tuple[str, ...]
+) -> None:
+    done = launch("slurm.sh", *arguments, "--dry-run", "--", *job)
+    assert (done.status, done.err) == (0, "")
+    (words,) = done.commands
+    options, (script, *given) = parse(words)
+    assert Path(script) == ROOT / "launch/job.sbatch"
+    assert Path(script).read_text().startswith("#!")
+    assert tuple(given) == job
+    assert options["--chdir"] == str(ROOT)
+    assert {"--requeue", "--signal", "--open-mode"} <= options.keys()
+
+
+def test_defaults_come_from_the_environment(
+    launch: Callable[..., Any], job: tuple[str, ...]
+) -> None:
+    done = launch("slurm.sh", "--dry-run", "--", *job, PDREC_NODES="3", PDREC_PARTITION="p")
+    options, _ = parse(done.commands[0])
+    assert (options["--nodes"], options["--partition"]) == ("3", "p")
+    assert "--gpus-per-node" not in options
+
+
+SCONTROL = 'echo "$@" >>"$LOG"; [[ $1 == show ]] && printf "node7\\nnode8\\n"; exit 0'
+# Runs each task in turn, as srun would side by side.
+SRUN = """[[ $1 == --kill-on-bad-exit=1 ]] || exit 9
+shift
+for ((id = 0; id < SLURM_NTASKS; id++)); do
+  SLURM_PROCID=$id SLURM_LOCALID=$((id % SLURM_NTASKS_PER_NODE)) "$@" || exit
+done"""
+PYTHON = """printf '%s|' "$CUDA_VISIBLE_DEVICES" "$@" >>"$LOG"; echo >>"$LOG"; exit "${END:-0}\""""
+
+
+def run_batch(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", ROOT / "launch/job.sbatch", "--config=a b", "--workdir=/w"],
+        env={
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+            "SLURM_JOB_ID": "5000",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+            "SLURM_NTASKS": "4",
+            "SLURM_NTASKS_PER_NODE": "2",
+            "PYTHON": "py",
+            **variables,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_tasks_get_their_place_and_their_gpus(
+    stub: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    stub("scontrol", SCONTROL)
+    stub("srun", SRUN)
+    log = stub("py", PYTHON)
+    done = run_batch(tmp_path, SLURM_GPUS_ON_NODE="8")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = log.read_text().splitlines()
+    port = 61440 + 5000 % 4096
+    for process, line in enumerate(lines):
+        gpus, *words = line.split("|")[:-1]
+        assert gpus == ("0,1,2,3", "4,5,6,7")[process % 2]
+        assert words == [
+            "-m",
+            "pdrec_jax.main",
+            f"--coordinator=node7:{port}",
+            "--num_processes=4",
+            f"--process_id={process}",
+            "--config=a b",
+            "--workdir=/w",
+        ]
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(("end", "requeued"), [("0", False), ("1", False), ("143", True)])
+def test_a_job_that_is_told_to_end_goes_back_to_the_queue(
+    end: str, requeued: bool, stub: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    log = stub("scontrol", SCONTROL)
+    stub("srun", SRUN)
+    stub("py", PYTHON)
+    done = run_batch(tmp_path, END=end)
+    assert done.returncode == int(end)
+    assert ("requeue 5000" in log.read_text().splitlines()) == requeued

@@ -1,0 +1,227 @@
+"""TPU pods: every command against gcloud's grammar, and the loop on a stub of gcloud."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
+ZONE = {"--zone": r"[a-z]+-[a-z]+\d-[a-z]", "--project": NAME}
+TYPE = r"v4-\d+|v5litepod-\d+|v5p-\d+|v6e-\d+"
+# gcloud compute tpus: for each command the positional arguments, flags and forms of their values
+# that its reference lists, None for a flag without a value; flags that it requires.
+GCLOUD: dict[str, tuple[int, dict[str, str | None], set[str]]] = {
+    "queued-resources create": (
+        1,
+        {
+            **ZONE,
+            "--accelerator-type": TYPE,
+            "--runtime-version": r"[a-z0-9-]+",
+            "--node-id": NAME,
+            "--spot": None,
+        },
+        {"--accelerator-type", "--runtime-version", "--node-id"},
+    ),
+    "queued-resources describe": (1, {**ZONE, "--format": r"value\(state\.state\)"}, set()),
+    "queued-resources delete": (1, {**ZONE, "--force": None, "--quiet": None}, set()),
+    "tpu-vm create": (
+        1,
+        {**ZONE, "--accelerator-type": TYPE, "--version": r"[a-z0-9-]+", "--spot": None},
+        {"--version"},
+    ),
+    "tpu-vm describe": (1, {**ZONE, "--format": r"value\(state\)"}, set()),
+    "tpu-vm delete": (1, {**ZONE, "--quiet": None}, set()),
+    "tpu-vm ssh": (1, {**ZONE, "--worker": r"all|\d+", "--command": r"(?s).+"}, set()),
+    "tpu-vm scp": (2, {**ZONE, "--worker": r"all|\d+"}, set()),
+}
+
+
+def read(words: list[str]) -> tuple[str, list[str], dict[str, str | None]]:
+    """Reads a command as gcloud does."""
+    assert words[:3] == ["gcloud", "compute", "tpus"]
+    command = " ".join(words[3:5])
+    count, flags, required = GCLOUD[command]
+    positional, found = [], {}
+    for word in words[5:]:
+        if not word.startswith("--"):
+            positional.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        form = flags[name]
+        assert (form is not None) == bool(equals), word
+        assert form is None or re.fullmatch(form, value), word
+        found[name] = value
+    assert len(positional) == count
+    assert required | {"--zone"} <= found.keys()
+    return command, positional, found
+
+
+def gcloud_commands(done: Any) -> list[tuple[str, list[str], dict[str, str | None]]]:
+    assert (done.status, done.err) == (0, "")
+    return [read(words) for words in done.commands if words[0] == "gcloud"]
+
+
+ALL = ("create", "setup", "run", "logs", "status", "stop", "delete", "keep")
+
+
+@pytest.mark.parametrize("extra", [[], ["--direct"], ["--spot", "--project=my-project"]])
+@pytest.mark.parametrize("action", ALL)
+def test_gcloud_accepts_it(
+    action: str, extra: list[str], launch: Callable[..., Any], job: tuple[str, ...]
+) -> None:
+    done = launch(
+        "tpu.sh",
+        action,
+        "--zone=us-west4-a",
+        "--type=v5litepod-16",
+        "--dry-run",
+        *extra,
+        "--",
+        *job,
+    )
+    for _, _, flags in gcloud_commands(done):
+        if command := flags.get("--command"):
+            checked = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+            assert (checked.returncode, checked.stderr) == (0, "")
+
+
+# Google's metadata server, for the second of three hosts.
+CURL = """[[ $1 == -sf && $3 == Metadata-Flavor:Google ]] || exit 9
+case $4 in
+  */worker-network-endpoints) echo -n a:b:10.0.0.7,a:b:10.0.0.8,a:b:10.0.0.9 ;;
+  */agent-worker-number) echo -n 1 ;;
+esac"""
+
+
+@pytest.mark.parametrize("end", ["0", "143"])
+def test_a_run_gives_every_host_its_place(
+    end: str,
+    launch: Callable[..., Any],
+    stub: Callable[[str, str], Path],
+    job: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    done = launch("tpu.sh", "run", "--zone=us-west4-a", "--dry-run", "--", *job)
+    ((_, _, flags),) = gcloud_commands(done)
+    assert flags["--worker"] == "all"
+    stub("curl", CURL)
+    python = tmp_path / "pdrec/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nprintf "%s|" "$@"\nexit {end}\n')
+    python.chmod(0o755)
+    # As the host's shell would.
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    command = [*("bash", "-c"), f"{flags['--command']} wait"]
+    subprocess.run(command, cwd=tmp_path, env={"PATH": path}, check=True, timeout=30)
+    assert (tmp_path / "pdrec/log").read_text().split("|")[:-1] == [
+        "-m",
+        "pdrec_jax.main",
+        "--coordinator=10.0.0.7:8476",
+        "--num_processes=3",
+        "--process_id=1",
+        *job,
+    ]
+    assert (tmp_path / "pdrec/status").read_text() == f"{end}\n"
+
+
+def test_keep_does_everything_in_order(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
+    done = launch(
+        "tpu.sh", "keep", "--zone=us-west4-a", "--type=v6e-16", "--dry-run", "--", *job,
+        PDREC_SPOT="1",
+    )  # fmt: skip
+    commands = gcloud_commands(done)
+    assert [command for command, _, _ in commands] == [
+        "queued-resources create",
+        "tpu-vm scp",
+        "tpu-vm ssh",
+        "tpu-vm ssh",
+        "tpu-vm ssh",
+        "queued-resources delete",
+    ]
+    assert "--spot" in commands[0][2]
+    assert commands[0][2]["--runtime-version"] == "v2-alpha-tpuv6e"
+    assert done.commands[1][:4] == ["git", "-C", f"{ROOT}/launch/..", "archive"]
+
+
+def test_a_clone_takes_the_place_of_an_archive(launch: Callable[..., Any]) -> None:
+    done = launch(
+        "tpu.sh", "setup", "--zone=us-west4-a", "--repository=https://host/x", "--commit=v1",
+        "--prepare=sudo mount /shared", "--dry-run",
+    )  # fmt: skip
+    ((_, _, flags),) = gcloud_commands(done)
+    steps = (flags["--command"] or "").split("; ")
+    assert steps[1] == "sudo mount /shared"
+    assert "git clone --quiet https://host/x pdrec" in steps
+    assert "git -C pdrec checkout --quiet v1" in steps
+
+
+# Answers as a cloud would: of describe and of the question for the job's state the next line of a
+# file, or the last one when there is none left.
+CLOUD = r"""echo "$3 $4 ${*: -1}" >>"$LOG"
+next() {
+  head -n 1 "$1"
+  [[ $(wc -l <"$1") -gt 1 ]] && sed -i 1d "$1"
+  return 0
+}
+case "$3 $4" in
+  *describe) state=$(next "$HOME/slice"); [[ $state == GONE ]] && exit 1; echo "$state" ;;
+  *ssh) [[ ${*: -1} == *"cat status"* ]] && next "$HOME/job" ;;
+esac
+exit 0
+"""
+
+
+def cloud(tmp_path: Path, slices: list[str], jobs: list[str]) -> None:
+    (tmp_path / "slice").write_text("\n".join([*slices, ""]))
+    (tmp_path / "job").write_text("\n".join([*jobs, ""]))
+
+
+@pytest.mark.parametrize(
+    ("slices", "jobs", "status", "created"),
+    [
+        # Waits, runs, and is done.
+        (["GONE", "WAITING_FOR_RESOURCES", "ACTIVE"], ["", "running", "0"], 0, 1),
+        # Preempted in the middle of it: asked for again, and done.
+        (
+            ["GONE", "ACTIVE", "ACTIVE", "SUSPENDED", "GONE", "ACTIVE"],
+            ["", "running", "", "0"],
+            0,
+            2,
+        ),
+        # The job was told to end by a notice, before the slice went.
+        (["GONE", "ACTIVE", "ACTIVE", "GONE", "ACTIVE"], ["", "143", "", "0"], 0, 2),
+        # An error of the job's is not tried again.
+        (["GONE", "ACTIVE"], ["", "1"], 2, 1),
+        # A second `keep` finds the job running, and only watches.
+        (["ACTIVE"], ["running", "running", "0"], 0, 0),
+    ],
+)
+def test_keep_recreates_what_was_preempted(
+    slices: list[str],
+    jobs: list[str],
+    status: int,
+    created: int,
+    launch: Callable[..., Any],
+    stub: Callable[[str, str], Path],
+    job: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    cloud(tmp_path, slices, jobs)
+    log = stub("gcloud", CLOUD)
+    stub("sleep", "exit 0")
+    stub("git", "exit 0")
+    done = launch(
+        "tpu.sh", "keep", "--zone=us-west4-a", "--type=v5litepod-16", "--", *job, HOME=str(tmp_path)
+    )
+    assert done.status == status, done.err
+    called = [line.split()[:2] for line in log.read_text().splitlines()]
+    assert called.count(["queued-resources", "create"]) == created
+    assert called.count(["queued-resources", "delete"]) == max(created, 1)
+    assert called[-1] == ["queued-resources", "delete"]
+    if status:
+        assert "the job ended with status 1" in done.err
