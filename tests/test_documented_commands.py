@@ -8,6 +8,7 @@ import argparse
 import csv
 import dataclasses
 import importlib
+import itertools
 import os
 import re
 import shlex
@@ -60,7 +61,11 @@ FEWER = {"- 1000000 <<": "- 3000 <<", "default_rng(0), 1_000_000": "default_rng(
 # A page whose commands go on in the folder of another one.
 GOES_ON = {"docs/inspect.md": "docs/tutorial.md", "docs/recommend.md": "README.md"}
 # Modules that hand on what they do not know; others take fields of the config.
-HANDS_ON = {"pdrec_jax.benchmark.growth": "pdrec_jax.benchmark"}
+HANDS_ON = {
+    "pdrec_jax.benchmark.growth": "pdrec_jax.benchmark",
+    "pdrec_jax.plan": "pdrec_jax.main",
+    "pdrec_jax.convert": "pdrec_jax.main",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +87,9 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """What a shell makes of the line, without its comment."""
-        return shlex.split(self.line, comments=True)
+        """What a shell makes of the line, without its comment and what it sets before."""
+        words = shlex.split(self.line, comments=True)
+        return list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words))
 
     @property
     def reason(self) -> str | None:
