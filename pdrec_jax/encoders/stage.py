@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,30 +27,18 @@ from pdrec_jax.encoders.model import (
     EncoderModel,
     Params,
     TrainingData,
-    flat_ids,
-    loss_of_vectors,
-    split_lookup,
-    step_inputs,
 )
 from pdrec_jax.encoders.on_mesh import event_budget, of_steps, train_steps_on
+from pdrec_jax.encoders.optimise import train_epoch, train_epoch_by_rows
 from pdrec_jax.encoders.ranking import Evaluation
-from pdrec_jax.encoders.step import ADAM as _ADAM
-from pdrec_jax.encoders.step import OPTIMISER as _OPTIMISER
-from pdrec_jax.encoders.step import train_step
+from pdrec_jax.encoders.step import ADAM, OPTIMISER
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.plugins.hbr import behaviour_weights
 from pdrec_jax.row_adam import (
-    Rows,
-    Table,
     Tails,
-    close_table,
-    open_table,
-    read_rows,
-    settle,
     tails,
-    write_rows,
 )
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import abstract, made_in_place
@@ -237,7 +224,7 @@ class EncoderTask:
 
         def make() -> dict[str, Any]:
             params = self.initialise()
-            return {"params": params, "optimiser": _OPTIMISER.init(params)}
+            return {"params": params, "optimiser": OPTIMISER.init(params)}
 
         return made_in_place(make, self.model.mesh)()
 
@@ -268,7 +255,7 @@ class EncoderTask:
     def _tail(self) -> Tails:
         config = self.config
         rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
-        return tails(_ADAM, np.repeat(rates, self.steps))
+        return tails(ADAM, np.repeat(rates, self.steps))
 
     def layout(self, epoch: int) -> Batch:
         """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
@@ -294,7 +281,7 @@ class EncoderTask:
         """Whether the optimiser goes row by row, see ``row_adam``; on a mesh it never does."""
         if self.model.mesh is not None:
             return False
-        return len(params[_TABLE]) > self.config.row_adam_above
+        return len(params["item_embedding"]) > self.config.row_adam_above
 
     def run_epoch(
         self,
@@ -313,9 +300,9 @@ class EncoderTask:
         numbers, rate = self.clock(epoch)
         given = state, self.data, self.layout(epoch), numbers, rate
         if self.by_rows(state["params"]):
-            state, losses = _train_epoch_by_rows(*given, self._tail, self.model, config.seed)
+            state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
-            state, losses = _train_epoch(*given, self.model, config.seed)
+            state, losses = train_epoch(*given, self.model, config.seed)
         values = training.epoch_values(np.asarray(losses), rate)
         advance(self.steps)
         return state, values
@@ -352,115 +339,6 @@ class EncoderTask:
     def evaluate(self, params: Params) -> float:
         """Returns the selection metric."""
         return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
-
-
-_TABLE = "item_embedding"
-
-
-# The seed is an argument like the others: seeds one after another share what was compiled.
-@functools.partial(jax.jit, static_argnums=5, donate_argnums=0)
-def _train_epoch(
-    state: dict[str, Any],
-    data: TrainingData,
-    batches: Batch,
-    numbers: Array,
-    rate: float,
-    model: EncoderModel,
-    seed: int,
-) -> tuple[dict[str, Any], Array]:
-    """Scans the steps of an epoch; returns the state and the loss of each step."""
-    base = jax.random.key(seed)
-
-    def step(state: dict[str, Any], inputs: tuple[Batch, Array]) -> tuple[dict[str, Any], Array]:
-        batch, number = inputs
-        return train_step(state, data, batch, jax.random.fold_in(base, number), rate, model)
-
-    return jax.lax.scan(step, state, (batches, numbers))
-
-
-@functools.partial(jax.jit, static_argnums=6, donate_argnums=0)
-def _train_epoch_by_rows(
-    state: dict[str, Any],
-    data: TrainingData,
-    batches: Batch,
-    numbers: Array,
-    rate: float,
-    tail: Tails,
-    model: EncoderModel,
-    seed: int,
-) -> tuple[dict[str, Any], Array]:
-    """``_train_epoch`` where a step costs what its rows of the table cost, see ``row_adam``."""
-    base = jax.random.key(seed)
-
-    def split(tree: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-        return tree[_TABLE], {name: value for name, value in tree.items() if name != _TABLE}
-
-    moments = state["optimiser"]
-    (values, params), (first, mu), (second, nu) = map(
-        split, (state["params"], moments.mu, moments.nu)
-    )
-    rows, other_moments = Rows(values, first, second), moments._replace(mu=mu, nu=nu)
-
-    def gradients(
-        params: Params, table: Table, given: tuple[Batch, Array]
-    ) -> tuple[Array, Params, Array, Array]:
-        """Loss, gradient of the parameters but the table, ids of rows and their gradient."""
-        batch, number = given
-        whole = {**params, _TABLE: table.values}
-        inputs = step_inputs(whole, model, data, batch, jax.random.fold_in(base, number))
-        ids = flat_ids(inputs.ids)
-
-        def loss_of(params: Params, values: Array) -> tuple[Array, Array | None]:
-            whole = {**params, _TABLE: jax.lax.stop_gradient(table.values)}
-            return loss_of_vectors(whole, model, data, inputs, split_lookup(values, inputs.ids))
-
-        (loss, soft), (gradient, row_gradient) = jax.value_and_grad(
-            loss_of, argnums=(0, 1), has_aux=True
-        )(params, read_rows(_ADAM, table, ids, number, tail))
-        if soft is not None:
-            kept = _with_gradient(inputs.ids, soft, model.dpa_fine)
-            ids, row_gradient = ids[kept], row_gradient[kept]
-        return loss, gradient, ids, row_gradient
-
-    def step(
-        carried: tuple[Params, Any, Table], given: tuple[Batch, Array]
-    ) -> tuple[tuple[Params, Any, Table], Array]:
-        params, optimiser, table = carried
-        table = settle(table)
-        loss, gradient, ids, row_gradient = gradients(params, table, given)
-        updates, optimiser = _OPTIMISER.update(gradient, optimiser)
-        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        taken = given[1] + 1, jnp.float32(rate), tail
-        return (params, optimiser, write_rows(_ADAM, table, ids, row_gradient, *taken)), loss
-
-    inputs = batches, numbers
-    first_step = jax.tree.map(lambda leaf: leaf[0], inputs)
-    some = open_table(rows, numbers[0], 0)
-    count = jax.eval_shape(gradients, params, some, first_step)[2].shape[0]
-    carried = params, other_moments, open_table(rows, numbers[0], count)
-    (params, optimiser, table), losses = jax.lax.scan(step, carried, inputs)
-    values, first, second = close_table(_ADAM, table, numbers[-1] + 1, tail)
-    state = {
-        "params": {**params, _TABLE: values},
-        "optimiser": optimiser._replace(
-            mu={**optimiser.mu, _TABLE: first}, nu={**optimiser.nu, _TABLE: second}
-        ),
-    }
-    return state, losses
-
-
-def _with_gradient(ids: dict[str, Array], soft: Array, fine: int) -> Array:
-    """Which of the looked-up vectors can have a gradient: of DPA's candidates the picks alone."""
-    kept, begin = [], 0
-    for name, some in ids.items():
-        if name == "soft":
-            users, most = soft.shape
-            picks = jax.lax.top_k(soft, fine)[1] + jnp.arange(users)[:, None] * most
-            kept.append(begin + picks.reshape(-1))
-        else:
-            kept.append(begin + jnp.arange(some.size))
-        begin += some.size
-    return jnp.concatenate(kept)
 
 
 def build(

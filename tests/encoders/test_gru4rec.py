@@ -13,6 +13,8 @@ from pdrec_jax.data.batches import LANES, Layout
 from pdrec_jax.encoders import stage
 from pdrec_jax.encoders.layers import normalise
 from pdrec_jax.encoders.model import final_states, score_all, score_items, training_rows
+from pdrec_jax.encoders.optimise import train_epoch
+from pdrec_jax.encoders.step import OPTIMISER
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 ITEMS, LENGTH, WIDTH = 31, 12, 8
@@ -114,10 +116,10 @@ class TestGolden:
 
     @pytest.mark.loose_jax("dtypes")  # optax's Adam
     def test_first_step(self, golden):
-        state = {"params": golden.params, "optimiser": stage._OPTIMISER.init(golden.params)}
+        state = {"params": golden.params, "optimiser": OPTIMISER.init(golden.params)}
         batches = jax.tree.map(lambda leaf: leaf[None], golden.batch)
         # The epoch donates its state.
-        state, losses = stage._train_epoch(
+        state, losses = train_epoch(
             state, golden.data, batches, np.arange(1), 0.005, golden.model, 0
         )
         np.testing.assert_allclose(losses, golden.arrays["loss"][None], **CLOSE)

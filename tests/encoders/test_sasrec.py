@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pdrec_jax.encoders import stage
 from pdrec_jax.encoders.layers import normalise
 from pdrec_jax.encoders.model import (
     EncoderModel,
@@ -22,6 +21,8 @@ from pdrec_jax.encoders.model import (
     score_items,
     training_rows,
 )
+from pdrec_jax.encoders.optimise import train_epoch
+from pdrec_jax.encoders.step import OPTIMISER
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 ITEMS, LENGTH = 31, 12
@@ -202,10 +203,10 @@ class TestGoldenStep:
     @pytest.mark.loose_jax("dtypes")
     def test_first_step(self, golden, model, data):
         params = without_key_bias(golden.params)
-        state = {"params": params, "optimiser": stage._OPTIMISER.init(params)}
+        state = {"params": params, "optimiser": OPTIMISER.init(params)}
         batches = jax.tree.map(lambda leaf: leaf[None], golden.events.batch())
         # The epoch donates its state.
-        state, losses = stage._train_epoch(state, data, batches, np.arange(1), 0.005, model, 0)
+        state, losses = train_epoch(state, data, batches, np.arange(1), 0.005, model, 0)
         np.testing.assert_allclose(losses, golden.arrays["loss"][None], **CLOSE)
         # After one step the first moment is a tenth of the gradient.
         gradient = jax.tree.map(lambda moment: moment * 10, state["optimiser"].mu)

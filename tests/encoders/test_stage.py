@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.encoders import stage
+from pdrec_jax.encoders.optimise import train_epoch
 from pdrec_jax.encoders.stage import (
     EncoderTask,
     build,
@@ -231,7 +232,7 @@ class TestEpochs:
     @staticmethod
     def losses(task: EncoderTask, state: dict) -> np.ndarray:
         """Losses of the first epoch's steps at a learning rate of 0; the state is not donated."""
-        _, found = stage._train_epoch(
+        _, found = train_epoch(
             jax.tree.map(jnp.copy, state),
             task.data,
             task.layout(1),
