@@ -195,7 +195,7 @@ class TestEpochs:
         assert (after < losses).mean() > 0.8
         shapes = {task.layout(epoch).event[0].shape for epoch in (1, 2, 3)}
         assert len(shapes) == 1
-        compiled = [line for line in caplog.messages if line.startswith("Compiling jit(_train")]
+        compiled = [line for line in caplog.messages if line.startswith("Compiling jit(train")]
         assert len(compiled) == 1
 
         again = task.initial()
