@@ -55,7 +55,9 @@ def require_unlocked(directory: Path) -> None:
     except OSError:
         return  # what is wrong with the place is told where it is used
     try:
-        _try(descriptor, directory)
+        # Shared: this is no claim of its own, and a file that is open for reading alone can have no
+        # other on a network file system.
+        _try(descriptor, directory, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
 
@@ -65,7 +67,7 @@ def _take(path: Path) -> int:
         with write_errors(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _try(descriptor, path.parent)
+            _try(descriptor, path.parent, fcntl.LOCK_EX)
             # Its former holder may have removed the file between the two calls.
             if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor
@@ -75,9 +77,9 @@ def _take(path: Path) -> int:
         os.close(descriptor)
 
 
-def _try(descriptor: int, directory: Path) -> None:
+def _try(descriptor: int, directory: Path, kind: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 300, 0).decode(errors="replace").strip()
         raise UserError(

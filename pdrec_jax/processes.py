@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, of_system, one_line
 
 PORT = 8476
 """Of the coordinator, where nothing else says."""
@@ -139,14 +139,17 @@ def joined(
             barrier("joined")
             yield
     except UserError as error:
-        _end(f"error: process {jax.process_index()}: {' '.join(str(error).split())}", 2)
+        _end(f"error: process {jax.process_index()}: {one_line(error)}", 2)
     except interrupts.Interrupted as error:
         if error.saved:  # with the others
             raise
         _end(
             interrupts.farewell(error, "the same command resumes the run"), interrupts.status(error)
         )
-    except Exception:
+    except Exception as error:
+        line = of_system(error) if isinstance(error, OSError) else None
+        if line is not None:
+            _end(f"error: process {jax.process_index()}: {one_line(line)}", 2)
         traceback.print_exc()
         _end("", 1)
 

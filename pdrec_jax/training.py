@@ -196,6 +196,7 @@ class Run:
             saved, self.course = found
             self.state, self._best = saved["state"], saved["best"]
         self._last_saved = self.course.epoch if found is not None else None
+        self._saved_step = self._step() if found is not None else None
         log.rewind(task.name, self.course.epoch)
         self._saved_at = time.monotonic()
 
@@ -263,11 +264,17 @@ class Run:
 
     def save(self) -> None:
         """Saves the state, by the number of its steps."""
-        course = self.course
-        step = course.epoch * self.task.steps + len(course.losses)
+        course, step = self.course, self._step()
+        if step == self._saved_step:
+            return  # to write it once more would leave a moment without it
         tree = {"state": self.state, "best": self._best}
         self.store.save("state", step, tree, dataclasses.asdict(course))
         self._last_saved, self._saved_at = course.epoch, time.monotonic()
+        self._saved_step = step
+
+    def _step(self) -> int:
+        """Steps done."""
+        return self.course.epoch * self.task.steps + len(self.course.losses)
 
     def interrupt(self) -> str:
         """Saves the state because of a signal; returns where it stands, in words."""
@@ -375,7 +382,8 @@ def fit_together(
         return state, values
 
     def alone(run: Run) -> tuple[Tree, dict[str, float]]:
-        return measure(run, *run.task.run_epoch(run.state, run.course.epoch + 1, lambda _: None))
+        epoch, done = run.course.epoch + 1, run.course.losses
+        return measure(run, *run.task.run_epoch(run.state, epoch, lambda _: None, done))
 
     total = sum(run.settings.epochs * run.task.steps for run in runs)
     done = sum(run.course.epoch * run.task.steps for run in runs)
@@ -391,7 +399,8 @@ def fit_together(
             begun = time.monotonic()
             # In the first epoch the first task compiles for all: two at a time would do it twice.
             each = pool.map if compiled else map
-            if run_epochs is None:
+            # An epoch that a signal has cut is ended by its own run.
+            if run_epochs is None or any(run.course.losses for run in group):
                 trained = list(each(alone, group))
             else:
                 states = [run.state for run in group]

@@ -160,7 +160,7 @@ class Workdir:
         atomic_write_text(self.path / _DATA, json.dumps(data, indent=2) + "\n")
         with write_errors(self.path):
             (self.path / "phases").mkdir(exist_ok=True)
-        for left in filter(_is_temporary, self.path.rglob(".*")):
+        for left in list(_left_below(self.path)):
             # Of a run that was killed while writing.
             with contextlib.suppress(OSError):
                 if left.is_dir():
@@ -293,6 +293,15 @@ def _entries(path: Path) -> list[Path]:
 def _is_ours(path: Path) -> bool:
     """Whether a run can have left it before it left its config."""
     return path.name == LOCK or _is_temporary(path)
+
+
+def _left_below(path: Path) -> Iterator[Path]:
+    """Temporary files and directories of a run; runs of their own below it are left alone."""
+    for entry in path.iterdir():
+        if _is_temporary(entry):
+            yield entry
+        elif entry.is_dir() and not entry.is_symlink() and not (entry / _CONFIG).exists():
+            yield from _left_below(entry)
 
 
 def _is_temporary(path: Path) -> bool:

@@ -290,22 +290,23 @@ class EncoderTask:
         advance: training.Advance,
         done: Sequence[float] = (),
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        """Trains one epoch in one dispatch, see ``training.Task``; so ``done`` is empty.
+        """Trains one epoch, or what is left of it, in one dispatch; see ``training.Task``.
 
-        On a mesh it takes several.
+        On a mesh it takes several, so that an epoch may have been left in its midst.
         """
         if self.model.mesh is not None:
             return self._run_epoch_on(state, epoch, advance, done)
         config = self.config
         numbers, rate = self.clock(epoch)
-        given = state, self.data, self.layout(epoch), numbers, rate
+        left = jax.tree.map(lambda leaf: leaf[len(done) :], self.layout(epoch))
+        given = state, self.data, left, numbers[len(done) :], rate
         if self.by_rows(state["params"]):
             state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = train_epoch(*given, self.model, config.seed)
-        values = training.epoch_values(np.asarray(losses), rate)
-        advance(self.steps)
-        return state, values
+        every = np.concatenate([np.array(done, np.float32), np.asarray(losses)])
+        advance(self.steps - len(done))
+        return state, training.epoch_values(every, rate)
 
     def _run_epoch_on(
         self,

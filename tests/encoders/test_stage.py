@@ -204,6 +204,24 @@ class TestEpochs:
         assert repeated == values
         jax.tree.map(np.testing.assert_array_equal, again, state)
 
+    @pytest.mark.parametrize("above", [10**6, 1])
+    def test_an_epoch_that_was_cut_on_a_mesh_is_ended(self, config, world, above):
+        task = built(config, world, encoder__blocks=1, encoder__row_adam_above=above)
+        whole, values = task.run_epoch(task.initial(), 1, lambda steps: None)
+        numbers, rate = task.clock(1)
+        first = jax.tree.map(lambda leaf: leaf[:1], task.layout(1))
+        given = task.initial(), task.data, first, numbers[:1], rate
+        state, losses = train_epoch(*given, task.model, task.config.seed)
+        steps = []
+        state, ended = task.run_epoch(state, 1, steps.append, [float(loss) for loss in losses])
+        assert task.steps > 1
+        assert steps == [task.steps - 1]
+        assert ended["loss"] == pytest.approx(values["loss"], rel=1e-6)
+        # Adam by rows rounds otherwise where it closes a table.
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), state, whole
+        )
+
     @pytest.mark.parametrize("variant", ["base", "hbr+nns+dpa"])
     def test_adam_by_rows_equals_adam_on_the_whole_table(self, config, world, variant):
         """Over two epochs, so that what closes one opens the next."""
