@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import compilation, phases, processes, seeds
+from pdrec_jax import compilation, memory, phases, processes, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
@@ -215,6 +215,7 @@ def _run_phases(
                 "peak_memory_bytes": _peak_memory(),
             }
             place.finish_phase(name, record, outcome.arrays)
+            memory.release()
         times[name] = record["seconds"]
         found = place.phase_arrays(name)
         arrays.update({f"{name}/{kind}": array for kind, array in found.items()})

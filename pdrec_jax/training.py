@@ -295,9 +295,10 @@ class Run:
         """Saves the best parameters once training is over; returns whether it is."""
         if not self.finished and self.course.stopped(self.settings):
             meta = dataclasses.asdict(self.course)
+            self.state = None  # a save takes room of its own
             self.store.save("best", self.course.best_epoch, self._best, meta)
             self.store.delete("state")
-            self.finished, self.state = True, None
+            self.finished = True
         return self.finished
 
 
@@ -349,6 +350,7 @@ def _train(run: Run) -> None:
                 raise
             run.measure(state, values)
             run.settle(state, values, time.monotonic() - begun)
+            del state  # the run has it, and lets go of it at the end
             bar.update(0, **run.shown)
             if processes.any_of(interrupts.pending()) and not run.close_if_stopped():
                 interrupts.stop(run.interrupt(), of_another=True)
