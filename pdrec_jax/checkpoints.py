@@ -36,6 +36,7 @@ Tree = Any
 
 _STEP = re.compile("0|[1-9][0-9]*")
 _ASIDE = ".saving.tmp"  # where a save is made
+_AT_A_TIME = 256_000_000  # bytes of what is saved that are copied at a time, at least
 _KEPT = 2  # saves a slot
 
 
@@ -65,12 +66,17 @@ class Store:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
 
-    def _manager(self, place: Path) -> ocp.CheckpointManager:
+    def _manager(self, place: Path, largest: int = 0) -> ocp.CheckpointManager:
+        """Opens a directory of saves; ``largest`` is the size of the largest array, in bytes."""
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+        # A few arrays are copied at a time. Orbax takes a limit in gigabytes, and refuses an array
+        # that reaches it.
+        limit: Any = max(_AT_A_TIME, 2 * largest) / 1e9
         # Without named handlers a save's metadata cannot be read back.
-        # Of what is saved one gigabyte at a time is copied.
-        tree = ocp.StandardCheckpointHandler(save_concurrent_gb=1)
-        handlers = {"tree": tree, "meta": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "tree": ocp.StandardCheckpointHandler(save_concurrent_gb=limit),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
         return ocp.CheckpointManager(place, options=options, item_handlers=handlers)
 
     def _steps(self, slot: str) -> list[int]:
@@ -106,7 +112,8 @@ class Store:
                 if processes.is_first():
                     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
                 processes.barrier(f"saving {place} {step}")
-                with self._manager(aside) as manager:
+                largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
+                with self._manager(aside, largest) as manager:
                     manager.save(
                         step,
                         args=ocp.args.Composite(
