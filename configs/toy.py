@@ -59,6 +59,9 @@ def get_config(variant: str = "readme") -> ConfigDict:
         ("diffusion.hidden", (200,)),
         ("diffusion.learning_rate", 2e-3),
         ("diffusion.epochs", 20),
+        # In so few steps most rows would be seen by hardly any window.
+        ("diffusion.noise_fraction", 1.0),
+        ("diffusion.error_fraction", 1.0),
         ("encoder.max_length", 64),  # one length of rows: half the time to compile
         ("encoder.epochs", 30),
         ("encoder.first_evaluation", 2),

@@ -209,6 +209,6 @@ def test_other_commands(action: str, commands: list[str], launch: Callable[..., 
 
 
 def test_a_workdir_outside_the_shared_volume_is_refused(launch: Callable[..., Any]) -> None:
-    done = launch("kubernetes.sh", *GPU, "--", "--config=c", "--workdir=/tmp/run")
+    done = launch("kubernetes.sh", *GPU, "--", "--config=c", "--workdir=/elsewhere/run")
     assert done.status == 2
     assert "--workdir: a directory in /shared is expected" in done.err
