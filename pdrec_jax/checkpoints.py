@@ -38,6 +38,7 @@ _STEP = re.compile("0|[1-9][0-9]*")
 _ASIDE = ".saving.tmp"  # where a save is made
 _AT_A_TIME = 256_000_000  # bytes of what is saved that are copied at a time, at least
 _KEPT = 2  # saves a slot
+_ABSENT, _UNREADABLE = -1, -2  # what the first process tells instead of a step
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -184,14 +185,19 @@ class Store:
 
     def _chosen(self, slot: str, tell: bool = False) -> tuple[int, bool]:
         """What ``_choose`` finds in the first process, which alone reads all files."""
-        found, error = (-1, False), None
+        found: tuple[int, int] = (_ABSENT, 0)
+        error: Exception | None = None
         if processes.is_first():
             try:
                 found = self._choose(slot, tell)
             except NoCheckpoint as raised:
                 error = raised
+            except Exception as raised:  # the others wait for an answer
+                found, error = (_UNREADABLE, 0), raised
         step, sealed = processes.of_first(*found)
-        if step < 0:
+        if step == _UNREADABLE:
+            raise error or UserError(f"{self.directory / slot}: the first process cannot read it")
+        if step == _ABSENT:
             raise error or NoCheckpoint(f"{self.directory / slot}: no checkpoint here")
         return step, bool(sealed)
 

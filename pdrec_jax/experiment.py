@@ -103,7 +103,9 @@ def run_one(
     if alone:
         print(title(head), flush=True)
     done = place.results()
-    if done is not None and done.get("stage") in (config.stage, "all"):
+    whole = done is not None and done.get("stage") in (config.stage, "all")
+    if processes.found_by_first(whole, str(place.path / "results.json")):
+        assert done is not None
         if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():
             # Of a run older than `recommend`.
             given, data = prepared or phases.prepare(config, files)
@@ -204,7 +206,7 @@ def _run_phases(
 
     def once(name: str, work: Callable[..., Outcome], *arguments: Any) -> dict[str, Any]:
         record = place.phase(name)
-        if record is None:
+        if not processes.found_by_first(record is not None, f"{path}: phase {name}"):
             begun, before = time.monotonic(), log.read(name)
             outcome = work(given, *arguments, path, log)
             # A resumed phase counts the epochs of its first part as well.
@@ -216,6 +218,7 @@ def _run_phases(
             }
             place.finish_phase(name, record, outcome.arrays)
             memory.release()
+        assert record is not None
         times[name] = record["seconds"]
         found = place.phase_arrays(name)
         arrays.update({f"{name}/{kind}": array for kind, array in found.items()})

@@ -185,6 +185,27 @@ def of_first(*numbers: int) -> tuple[int, ...]:
     return tuple(int(number) for number in found)
 
 
+def found_by_first(here: bool, what: str) -> bool:
+    """Whether the first process finds a file; each must ask.
+
+    So that all take the same way where a file system shows a new file late.
+
+    Args:
+      here: whether this process finds it.
+      what: names it.
+
+    Raises:
+      UserError: the first process finds it, and this one does not.
+    """
+    (found,) = of_first(int(here))
+    if found and not here:
+        raise UserError(
+            f"{what}: the first process finds it and this one does not, a directory that "
+            "all processes share is expected"
+        )
+    return bool(found)
+
+
 def any_of(here: bool) -> bool:
     """Whether something holds in any process; each must ask."""
     if jax.process_count() == 1:

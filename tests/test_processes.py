@@ -74,6 +74,8 @@ def test_alone_everything_is_agreed_at_once() -> None:
     assert processes.is_first()
     assert processes.any_of(True)
     assert processes.of_first(3, 4) == (3, 4)
+    assert processes.found_by_first(True, "it")
+    assert not processes.found_by_first(False, "it")
     processes.barrier("nobody")
 
 
@@ -120,6 +122,13 @@ def take_part(port: int, number: int, place: Path) -> None:
         assert processes.any_of(number == 1)
         assert not processes.any_of(False)
         assert processes.of_first(10 + number) == (10,)
+        assert processes.found_by_first(True, "it")
+        assert not processes.found_by_first(number == 1, "it")  # too old to count
+        if number == 0:
+            assert processes.found_by_first(True, "it")
+        else:
+            with pytest.raises(UserError, match="it: the first process finds it and this one"):
+                processes.found_by_first(False, "it")
         with pytest.raises(UserError, match=r"all of 4 devices"):
             make_mesh((2, 1))
         mesh = make_mesh((2, -1))
@@ -156,6 +165,14 @@ def take_part(port: int, number: int, place: Path) -> None:
         assert store.step("host") is None
         with pytest.raises(NoCheckpoint):
             store.restore("host", like)
+        # What stops the first one stops the others too.
+        store._choose = unreadable  # type: ignore[method-assign]
+        with pytest.raises(OSError if number == 0 else UserError, match=r"cannot read it|no luck"):
+            store.restore("state", like)
+
+
+def unreadable(*_: object) -> tuple[int, bool]:
+    raise OSError("no luck")
 
 
 if __name__ == "__main__":
