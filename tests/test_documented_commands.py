@@ -8,6 +8,7 @@ import argparse
 import csv
 import dataclasses
 import importlib
+import importlib.util
 import itertools
 import os
 import re
@@ -35,14 +36,17 @@ PAGES = sorted(
 
 # What is not run, and why. Each must match a command, or it is out of date.
 NOT_RUN = {
-    r"^make (setup|format|lint|test)\b|^\.ci/run": "is what CI itself runs",
+    r"^([A-Z_]+=\S+ )?make (setup|format|lint|test)\b|^\.ci/run": "is what CI itself runs",
     r"^make docs\b": "test_docs.py builds the site",
     r"-m pytest\b": "is a part of the tests",
     r"pip install|^python3 -m venv|^git clone": "needs the network; CI makes its environment so",
     r"data\.source=real": "needs the real logs, and an hour",
     r"prepare --dataset=": "downloads from GitHub",
     r"--reference=": "needs a clone of the reference, and PyTorch",
+    r"^launch/(slurm|kubernetes|tpu)\.sh": "needs a cluster; tests/launch reads what would run",
 }
+if importlib.util.find_spec("libtpu") is None:
+    NOT_RUN[r"--topology=v"] = "needs the extra tpu"
 # Flags that make a run short; they come last, and so win.
 TINY = (
     "--config.progress=False --config.diffusion.epochs=1 --config.diffusion.hidden=(16,) "
@@ -51,7 +55,7 @@ TINY = (
 )
 SMALL = "--data=simulated --users=40 --items=300 --source_items=0 --hidden=16 --repeats=1 --steps=1"
 SHORTER = {
-    r"pdrec_jax\.main |^make run": TINY,
+    r"pdrec_jax\.(main|convert) |^make run|launch/local\.sh": TINY,
     r"pdrec_jax\.reproduce ": f"{TINY} --config.data.source=simulated",
     r"pdrec_jax\.benchmark(?!\.growth)": f"{SMALL} --max_length=16 --product=64",
     r"pdrec_jax\.benchmark\.growth": "--sizes=200,300 --repeats=1",
@@ -60,6 +64,14 @@ SHORTER = {
 FEWER = {"- 1000000 <<": "- 3000 <<", "default_rng(0), 1_000_000": "default_rng(0), 1_000"}
 # A page whose commands go on in the folder of another one.
 GOES_ON = {"docs/inspect.md": "docs/tutorial.md", "docs/recommend.md": "README.md"}
+# What a page takes as given.
+BEFORE = {
+    "docs/reference_models.md": (
+        "python -m pdrec_jax.main --config=configs/toy.py --workdir=runs/ours",
+        "python -m pdrec_jax.convert export --file=amazon_toy.pth --config=configs/toy.py "
+        "--workdir=runs/ours",
+    )
+}
 # Modules that hand on what they do not know; others take fields of the config.
 HANDS_ON = {
     "pdrec_jax.benchmark.growth": "pdrec_jax.benchmark",
@@ -117,7 +129,7 @@ COMMANDS = [
 
 def lay_out(folder: Path) -> None:
     """Puts into a folder what the commands of a page find in a clone, and a log of one's own."""
-    for name in ("configs", "docs", "Makefile"):
+    for name in ("configs", "docs", "launch", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
     text = (ROOT / "docs/encoders.md").read_text(encoding="utf-8")
     found = re.search(r"^```python\n(.*?)^```$", text, re.M | re.S)
@@ -245,10 +257,12 @@ def shell_line(command: Command) -> str:
 def run_page(page: str, folder: Path) -> list[str]:
     """Runs what a page has, in order; returns what its commands printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment |= {"PYTHON": sys.executable}
     environment.pop("PDREC_DATA", None)
     out = []
-    for command in COMMANDS:
-        if command.page != page or command.reason:
+    before = [Command(page, line) for line in BEFORE.get(page, ())]
+    for command in before + [command for command in COMMANDS if command.page == page]:
+        if command.reason:
             continue
         script = command.script
         for long, short in FEWER.items():
