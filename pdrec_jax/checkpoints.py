@@ -176,6 +176,18 @@ class Store:
             )
         return restored["tree"], restored["meta"]
 
+    def fault(self, slot: str) -> str | None:
+        """What is wrong with a slot none of whose saves is whole; for the first process.
+
+        A slot without any save, which somebody may have removed to make room, has no fault.
+        """
+        try:
+            if self._steps(slot):
+                self._choose(slot)
+        except NoCheckpoint as error:
+            return str(error)
+        return None
+
     def restore_meta(self, slot: str) -> dict[str, Any]:
         """Returns the JSON value of the save that ``restore`` takes, and raises what it raises."""
         step, sealed = self._chosen(slot)

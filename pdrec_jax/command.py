@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -45,6 +46,18 @@ def answered(work: Callable[[], int | None], going_on: str) -> int:
         if message is None:
             raise
         return _fail(message)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process of a command with what ``answered`` returned."""
+    jax = sys.modules.get("jax")
+    alone = jax is None or jax.process_count() == 1
+    if alone and status - 128 in interrupts.SIGNALS:
+        # XLA may be at work still, and would lose the ground when the interpreter takes its leave.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _fail(message: str) -> int:

@@ -102,8 +102,10 @@ def run_one(
     place = Workdir(path, config, head["data"]["source"])
     if alone:
         print(title(head), flush=True)
+    for name in phases.damaged(config, place):
+        place.undo_phase(name)
     done = place.results()
-    whole = done is not None and done.get("stage") in (config.stage, "all")
+    whole = not place.undone and done is not None and done.get("stage") in (config.stage, "all")
     if processes.found_by_first(whole, str(place.path / "results.json")):
         assert done is not None
         if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pdrec_jax.command import answered
+from pdrec_jax.command import answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import FIELDS, misfit, require_field, validate
 
@@ -187,4 +187,4 @@ def _mistake(argv: Sequence[str], error: Exception) -> UserError:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

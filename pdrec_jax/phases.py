@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pdrec_jax import processes
 from pdrec_jax.checkpoints import NoCheckpoint, Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
@@ -34,6 +35,7 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import abstract, make_mesh
 from pdrec_jax.training import Fitted, LoopSettings, fit
+from pdrec_jax.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -382,6 +384,40 @@ def model_of(given: Given, model: str, workdir: Path) -> ModelPlace:
 def encoder_key(config: ConfigDict, variant: str) -> str:
     """Names an encoder's phase, log lines and arrays: ``sasrec+hbr+nns+dpa``."""
     return "+".join([config.encoder.name, *encoder_stage.parse_variant(variant)])
+
+
+def damaged(config: ConfigDict, place: Workdir) -> list[str]:
+    """Names the phases that are done and whose model or preferences were damaged since.
+
+    Warns of each.
+
+    Args:
+      config: of the stages that are asked for; phases of the others are not looked at.
+      place: of the run.
+    """
+    slots: dict[str, tuple[Path, str]] = {}
+    if config.stage != "encoder":
+        for name in ("diffusion", f"diffusion-{other_weighting(config)}"):
+            slots[name] = place.path / name, "best"
+        if config.preferences_by == "sasrec":
+            slots["sasrec"] = place.path / "encoders" / "sasrec", "best"
+    if config.stage != "diffusion":
+        for key in (encoder_key(config, variant) for variant in config.encoder.variants):
+            slots[key] = place.path / "encoders" / key, "best"
+    if not config.preferences_from:
+        slots["preferences"] = place.path, "preferences"
+    found = []
+    for name, (directory, slot) in slots.items():
+        fault = None
+        if processes.is_first() and place.phase(name) is not None:
+            fault = Store(directory).fault(slot)
+        (broken,) = processes.of_first(int(fault is not None))
+        if broken:
+            found.append(name)
+        if fault is not None:
+            anew = "the preferences are computed" if name == "preferences" else f"{name} is trained"
+            warn(f"{fault}; {anew} anew")
+    return found
 
 
 def needs_preferences(config: ConfigDict) -> bool:

@@ -126,8 +126,16 @@ def run(
     place = Workdir(path, config, head["data"]["source"])
     print(title(head), flush=True)
     done = place.results()
+    damaged = [
+        name
+        for own in configs
+        for name in phases.damaged(
+            own, Workdir(path / folder(own.seed), own, head["data"]["source"])
+        )
+    ]
     if (
         done is not None
+        and not damaged
         and done.get("seeds") == numbers
         and done.get("stage") in (config.stage, "all")
     ):

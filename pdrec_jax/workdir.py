@@ -46,6 +46,7 @@ class Workdir:
         self.path, self._source = Path(path), source
         self._resolved = config
         self._doubted: set[str] = set()  # phases that were warned of
+        self._undone: set[str] = set()
         self._config: dict[str, Any] = json.loads(config.to_json())
         self._check()
 
@@ -194,6 +195,8 @@ class Workdir:
 
         Warns where a phase was done and its files are damaged: it counts as not done.
         """
+        if name in self._undone:
+            return None
         try:
             return self._sound(name)
         except UserError as error:
@@ -214,6 +217,15 @@ class Workdir:
             raise UserError(f"{path}: it or its arrays are not as they were written")
         return record
 
+    @property
+    def undone(self) -> bool:
+        """Whether a phase waits to be finished again."""
+        return bool(self._undone)
+
+    def undo_phase(self, name: str) -> None:
+        """Lets a phase count as not done until it is finished again; no file changes."""
+        self._undone.add(name)
+
     def phases(self) -> dict[str, dict[str, Any]]:
         """Returns what every phase that is done has left."""
         found = {path.stem: self.phase(path.stem) for path in self.path.glob("phases/*.json")}
@@ -224,6 +236,7 @@ class Workdir:
     ) -> None:
         """Marks a phase as done, with a JSON record and per-user arrays."""
         path = self.path / "phases" / f"{name}.npz"
+        self._undone.discard(name)
         if processes.is_first():
             if arrays:
                 atomic_savez(path, **arrays)

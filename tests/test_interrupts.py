@@ -1,15 +1,18 @@
 """Signals: raised, or noted where they must wait; a second one ends the process at once."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from pdrec_jax import interrupts
+from pdrec_jax.command import leave
 from pdrec_jax.interrupts import Interrupted, deferred, heard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,3 +111,21 @@ def test_a_second_signal_ends_it_at_once() -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_command_that_was_interrupted_leaves_at_once(monkeypatch) -> None:
+    """XLA may be at work, and does not survive an interpreter that takes its leave in order."""
+
+    class Left(BaseException):
+        pass
+
+    def leave_at_once(status: int) -> NoReturn:
+        raise Left(status)
+
+    monkeypatch.setattr(os, "_exit", leave_at_once)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(Left, match=str(128 + number)):
+            leave(128 + number)
+    for status in (0, 2, 3):
+        with pytest.raises(SystemExit, match=str(status)):
+            leave(status)

@@ -6,11 +6,10 @@ python -m pdrec_jax.export --workdir=DIR --out=artifact
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered
+from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.main import load_config
 
 _MOST = 10_000
@@ -87,4 +86,4 @@ def _run(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -6,11 +6,10 @@ python -m pdrec_jax.inspect --workdir=runs/toy-strict-0 --user=ID [--html=FILE] 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered
+from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.files import atomic_write_text
 
 
@@ -85,4 +84,4 @@ def _run(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

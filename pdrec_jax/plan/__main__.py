@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 
-from pdrec_jax.command import Parser, answered
+from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.plan.hardware import parse_mesh, parse_topology
@@ -83,4 +82,4 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,11 +7,10 @@ python -m pdrec_jax.prepare --dataset=amazon [--origin=raw] [--downloads=DIR] --
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered
+from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core")
@@ -161,4 +160,4 @@ def _run(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

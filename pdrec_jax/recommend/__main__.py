@@ -7,12 +7,11 @@ python -m pdrec_jax.recommend --workdir=DIR --histories=new.csv --k=20 --out=rec
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pdrec_jax.command import Parser, answered
+from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import load_config
 
@@ -181,4 +180,4 @@ def _told(unknown: Unknown, what: str, why: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

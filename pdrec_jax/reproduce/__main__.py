@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrec_jax.command import Parser, answered
+from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.settings import FIELDS, get, misfit, require_field, validate
@@ -186,4 +186,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

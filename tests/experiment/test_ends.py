@@ -131,11 +131,39 @@ def test_damaged_files_of_phases_that_are_done(strict, call, tmp_path) -> None:
     assert sorted(map(str, done.losses)) == sorted(map(str, strict.losses))
     warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert [re.sub(r".*(counts as |; (the )?)", "", line) for line in warnings] == [
+        "diffusion is trained anew",
         "not done",
-        "model is trained anew for the preferences",
         "diffusion is trained anew",
     ]
     assert done.half_written == []
+
+
+@pytest.mark.parametrize("name", ["encoders/sasrec/best", "preferences"])
+def test_what_was_damaged_since_the_run_finished(strict, call, tmp_path, name) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(strict.path, place)
+    largest = max((place / name).glob("*/tree/**/d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    done = call(place)
+    assert done.status == 0
+    assert done.lasting == strict.lasting
+    key = name.removeprefix("encoders/").removesuffix("/best")
+    assert re.search(rf"warning: .*{name}: .* is broken .*{key} (is|are) \w+ anew\n", done.err)
+    again = call(place)
+    assert (again.status, again.err) == (0, "")
+    assert "finished, these are its results" in again.out
+
+
+def test_checkpoints_that_were_removed_to_make_room_are_not_missed(strict, call, tmp_path) -> None:
+    place = tmp_path / "run"
+    shutil.copytree(strict.path, place)
+    for name in ("encoders", "diffusion", "preferences"):
+        shutil.rmtree(place / name)
+    done = call(place)
+    assert (done.status, done.err) == (0, "")
+    assert "finished, these are its results" in done.out
 
 
 def test_a_loss_that_is_not_finite(call, tmp_path, monkeypatch) -> None:
