@@ -174,6 +174,22 @@ class TestWarnings:
         rows.append(("a", "y", 1_600_000_000_000))
         assert "units may be mixed" in make(rows)["text"]
 
+    def test_seconds_among_milliseconds(self, make) -> None:
+        rows = [(u, i, 1000 * (t + 1_600_000_000)) for u, i, t in users("a", "b", "c", "d")]
+        rows += [(u, i, t + 1_600_000_000) for u, i, t in users("e", "f")]
+        text = make(rows)["text"]
+        assert "33.3 % of the times are too large or too small for the unit 'ms'" in text
+
+    def test_a_unit_that_is_not_that_of_the_log(self, make) -> None:
+        rows = [(u, i, t + 1_600_000_000) for u, i, t in users("a", "b", "c")]
+        text = make(rows, unit="ms")["text"]
+        assert "no time is of our age in the unit 'ms'" in text
+        assert "mixed" not in text
+
+    def test_counters(self, make) -> None:
+        text = make(users("a", "b", "c"), unit="s")["text"]
+        assert "unit" not in text.partition("Warnings:")[2]
+
 
 class TestDirectory:
     def test_files(self, make, tmp_path) -> None:
