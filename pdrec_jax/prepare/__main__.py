@@ -107,9 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       the exit status, see ``command.answered``.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    # Known before the command line is read, because a signal may come while it is.
+    public = any(flag.partition("=")[0] == "--dataset" for flag in given)
     return answered(
-        lambda: _run(_parser().parse_args(arguments)),
-        "the same command continues its downloads",
+        lambda: _run(_parser().parse_args(given)),
+        "the same command continues its downloads" if public else "the same command begins anew",
     )
 
 

@@ -21,8 +21,15 @@ MAX_ID = 255  # characters
 # Why an id or a time is no use; the places are the codes below.
 ID_FAULTS = ("", "empty", "not UTF-8 text or a NUL in it", f"longer than {MAX_ID}")
 _GOOD, _EMPTY, _NO_TEXT, _LONG = range(len(ID_FAULTS))
-TIME_FAULTS = ("", "empty", "not a finite number", "not a date")
-_NO_NUMBER, _NO_DATE = 2, 3
+_ISO = "ISO date (YYYY-MM-DD..)"
+TIME_FAULTS = (
+    "",
+    "empty",
+    "not a finite number",
+    f"not an {_ISO}",
+    f"neither a number nor an {_ISO}",
+)
+_NO_NUMBER, _NO_DATE, _NEITHER = 2, 3, 4
 
 _NUMBER = r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*$"
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -180,6 +187,7 @@ def _from_text(text: Any, missing: NDArray[np.bool_], dates: bool | None) -> Tim
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    told = dates is not None
     if dates is None:
         # Whatever most of the first rows are.
         head = text.filter(pa.array(~missing)).slice(0, 1000)
@@ -200,6 +208,9 @@ def _from_text(text: Any, missing: NDArray[np.bool_], dates: bool | None) -> Tim
             plain = pc.if_else(pa.array(fits), pc.utf8_ltrim(text, characters="+"), "0")
             values = np.asarray(plain.cast(pa.float64()))
             fits = fits & np.isfinite(values)
+        if not told and not (fits & ~missing).any():
+            # No number has shown yet that the column holds numbers.
+            bad = _NEITHER
     faults = np.where(fits, _GOOD, bad).astype(np.int8)
     faults[missing] = _EMPTY
     return Times(np.where(faults == _GOOD, values, 0.0), faults, dates)

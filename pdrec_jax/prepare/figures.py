@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pdrec_jax.prepare.filters import Records
+from pdrec_jax.prepare.filters import Records, without_duplicates
 
 _SHUFFLES = 20
 _SAMPLE = 400_000  # records that the shuffle test looks at
@@ -118,8 +117,11 @@ def shuffle_test(records: Records, seed: int = 0) -> float | None:
     """How far the order of a log is from chance.
 
     Two items that one user takes one after the other are taken so by others too, if order means
-    anything. The test counts neighbours that two users have in common and compares that with the
-    same count after each user's records were put in a random order, 20 times.
+    anything. Of each user the test takes the items in the order of first use, counts neighbours
+    that two users have in common, and compares that with the same count after each user's records
+    were put in a random order, 20 times. Repeats are left out because they would make pairs of an
+    item with itself, fewer or more of them by order alone: so a user has as many pairs in any
+    order, and a random order stays one.
 
     Args:
         records: in order.
@@ -136,27 +138,26 @@ def shuffle_test(records: Records, seed: int = 0) -> float | None:
         chosen = np.zeros(lengths.size, bool)
         chosen[drawn[some]] = True
         records = records.keep(chosen[records.users])
-    users = records.users
-    if np.count_nonzero(users[1:] == users[:-1]) < _PAIRS_ENOUGH:
+    records = Records(records.users, records.items, None)
+    distinct = without_duplicates(records, "first")
+    if np.count_nonzero(distinct.users[1:] == distinct.users[:-1]) < _PAIRS_ENOUGH:
         return None
-    observed = _shared_neighbours(users, records.items)
+    observed = _shared_neighbours(distinct)
     shuffled = []
     for _ in range(_SHUFFLES):
-        order = np.lexsort((rng.random(users.size, np.float32), users))
-        shuffled.append(_shared_neighbours(users, records.items[order]))
+        order = np.lexsort((rng.random(len(records), np.float32), records.users))
+        shuffled.append(_shared_neighbours(without_duplicates(records.keep(order), "first")))
     # At least 1: a handful of shared neighbours more or less is no evidence.
     spread = max(float(np.std(shuffled, ddof=1)), 1.0)
     return (observed - float(np.mean(shuffled))) / spread
 
 
-def _shared_neighbours(users: NDArray[np.int32], items: NDArray[np.int32]) -> int:
-    """Neighbours, in either order, that more than one user has; each counted once a user."""
+def _shared_neighbours(records: Records) -> int:
+    """Neighbours, in either order, that more than one user has; no user has an item twice."""
+    users, items = records.users, records.items
     left, right = items[:-1].astype(np.int64), items[1:].astype(np.int64)
-    real = (users[1:] == users[:-1]) & (left != right)
+    real = users[1:] == users[:-1]
     width = np.int64(items.max()) + 1
     pairs = (np.minimum(left, right) * width + np.maximum(left, right))[real]
-    owners = users[1:][real]
-    order = np.lexsort((owners, pairs))
-    pairs, owners = pairs[order], owners[order]
-    same_pair = pairs[1:] == pairs[:-1]
-    return int((same_pair & (owners[1:] != owners[:-1])).sum())
+    pairs.sort()
+    return int((pairs[1:] == pairs[:-1]).sum())

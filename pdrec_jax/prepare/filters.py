@@ -55,12 +55,16 @@ def guess_unit(times: NDArray[np.float64]) -> str:
     Returns:
         Key of the unit.
     """
-    typical = float(np.median(np.abs(times)))
+    size = np.abs(times)
+    # Zeros stand for no time and say nothing of the unit.
+    typical = float(np.median(size[size > 0])) if size.any() else 0.0
     return next(unit for unit, limit in _UNIT_BELOW.items() if typical < limit)
 
 
 def share_of_other_units(times: NDArray[np.float64], unit: str) -> float:
     """Share of times that would be taken for another unit if they stood alone.
+
+    Zeros, which are the same moment in every unit, do not count.
 
     Args:
         times: `[E]` as written, E >= 1.
@@ -73,8 +77,9 @@ def share_of_other_units(times: NDArray[np.float64], unit: str) -> float:
     place = units.index(unit)
     low = _UNIT_BELOW[units[place - 1]] if place else 0.0
     size = np.abs(times)
-    # A small number in a log of larger units is far before 1973, which no log is.
-    return float(np.mean((size >= _UNIT_BELOW[unit]) | (size < low / 1e3)))
+    # A small number in a log of larger units is near 1970, before 1973, which no log is.
+    other = (size >= _UNIT_BELOW[unit]) | ((size < low) & (size > 0))
+    return float(other.sum() / max(np.count_nonzero(size), 1))
 
 
 def to_seconds(times: NDArray[np.float64], unit: str) -> NDArray[np.float64]:

@@ -168,7 +168,12 @@ def _unit_warnings(raw: RawLog, unit: str, given: str) -> list[str]:
             "(--unit says which); only their differences matter to the model"
         )
     share = filters.share_of_other_units(raw.times, unit)
-    if share > 0:
+    if share == 1:
+        found.append(
+            f"no time is of our age in the unit {unit!r} (--unit=auto takes the likeliest): right "
+            "only if they do not count from 1970"
+        )
+    elif share > 0:
         found.append(
             f"{100 * share:.3g} % of the times are too large or too small for the unit {unit!r} of "
             "the others: units may be mixed"

@@ -9,7 +9,7 @@ from typing import Any
 
 from pdrec_jax.prepare.figures import Figures
 
-# Below so many standard deviations the order of a log is taken for chance.
+# Within so many standard deviations, above or below, the order of a log is taken for chance.
 NO_SIGNAL = 3.0
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
@@ -34,7 +34,13 @@ def warnings(figures: Figures, times: bool) -> list[str]:
             f"{_percent(figures.tied_ends)} of the users have their last two records at the same "
             "time: which of them is tested is the order of the rows"
         )
-    if figures.order is not None and figures.order < NO_SIGNAL:
+    if figures.order is not None and figures.order <= -NO_SIGNAL:
+        found.append(
+            "neighbours recur less often than after a shuffle "
+            f"({-figures.order:.1f} standard deviations): the order of the records is not chance, "
+            "but not one that users share either; is the time column the right one?"
+        )
+    elif figures.order is not None and figures.order < NO_SIGNAL:
         found.append(
             "the order of the records carries no signal: neighbours recur no more often than after "
             f"a shuffle ({figures.order:.1f} standard deviations); is the time column the right "

@@ -52,6 +52,13 @@ class TestIds:
         ]
         assert found[7] == "é" * 255
 
+    @pytest.mark.parametrize("value", ["2024-1-3", "03/02/2024", "noon", "nan"])
+    def test_neither_numbers_nor_dates(self, value) -> None:
+        neither = ("neither a number nor an ISO date (YYYY-MM-DD..)",)
+        assert times([value, "", value]) == [neither, ("empty",), neither]
+        assert times([value, "5"]) == [("not a finite number",), 5]
+        assert times([value], dates=False) == [("not a finite number",)]
+
     def test_nothing_at_all(self) -> None:
         assert ids([None, None], pa.null()) == [("empty",)] * 2
         assert ids([None, None], pa.int64()) == [("empty",)] * 2
@@ -107,11 +114,11 @@ class TestTimes:
         ]
         assert times(["1970-01-02T00:00:00Z", "1970-01-01T01:00:00+01:00"]) == [86_400, 0]
         mixed = ["1970-01-02T00:00:00Z", "1970-01-02 00:00", "1970-13-01", "", "5"]
-        bad = ("not a date",)
+        bad = ("not an ISO date (YYYY-MM-DD..)",)
         assert times(mixed) == [86_400, 86_400, bad, ("empty",), bad]
 
     def test_what_the_first_batch_was_the_next_must_be(self) -> None:
-        assert times(["5"], dates=True) == [("not a date",)]
+        assert times(["5"], dates=True) == [("not an ISO date (YYYY-MM-DD..)",)]
         assert times(["2020-01-01"], dates=False) == [("not a finite number",)]
         assert to_times(pa.array(["2020-01-01", "x", "2020-01-02"]), "", None).dates
         assert not to_times(pa.array(["5", "6", "2020-01-02"]), "", None).dates

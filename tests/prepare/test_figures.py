@@ -18,6 +18,20 @@ def shuffled(given: Records, seed: int) -> Records:
     return Records(given.users, given.items[order], given.times)
 
 
+def walks(users: int, follow: float, repeats: tuple[int, int], tracks: int = 300) -> Records:
+    """Listening: each track a few times in a row, then a neighbour of it or any other."""
+    rng = np.random.default_rng(0)
+    steps = np.where(rng.random((users, 12)) < 0.5, 1, -1)
+    jumps = rng.random((users, 12)) >= follow
+    steps[jumps] = rng.integers(0, tracks, jumps.sum())
+    played = (np.cumsum(steps, 1) + rng.integers(0, tracks, (users, 1))) % tracks
+    times = rng.integers(repeats[0], repeats[1] + 1, played.size)
+    owners = np.repeat(np.arange(users, dtype=np.int32), 12)
+    return Records(
+        np.repeat(owners, times), np.repeat(played.ravel().astype(np.int32), times), None
+    )
+
+
 class TestMeasure:
     USERS = (0, 0, 0, 0, 1, 1, 1, 2, 2)
     ITEMS = (0, 1, 0, 2, 1, 0, 3, 4, 4)
@@ -70,6 +84,32 @@ class TestShuffle:
         # 20 shuffles give the spread to within a sixth or so: 5 of them is far beyond chance.
         given = shuffled(records(simulate(600, 800, seed=0).log), seed)
         assert abs(shuffle_test(given)) < 5
+
+    @pytest.mark.parametrize(("follow", "repeats"), [(0.8, (3, 6)), (0.8, (1, 1)), (0.3, (1, 20))])
+    def test_runs_of_an_item_hide_no_order(self, follow, repeats) -> None:
+        assert shuffle_test(walks(300, follow, repeats)) > 6
+
+    @pytest.mark.parametrize("tracks", [30, 300])
+    @pytest.mark.parametrize("repeats", [(1, 1), (3, 6), (1, 20)])
+    def test_runs_and_returns_feign_no_order(self, repeats, tracks) -> None:
+        assert abs(shuffle_test(walks(300, 0.0, repeats, tracks))) < 5
+        given = walks(300, 0.8, repeats, tracks)
+        assert abs(shuffle_test(shuffled(given, 3))) < 5
+
+    def test_neighbours_that_users_avoid(self, monkeypatch) -> None:
+        # Every pair once among the users: fewer in common than chance has.
+        steps = np.arange(40)
+        zigzag = np.where(steps % 2, -(steps + 1) // 2, steps // 2) % 40
+        items = (zigzag + np.arange(40)[:, None]) % 40
+        given = Records(
+            np.repeat(np.arange(20, dtype=np.int32), 40), items[:20].ravel().astype(np.int32), None
+        )
+        monkeypatch.setattr("pdrec_jax.prepare.figures._PAIRS_ENOUGH", 100)
+        assert shuffle_test(given) < -3
+
+    def test_one_user_over_and_over(self) -> None:
+        users = np.repeat(np.arange(50, dtype=np.int32), 100)
+        assert shuffle_test(Records(users, users, None)) is None
 
     def test_a_sample_is_enough(self, monkeypatch) -> None:
         given = records(simulate(1500, 1500, seed=1).log)

@@ -120,12 +120,19 @@ class TestTimes:
 
     def test_small_numbers_are_seconds(self) -> None:
         assert guess_unit(np.array([1.0, 2.0])) == "s"
+        assert guess_unit(np.array([0.0, 0.0, 1.6e12])) == "ms"
+        assert guess_unit(np.zeros(3)) == "s"
 
     def test_mixed_units(self) -> None:
         assert share_of_other_units(np.array([1.6e9, 1.6e9, 1.6e12, 1.6e9]), "s") == 0.25
-        assert share_of_other_units(np.array([1.6e12, 1.6e9, -1.0, 1.6e12]), "ms") == 0.25
+        assert share_of_other_units(np.array([1.6e12, 1.6e9, -1.0, 1.6e12]), "ms") == 0.5
+        assert share_of_other_units(np.array([1.6e15, 1.6e12, 1.6e15, 0.0, 1.6e9]), "us") == 0.5
+        assert share_of_other_units(np.array([1.6e18, 1.6e15]), "ns") == 0.5
+        assert share_of_other_units(np.array([1.6e9, 1.7e9]), "ms") == 1
         assert share_of_other_units(np.array([1.6e12, 1.2e12]), "ms") == 0
         assert share_of_other_units(np.array([0.0, 5.0]), "s") == 0
+        assert share_of_other_units(np.array([0.0, 1.6e12]), "ms") == 0
+        assert share_of_other_units(np.zeros(2), "ms") == 0
 
     def test_range(self) -> None:
         years = np.array([-6.3e10, -6.2e10, 0.0, 2.5e11, 2.6e11])

@@ -118,8 +118,18 @@ class TestFlags:
         write(tmp_path / "a.csv")
         done = call("--input=a.csv", *FLAGS, "--out=o")
         assert done.status == 130
-        assert done.err == "interrupted; the same command continues its downloads\n"
+        assert done.err == "interrupted; the same command begins anew\n"
         assert not (tmp_path / "o").exists()
+
+    @pytest.mark.parametrize("flags", [["--dataset=douban"], ["--dataset", "douban"]])
+    def test_an_interrupt_of_a_download(self, call, monkeypatch, flags) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pdrec_jax.prepare.public.prepare_pair", interrupt)
+        done = call(*flags, "--out=o")
+        assert done.status == 130
+        assert done.err == "interrupted; the same command continues its downloads\n"
 
 
 CELLS = (

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -143,10 +144,16 @@ class TestWarnings:
         assert "99 % up to" in text
 
     def test_an_order_that_means_nothing(self, make) -> None:
-        rows = [(u, (u * 7 + n * n * (u % 11)) % 50, n) for u in range(400) for n in range(8)]
-        text = make(rows)["text"]
+        items = np.random.default_rng(0).integers(0, 50, (400, 8)).tolist()
+        text = make([(u, items[u][n], n) for u in range(400) for n in range(8)])["text"]
         assert "the order of the records carries no signal" in text
         assert "50 items: so small a catalogue" in text
+
+    def test_an_order_that_is_none_of_chance(self, make) -> None:
+        rows = [(u, (u * 7 + n * n * (u % 11)) % 50, n) for u in range(400) for n in range(8)]
+        text = make(rows)["text"]
+        assert "neighbours recur less often than after a shuffle" in text
+        assert "no signal" not in text
 
     def test_ties_cold_items_and_few_users(self, make) -> None:
         rows = [("a", i, 5) for i in "xyz"] + [("b", i, 6) for i in "pqr"]
@@ -166,6 +173,22 @@ class TestWarnings:
         rows = [(u, i, t + 1_600_000_000) for u, i, t in users("a", "b", "c")]
         rows.append(("a", "y", 1_600_000_000_000))
         assert "units may be mixed" in make(rows)["text"]
+
+    def test_seconds_among_milliseconds(self, make) -> None:
+        rows = [(u, i, 1000 * (t + 1_600_000_000)) for u, i, t in users("a", "b", "c", "d")]
+        rows += [(u, i, t + 1_600_000_000) for u, i, t in users("e", "f")]
+        text = make(rows)["text"]
+        assert "33.3 % of the times are too large or too small for the unit 'ms'" in text
+
+    def test_a_unit_that_is_not_that_of_the_log(self, make) -> None:
+        rows = [(u, i, t + 1_600_000_000) for u, i, t in users("a", "b", "c")]
+        text = make(rows, unit="ms")["text"]
+        assert "no time is of our age in the unit 'ms'" in text
+        assert "mixed" not in text
+
+    def test_counters(self, make) -> None:
+        text = make(users("a", "b", "c"), unit="s")["text"]
+        assert "unit" not in text.partition("Warnings:")[2]
 
 
 class TestDirectory:

@@ -109,6 +109,13 @@ def test_nothing_that_can_be_used(tmp_path) -> None:
         f"{path}: no record that can be used (1 rows with field 'user': empty, "
         "1 rows with field 'time': not a finite number)"
     )
+    write(path, "user,item,time\na,x,2024-1-3\nb,x,2024-1-4\n")
+    with pytest.raises(UserError) as caught:
+        read_raw_log([path], WANTED)
+    assert str(caught.value) == (
+        f"{path}: no record that can be used (2 rows with field 'time': neither a number nor an "
+        "ISO date (YYYY-MM-DD..))"
+    )
     path = write(tmp_path / "b.csv", "user,item,time\n")
     with pytest.raises(UserError, match=r"no record that can be used \(no rows\)$"):
         read_raw_log([path], WANTED)

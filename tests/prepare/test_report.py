@@ -39,6 +39,8 @@ def test_a_good_log_has_no_warnings() -> None:
     [
         ({"tied_ends": 0.5}, "50.0 % of the users have their last two records at the same time"),
         ({"order": 1.0}, "carries no signal"),
+        ({"order": -2.0}, "carries no signal"),
+        ({"order": -137.0}, "less often than after a shuffle (137.0 standard deviations)"),
         ({"order": None}, "too few records to tell"),
         ({"cold_tests": 0.3}, "30.0 % of the test items occur in no training part"),
         ({"short_users": 5}, "5 users have fewer than 3 records"),
