@@ -7,6 +7,7 @@ python -m pdrec_jax.prepare --dataset=amazon [--origin=raw] [--downloads=DIR] --
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
