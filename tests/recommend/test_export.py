@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +71,20 @@ class TestScript:
         assert done.returncode == 0, done.stderr
         live = Recommender.load(texts).recommend(HISTORIES, k=20)
         assert json.loads(done.stdout) == [list(one.items) for one in live]
+
+    # The script leaves its file to be closed by the end of a process.
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+    )
+    @pytest.mark.parametrize("histories", [[], [["zz"]], [[], ["zz"]], [["the hit"], ["zz"]]])
+    def test_users_of_whom_no_item_is_known_get_none(
+        self, made: Path, monkeypatch: pytest.MonkeyPatch, histories: list[list[str]]
+    ) -> None:
+        monkeypatch.chdir(made.parent)
+        names: dict[str, Any] = {}
+        exec(compile(SHOWN, "recommend.md", "exec"), names)
+        lengths = [len(items) for items in names["recommend"](histories, 5)]
+        assert lengths == [5 * ("the hit" in history) for history in histories]
 
     def test_it_is_that_of_the_artifact_and_about_ten_lines(self, made: Path) -> None:
         assert script_of((made / "README.md").read_text()) == SCRIPT == SHOWN
