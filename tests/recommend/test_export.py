@@ -1,6 +1,8 @@
 """The artifact runs where this package cannot be imported, and says what `recommend` says."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,6 +196,24 @@ class TestMistakes:
         flags = [f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
         self.refused(capsys, "the workdir of a run is expected", *flags)
         self.refused(capsys, "a whole number of at least 1", *flags, "--k=-1")
+
+    @pytest.mark.parametrize("name", ["recommend.jax", "item_vectors.parquet"])
+    def test_a_full_disk_names_the_file_as_it_would_be(
+        self, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        replace = os.replace
+
+        def full(old: Path, new: Path) -> None:
+            if Path(new).name == name:
+                raise OSError(errno.EFBIG, "File too large")
+            replace(old, new)
+
+        monkeypatch.setattr(os, "replace", full)
+        out = tmp_path / "artifact"
+        with pytest.raises(UserError) as caught:
+            write_artifact(Recommender.load(texts), out, 5)
+        assert str(caught.value) == f"{out / name}: cannot write, disk full (File too large)"
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_earlier_artifact_is_replaced_or_stays(
         self, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
