@@ -102,9 +102,11 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
             atomic_write_text(temporary / "README.md", readme(manifest))
             atomic_write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
             _take_place(temporary, out)
-        except BaseException:
+        except UserError as error:
+            # Names the file as it would have been: nobody knows the temporary folder.
+            raise UserError(str(error).replace(str(temporary), str(out))) from error
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
     return manifest
 
 

@@ -15,13 +15,14 @@ ids = np.load(folder + "item_ids.npy")
 number = {item: n for n, item in enumerate(ids.tolist(), 1)}  # 0 is no item
 
 
-def recommend(histories, k=20):  # lists of item ids, oldest first
+def recommend(histories, k=20):  # lists of item ids, oldest first; [] where none is known
     known = [[number[item] for item in history if item in number] for history in histories]
-    length, width = model.in_avals[-2].shape[1], max(map(len, known))
-    rows = np.array([([0] * length + some)[-length:] for some in known], np.int32)
-    seen = np.array([some + [0] * (width - len(some)) for some in known], np.int32)
+    length, width = model.in_avals[-2].shape[1], max([1, *map(len, known)])
+    rows = np.array([([0] * length + some)[-length:] for some in known or [[]]], np.int32)
+    seen = np.array([some + [0] * (width - len(some)) for some in known or [[]]], np.int32)
     items, scores = model.call(parameters, rows, seen)
-    return [ids[found[found > 0] - 1].tolist() for found in np.asarray(items)[:, :k]]
+    found = zip(known, np.asarray(items)[:, :k])
+    return [ids[best[best > 0] - 1].tolist() if some else [] for some, best in found]
 """
 
 
@@ -51,8 +52,8 @@ user's vector is as long as the model's temperature, so cosine gives the same or
 
 Histories are int32, the oldest item first, at the right end of the row; 0 fills the left. Items in
 `seen` are left out of the result (all zeros: none are). b and s are free, and each pair of them is
-compiled once: keep to a few. A history without a known item says nothing; give such a user popular
-items.
+compiled once: keep to a few. A history without a known item says nothing, and the script gives []
+for it; give such a user popular items.
 """
 
 _SIMULATED = """\

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
+    log = [Path(name) for name in given.log.split(",") if name] if given.log else []
     if given.config is not None:
         from pdrec_jax.main import load_config
 
@@ -73,10 +74,15 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.inspect.explain import explain
     from pdrec_jax.inspect.page import as_page
     from pdrec_jax.inspect.text import as_text
-    from pdrec_jax.inspect.trained import open_run
+    from pdrec_jax.inspect.trained import log_files, open_run
+    from pdrec_jax.recommend.output import require_no_input
 
-    log = [Path(name) for name in given.log.split(",") if name] if given.log else []
-    told = explain(open_run(given.workdir, log), given.user, given.top)
+    run = open_run(given.workdir, log)
+    if given.html is not None:
+        config = [Path(given.config)] if given.config else []
+        logs = log_files(run.place, log) or []
+        require_no_input("--html", given.html, {"the run's log": logs, "--config": config})
+    told = explain(run, given.user, given.top)
     if given.html is not None:
         # Before the text: who sees it can open the page.
         atomic_write_text(given.html, as_page(told))

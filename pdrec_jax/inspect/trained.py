@@ -84,7 +84,7 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
 def _load(place: Workdir, log: Sequence[Path]) -> tuple[Given, dict[str, Any]]:
     """Reads the log and splits it; candidates of the sampled ranking are not drawn again."""
     config = place.config
-    events, data = sources.load(config, _files(place, log))
+    events, data = sources.load(config, log_files(place, log))
     expected = [file["sha256"] for file in place.data.get("files", [])]
     if expected != [file["sha256"] for file in data["files"]]:
         names = ", ".join(file["name"] for file in data["files"])
@@ -100,7 +100,16 @@ def _load(place: Workdir, log: Sequence[Path]) -> tuple[Given, dict[str, Any]]:
     return Given(config, protocol, split, user_sets(protocol, split), none, none), data
 
 
-def _files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
+def log_files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
+    """The files of a run's log; None where it was simulated.
+
+    Args:
+      place: the run.
+      log: where they are now, if not where they were.
+
+    Raises:
+      UserError: one of them is missing.
+    """
     if place.data.get("source") == "simulated":
         return None
     if not log and (place.path / CATALOGUE).is_file():

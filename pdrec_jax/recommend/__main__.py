@@ -99,7 +99,7 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
     from pdrec_jax.files import atomic_write, write_errors
     from pdrec_jax.recommend.histories import Faults
-    from pdrec_jax.recommend.output import format_of, open_writer
+    from pdrec_jax.recommend.output import format_of, open_writer, require_no_input
     from pdrec_jax.recommend.recommender import Recommender
     from pdrec_jax.workdir import Workdir
 
@@ -107,10 +107,12 @@ def _run(given: argparse.Namespace) -> None:
     with write_errors(out):
         if out.is_dir():
             raise UserError(f"--out: {out}: is a directory, a file is expected")
+    require_no_input("--out", out, _inputs(given))
     if given.config:
         load_config(given.config)
     compilation.use_cache(Workdir.open(given.workdir).config.compilation_cache)
     recommender = Recommender.load(given.workdir, given.variant)
+    require_no_input("--out", out, {"the run's log": map(Path, recommender.catalogue.places)})
     faults = Faults()
     print(recommender.title, flush=True)
     counts = {"users": 0, "popular": 0, "rows": 0}
@@ -129,6 +131,20 @@ def _run(given: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def _inputs(given: argparse.Namespace) -> dict[str, list[Path]]:
+    """The files that a command line reads, by its flags."""
+    return {
+        "--users": [given.users] if given.users else [],
+        "--histories": _paths(given.histories or ()),
+        "--log": _paths([given.log or ""]),
+        "--config": [Path(given.config)] if given.config else [],
+    }
+
+
+def _paths(flags: Sequence[str]) -> list[Path]:
+    return [Path(name) for names in flags for name in names.split(",") if name]
+
+
 def _histories(
     given: argparse.Namespace, recommender: Recommender, faults: Faults
 ) -> Iterator[Histories]:
@@ -143,7 +159,7 @@ def _histories(
         for ids in log.all(BLOCK) if given.all_users else read_ids(given.users, BLOCK):
             yield log.histories(ids, faults)
         return
-    paths = [Path(name) for names in given.histories for name in names.split(",") if name]
+    paths = _paths(given.histories)
     wanted = Columns(given.user, given.item, given.time or None)
     if not paths:
         raise UserError("--histories: a file is expected")

@@ -6,6 +6,7 @@ Letters: B users of a block, E events.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,7 +136,14 @@ def from_ids(
         given = [len(some) for some in times]
         if given != lengths.tolist():
             raise UserError("times: one for each item of each history is expected")
-        moments = np.array([t for some in times for t in some], np.float64)
+        flat = [t for some in times for t in some]
+        found = np.zeros(0)
+        with contextlib.suppress(ValueError):  # lists of different lengths among the times
+            found = np.array(flat)
+        # Of text and of dates float64 could be made too, in a unit that nobody has named.
+        if found.shape != (len(flat),) or found.dtype.kind not in "iuf":
+            raise UserError("times: finite numbers are expected")
+        moments = found.astype(np.float64)
         if not np.isfinite(moments).all():
             raise UserError("times: finite numbers are expected")
     text = np.array([str(item).strip() for history in histories for item in history], dtype=str)

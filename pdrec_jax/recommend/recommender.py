@@ -5,9 +5,12 @@ Letters: B users of a block, k items of each, W width of the vectors.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,10 +104,10 @@ class Recommender:
 
     def recommend(
         self,
-        histories: Sequence[Sequence[int | str]],
+        histories: Iterable[Iterable[int | str]],
         k: int = 20,
         *,
-        times: Sequence[Sequence[float]] | None = None,
+        times: Iterable[Iterable[float]] | None = None,
         include_seen: bool = False,
     ) -> list[Recommendation]:
         """Recommends to users by what they did, whether the run has met them or not.
@@ -113,31 +116,36 @@ class Recommender:
           histories: of each user the external ids of its items, oldest first (or see ``times``).
             Unknown ones are left out.
           k: items wanted of each.
-          times: of each user the times of its items, in any one unit; they settle the order, and
-            the weights of TI-DiffRec. Without them items stand in order.
+          times: of each user the times of its items, numbers in any one unit (of dates give
+            their timestamps); they settle the order, and the weights of TI-DiffRec. Without them
+            items stand in order.
           include_seen: recommend items of the history again.
 
         Returns:
           One ``Recommendation`` a user, in order.
 
         Raises:
-          UserError: k below 1, or times that do not fit the histories.
+          UserError: histories that are no lists of lists, k that is no integer of at least 1, or
+            times that are no numbers or do not fit the histories.
         """
+        _require_count(k)
+        of_users = _lists(histories, "histories", "items")
+        moments_of = None if times is None else _lists(times, "times", "numbers")
+        if moments_of is not None and len(moments_of) != len(of_users):
+            raise UserError("times: one for each item of each history is expected")
         found: list[Recommendation] = []
-        for begin in range(0, len(histories), BLOCK):
-            some = histories[begin : begin + BLOCK]
-            moments = None if times is None else times[begin : begin + BLOCK]
+        for begin in range(0, len(of_users), BLOCK):
+            some = of_users[begin : begin + BLOCK]
+            moments = None if moments_of is None else moments_of[begin : begin + BLOCK]
             users = np.arange(begin, begin + len(some)).astype(str)
             block = from_ids(users, some, moments, self.catalogue, Faults())
             given = np.array([len(history) for history in some])
             ranked = self.rank(block, k, include_seen=include_seen)
             found += self._listed(ranked, given - block.lengths)
-        if times is not None and len(times) != len(histories):
-            raise UserError("times: one for each item of each history is expected")
         return found
 
     def recommend_users(
-        self, users: Sequence[int | str], k: int = 20, *, include_seen: bool = False
+        self, users: Iterable[int | str], k: int = 20, *, include_seen: bool = False
     ) -> list[Recommendation]:
         """Recommends to users of the run's log by all that they did in it, test item included.
 
@@ -147,11 +155,14 @@ class Recommender:
           include_seen: recommend items of the history again.
 
         Raises:
-          UserError: k below 1, or the log is gone or another one than the run was trained on.
+          UserError: users that are no list, k that is no integer of at least 1, or the log is gone
+            or another one than the run was trained on.
         """
+        _require_count(k)
+        ids = _listed(users, "users: a list of ids")
         log, found = self.users_of_log(), []
-        for begin in range(0, len(users), BLOCK):
-            wanted = np.array([str(user).strip() for user in users[begin : begin + BLOCK]])
+        for begin in range(0, len(ids), BLOCK):
+            wanted = np.array([str(user).strip() for user in ids[begin : begin + BLOCK]])
             block = log.histories(wanted, Faults())
             ranked = self.rank(block, k, include_seen=include_seen)
             found += self._listed(ranked, np.zeros(len(block), np.int64))
@@ -210,10 +221,9 @@ class Recommender:
           include_seen: recommend items of the history again.
 
         Raises:
-          UserError: k below 1, or a score that is not finite.
+          UserError: k that is no integer of at least 1, or a score that is not finite.
         """
-        if k < 1:
-            raise UserError(f"k: an integer of at least 1 is expected, got {k}")
+        _require_count(k)
         k = min(k, self.catalogue.num_target_items)
         known = histories.lengths > 0
         items = np.zeros((len(histories), k), np.int32)
@@ -255,6 +265,25 @@ class Recommender:
                 )
             )
         return found
+
+
+def _require_count(k: object) -> None:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"k: an integer of at least 1 is expected, got {reprlib.repr(k)}")
+
+
+def _lists(given: Any, what: str, of: str) -> list[list[Any]]:
+    """Lists an argument that holds a list of each user."""
+    users = _listed(given, f"{what}: a list with a list of {of} for each user")
+    return [_listed(own, f"{what}: user {n}: a list of {of}") for n, own in enumerate(users)]
+
+
+def _listed(given: Any, expected: str) -> list[Any]:
+    # Text can be iterated too, and each of its letters would be taken for an id.
+    if not isinstance(given, str | bytes):
+        with contextlib.suppress(TypeError):
+            return list(iter(given))
+    raise UserError(f"{expected} is expected, got {reprlib.repr(given)}")
 
 
 def _seen(histories: Histories) -> np.ndarray:

@@ -54,3 +54,17 @@ def test_a_mistake_is_one_line(workdir, tmp_path, flags, message) -> None:
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_is_not_overwritten(workdir, config, tmp_path) -> None:
+    log, link = config.parent / "log.csv", tmp_path / "link.html"
+    link.symlink_to(log)
+    before = log.read_bytes(), config.read_bytes()
+    for page, what in ((log, "the run's log"), (link, "the run's log"), (config, "--config")):
+        flags = [f"--workdir={workdir}", "--user=user 9", f"--html={page}", f"--config={config}"]
+        status, out, err = call(*flags)
+        assert (status, out) == (2, "")
+        assert err.startswith(f"error: --html: {page}: is an input too ({what})")
+        assert err.count("\n") == 1
+    assert (log.read_bytes(), config.read_bytes()) == before
+    assert link.is_symlink()

@@ -1,10 +1,13 @@
 """The artifact runs where this package cannot be imported, and says what `recommend` says."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,6 +73,20 @@ class TestScript:
         assert done.returncode == 0, done.stderr
         live = Recommender.load(texts).recommend(HISTORIES, k=20)
         assert json.loads(done.stdout) == [list(one.items) for one in live]
+
+    # The script leaves its file to be closed by the end of a process.
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+    )
+    @pytest.mark.parametrize("histories", [[], [["zz"]], [[], ["zz"]], [["the hit"], ["zz"]]])
+    def test_users_of_whom_no_item_is_known_get_none(
+        self, made: Path, monkeypatch: pytest.MonkeyPatch, histories: list[list[str]]
+    ) -> None:
+        monkeypatch.chdir(made.parent)
+        names: dict[str, Any] = {}
+        exec(compile(SHOWN, "recommend.md", "exec"), names)
+        lengths = [len(items) for items in names["recommend"](histories, 5)]
+        assert lengths == [5 * ("the hit" in history) for history in histories]
 
     def test_it_is_that_of_the_artifact_and_about_ten_lines(self, made: Path) -> None:
         assert script_of((made / "README.md").read_text()) == SCRIPT == SHOWN
@@ -179,6 +196,24 @@ class TestMistakes:
         flags = [f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
         self.refused(capsys, "the workdir of a run is expected", *flags)
         self.refused(capsys, "a whole number of at least 1", *flags, "--k=-1")
+
+    @pytest.mark.parametrize("name", ["recommend.jax", "item_vectors.parquet"])
+    def test_a_full_disk_names_the_file_as_it_would_be(
+        self, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        replace = os.replace
+
+        def full(old: Path, new: Path) -> None:
+            if Path(new).name == name:
+                raise OSError(errno.EFBIG, "File too large")
+            replace(old, new)
+
+        monkeypatch.setattr(os, "replace", full)
+        out = tmp_path / "artifact"
+        with pytest.raises(UserError) as caught:
+            write_artifact(Recommender.load(texts), out, 5)
+        assert str(caught.value) == f"{out / name}: cannot write, disk full (File too large)"
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_earlier_artifact_is_replaced_or_stays(
         self, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -135,6 +135,29 @@ class TestMistakes:
         assert done.err.count("\n") == 1
         assert sorted(Path().iterdir()) == before
 
+    @pytest.mark.parametrize("out", ["in.csv", "./in.csv", "soft.csv", "hard.csv"])
+    @pytest.mark.parametrize("flag", ["--histories=other.csv,", "--users=", "--all_users --log="])
+    def test_an_input_is_not_overwritten(self, run: Path, call: Call, flag, out) -> None:
+        Path("in.csv").write_text("user_id,item_id\na,1\n")
+        Path("soft.csv").symlink_to("in.csv")
+        Path("hard.csv").hardlink_to("in.csv")
+        before = sorted(Path().iterdir())
+        for name, other in (("in.csv", out), (out, "in.csv")):
+            done = call(run, *f"{flag}{name}".split(), f"--out={other}")
+            assert done.status == 2
+            assert done.err.startswith(f"error: --out: {Path(other)}: is an input too (--")
+            assert done.err.count("\n") == 1
+        assert Path("in.csv").read_text() == "user_id,item_id\na,1\n"
+        assert sorted(Path().iterdir()) == before
+
+    def test_the_log_where_it_was_is_not_overwritten(self, texts: Path, call: Call) -> None:
+        Path("new.csv").write_text("user_id,item_id\na,the hit\n")
+        log = texts.parent / "log.csv"
+        before = log.read_text()
+        done = call(texts, "--histories=new.csv", f"--out={log}")
+        assert (done.status, log.read_text()) == (2, before)
+        assert "is an input too (the run's log)" in done.err
+
     def test_a_bad_row_late_leaves_the_former_file(self, run: Path, call: Call) -> None:
         Path("recs.csv").write_text("of yesterday")
         Path("ids.txt").write_bytes(b"1\n" * 2000 + b"\xff\n")

@@ -1,7 +1,9 @@
 """What is recommended, against scores of the whole catalogue that are sorted as a whole."""
 
 import dataclasses
+import datetime
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -326,3 +328,55 @@ class TestPackage:
     def test_k_below_one(self, run) -> None:
         with pytest.raises(UserError, match="k: an integer of at least 1"):
             Recommender.load(run).recommend([[1]], k=0)
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("histories", "more", "complaint"),
+        [
+            (["item 1", "item 2"], {}, "histories: user 0: a list of items is expected, got 'item"),
+            ([[1], b"2"], {}, "histories: user 1: a list of items is expected, got b'2'"),
+            ([1, 2], {}, "histories: user 0: a list of items is expected, got 1"),
+            ("item 1", {}, "histories: a list with a list of items for each user is expected"),
+            (
+                None,
+                {},
+                "histories: a list with a list of items for each user is expected, got None",
+            ),
+            ([[1]], {"k": 2.0}, "k: an integer of at least 1 is expected, got 2.0"),
+            ([[1]], {"k": "2"}, "k: an integer of at least 1 is expected, got '2'"),
+            ([], {"k": 0}, "k: an integer of at least 1 is expected, got 0"),
+            ([[1]], {"times": [["2024-05-01"]]}, "times: finite numbers are expected"),
+            ([[1]], {"times": [["5"]]}, "times: finite numbers are expected"),
+            ([[1]], {"times": [[np.datetime64("2024-05-01")]]}, "times: finite numbers"),
+            ([[1]], {"times": [[datetime.date(2024, 5, 1)]]}, "times: finite numbers"),
+            ([[1]], {"times": [[None]]}, "times: finite numbers are expected"),
+            ([[1]], {"times": [[10**400]]}, "times: finite numbers are expected"),
+            ([[1, 2]], {"times": [[[1], [2, 3]]]}, "times: finite numbers are expected"),
+            ([[1]], {"times": [[[1]]]}, "times: finite numbers are expected"),
+            ([[1]], {"times": ["1"]}, "times: user 0: a list of numbers is expected, got '1'"),
+            ([[1]], {"times": [1]}, "times: user 0: a list of numbers is expected, got 1"),
+            ([[1]], {"times": 1}, "times: a list with a list of numbers for each user"),
+        ],
+    )
+    def test_what_is_expected_is_said(self, run, histories, more, complaint) -> None:
+        with pytest.raises(UserError, match=f"^{re.escape(complaint)}"):
+            Recommender.load(run).recommend(histories, **more)
+
+    @pytest.mark.parametrize("users", ["user 1", b"1", None, 7])
+    def test_users_are_a_list(self, run, users) -> None:
+        with pytest.raises(UserError, match="users: a list of ids is expected, got "):
+            Recommender.load(run).recommend_users(users)
+
+    def test_whatever_can_be_listed_is_taken(self, run) -> None:
+        recommender = Recommender.load(run)
+        expected = recommender.recommend([[5, 7], [9, 3]], k=3, times=[[1, 2], [4, 3]])
+        array = recommender.recommend(
+            np.array([[5, 7], [9, 3]]), k=np.int64(3), times=np.array([[1, 2], [4, 3]], np.int32)
+        )
+        lazy = recommender.recommend(
+            (iter(own) for own in ([5, 7], [9, 3])), k=3, times=(x for x in ((1, 2.0), (4, 3)))
+        )
+        assert array == lazy == expected
+        of_log = recommender.recommend_users([1, 2], k=3)
+        assert recommender.recommend_users((user for user in "12"), k=3) == of_log
