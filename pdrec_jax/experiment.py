@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import compilation, memory, phases, processes, seeds
+from pdrec_jax import compilation, memory, phases, processes, run_models, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
@@ -102,7 +102,7 @@ def run_one(
     place = Workdir(path, config, head["data"]["source"])
     if alone:
         print(title(head), flush=True)
-    for name in phases.damaged(config, place):
+    for name in run_models.damaged(config, place):
         place.undo_phase(name)
     done = place.results()
     whole = not place.undone and done is not None and done.get("stage") in (config.stage, "all")

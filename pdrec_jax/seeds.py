@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases, processes
+from pdrec_jax import phases, processes, run_models
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
 from pdrec_jax.errors import UserError
@@ -129,7 +129,7 @@ def run(
     damaged = [
         name
         for own in configs
-        for name in phases.damaged(
+        for name in run_models.damaged(
             own, Workdir(path / folder(own.seed), own, head["data"]["source"])
         )
     ]

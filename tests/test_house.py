@@ -49,10 +49,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "encoders": SHARED | {"data", "evaluation", "plugins", "encoders", "diffusion"},
     "report": SHARED | {"data", "evaluation", "report"},
     "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders"},
-    "seeds": SHARED | {"data", "evaluation", "diffusion", "encoders", "report", "phases", "seeds"},
+    "run_models": SHARED | {"diffusion", "encoders", "phases"},
+    "seeds": SHARED
+    | {"data", "evaluation", "diffusion", "encoders", "report", "phases", "run_models", "seeds"},
     "experiment": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
-    | {"experiment"},
+    | {"run_models", "experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
     # Runs experiments as the command line does; nobody may know it.
     "reproduce": SHARED
@@ -65,7 +67,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # Compiles what a job would run, and runs nothing; nobody may know it.
     "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "phases", "main"} | {"plan"},
     # Takes in and gives back the reference's models.
-    "convert": SHARED | {"data", "phases", "experiment", "main", "convert"},
+    "convert": SHARED | {"data", "phases", "run_models", "experiment", "main", "convert"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Serves what the main job trained, with the readers that made its log.
@@ -79,7 +81,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"benchmark"},
 }
 STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
-USERS_OF_STAGES = ("phases", "benchmark", "recommend", "inspect", "plan")
+USERS_OF_STAGES = ("phases", "run_models", "benchmark", "recommend", "inspect", "plan")
 PREFERENCES = ("pdrec_jax.diffusion.preferences",)
 
 OWNERS = {

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     command = parse(["convert", *rest])
     validate(command.config)
-    from pdrec_jax import experiment, phases
+    from pdrec_jax import experiment, phases, run_models
     from pdrec_jax.convert import names
     from pdrec_jax.convert.torch_files import read_tensors, write_tensors
     from pdrec_jax.data.readers import sha256
@@ -80,7 +80,7 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
         raise UserError(f"config.encoder.name: the reference has sasrec and gru4rec, not {key!r}")
     arrays = read_tensors(given.file) if given.action == "import" else None
     prepared, data = phases.prepare(config, files)
-    made = phases.model_of(prepared, given.model, place.path)
+    made = run_models.model_of(prepared, given.model, place.path)
     split, slots = prepared.split, made.slots
     if arrays is None:
         params, _ = made.store.restore("best", made.shapes)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdrec_jax import phases
+from pdrec_jax import phases, run_models
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.convert.__main__ import main
 from pdrec_jax.convert.names import to_ours, to_reference
@@ -143,7 +143,7 @@ def test_encoders(place) -> None:
         command = parse(["x", "--config=config.py", f"--config.encoder.name={name}"])
         config, files = experiment.resolve(command.config, command.by_hand)
         given, _ = phases.prepare(config, files)
-        shapes = phases.model_of(given, "base", place).shapes
+        shapes = run_models.model_of(given, "base", place).shapes
         arrays = to_reference(name, drawn(shapes, np.random.default_rng(0)), np.arange(301), 301)
         write_tensors(place / "encoder.pth", arrays)
         flags = ["--model=base", f"--config.encoder.name={name}", f"--workdir=run-{name}"]
