@@ -145,8 +145,10 @@ case $action in
     fi
     ;;
   logs)
+    # Of the first slice's first pod alone: kubectl follows no more than five, and the rest is silent.
+    selector=jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0
     run "${kubectl[@]}" logs --follow --tail=-1 \
-      "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+      "--selector=$selector,batch.kubernetes.io/job-completion-index=0"
     ;;
   status)
     run "${kubectl[@]}" get jobset "$name"

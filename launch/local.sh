@@ -8,10 +8,12 @@
 #   --devices=N        devices a process, with cpu            PDREC_DEVICES, or 1
 #   --port=PORT        of the coordinator                     PDREC_PORT, or a free one
 #   --logs=DIR         output of processes 1, 2, ..           PDREC_LOGS, or WORKDIR-processes
+#   --grace=SECONDS    after a failure, until SIGKILL         PDREC_GRACE, or 30
 #   --dry-run          print what would run
 #
-# Process 0 writes here. If one process ends with an error, the others are told to end too, and its
-# status is this script's. SIGTERM and SIGINT are passed on, so that the job saves its state.
+# Process 0 writes here. If one process ends with an error, the others are told to end too, and
+# ended after the grace if they still wait for it; its status is this script's. SIGTERM and SIGINT
+# are passed on, so that the job saves its state.
 # PYTHON names the interpreter, or else .venv/bin/python is taken where there is one.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,7 +21,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
 processes=${PDREC_PROCESSES:-2} device=${PDREC_DEVICE:-cpu} devices=${PDREC_DEVICES:-1}
-port=${PDREC_PORT:-} logs=${PDREC_LOGS:-}
+port=${PDREC_PORT:-} logs=${PDREC_LOGS:-} grace=${PDREC_GRACE:-30}
 python=${PYTHON:-}
 while (($#)); do
   case $1 in
@@ -28,6 +30,7 @@ while (($#)); do
     --devices=*) devices=$(value_of "$1") ;;
     --port=*) port=$(value_of "$1") ;;
     --logs=*) logs=$(value_of "$1") ;;
+    --grace=*) grace=$(value_of "$1") ;;
     --dry-run) dry_run=true ;;
     --help | -h) usage && exit ;;
     --) shift && break ;;
@@ -37,6 +40,7 @@ while (($#)); do
 done
 require_number --processes "$processes"
 require_number --devices "$devices"
+require_number --grace "$grace"
 require_job "$@"
 if [[ -z $python ]]; then
   python=python3
@@ -92,8 +96,17 @@ for ((process = 0; process < processes; process++)); do
   running+=($!)
 done
 
+# Ends processes after the grace.
+end_later() {
+  trap 'kill "$!"; exit' TERM
+  sleep "$grace" &
+  wait "$!"
+  kill -KILL "$@"
+}
+
 status=0
 left=$processes
+later=
 while ((left)); do
   one=0
   wait -n || one=$?
@@ -104,8 +117,13 @@ while ((left)); do
   if ((one && !status)); then
     status=$one
     kill -TERM "${alive[@]}" 2>/dev/null || true
+    end_later "${alive[@]}" </dev/null >/dev/null 2>&1 &
+    later=$!
+    # None of the processes that are counted here.
+    disown "$later"
   fi
 done
+[[ -z $later ]] || kill "$later" 2>/dev/null || true
 if ((status)); then
   echo "a process ended with status $status; the others' output is in $logs" >&2
 fi

@@ -35,10 +35,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Asked:
-    """What was asked of this process: the first signal, and how many places let it wait."""
+    """What was asked of this process: the first signal, and how many places let it wait.
+
+    ``idle`` while nothing is there to save and the main thread does not hear, with what it does.
+    """
 
     number: int | None = None
     waiting: int = 0
+    idle: str = ""
 
 
 _asked = _Asked()
@@ -81,6 +85,20 @@ def deferred() -> Iterator[None]:
         stop()
 
 
+@contextlib.contextmanager
+def idle(what: str) -> Iterator[None]:
+    """Lets the first signal end the process at once, where it waits outside Python for others.
+
+    Args:
+      what: it does, in words.
+    """
+    _asked.idle = what
+    try:
+        yield
+    finally:
+        _asked.idle = ""
+
+
 def status(error: KeyboardInterrupt) -> int:
     """The exit status for an interruption: 128 and the number of the signal."""
     return 128 + (error.number if isinstance(error, Interrupted) else int(signal.SIGINT))
@@ -106,7 +124,7 @@ def heard() -> Iterator[None]:
     former = {number: signal.signal(number, _note) for number in SIGNALS}
     former_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
-    _asked.number, _asked.waiting = None, 0
+    _asked.number, _asked.waiting, _asked.idle = None, 0, ""
     try:
         yield
     finally:
@@ -134,6 +152,9 @@ def _listen(reader: int) -> None:
             name, now = signal.Signals(byte[0]).name, time.monotonic()
             if first is None:
                 first = now
+                if _asked.idle:
+                    _tell(f"interrupted {_asked.idle}; the same command goes on")
+                    os._exit(128 + byte[0])
                 if _asked.waiting:
                     _tell(f"{name}: the state will be saved first; a second signal ends it at once")
             elif now - first >= _ECHO_SECONDS:

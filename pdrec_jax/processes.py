@@ -107,7 +107,8 @@ def initialise(
     # It would take SIGTERM away from ``interrupts``, which saves in all processes by itself.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(initialization_timeout=_PATIENCE, **arguments)  # type: ignore[arg-type]
+        with interrupts.idle("while waiting for the other processes"):
+            jax.distributed.initialize(initialization_timeout=_PATIENCE, **arguments)  # type: ignore[arg-type]
     except RuntimeError as error:
         where = arguments.get("coordinator_address", "its place in the environment")
         raise UserError(

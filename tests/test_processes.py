@@ -1,9 +1,11 @@
 """Several processes: how they find one another, what they agree on, and what they save together."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -83,6 +85,32 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return found.getsockname()[1]
+
+
+def test_a_signal_ends_a_process_that_waits_for_others(tmp_path: Path) -> None:
+    port = free_port()
+    place_of = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"]
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "pdrec_jax.main", *place_of, "--config=configs/book.py"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not listens(port):
+            assert waiting.poll() is None
+            time.sleep(0.05)
+        waiting.send_signal(signal.SIGTERM)
+        _, err = waiting.communicate(timeout=30)
+    finally:
+        waiting.kill()
+    assert waiting.returncode == 128 + signal.SIGTERM
+    assert err == "interrupted while waiting for the other processes; the same command goes on\n"
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as found:
+        return found.connect_ex(("localhost", port)) == 0
 
 
 def test_two_processes_agree_and_save_together(tmp_path: Path) -> None:

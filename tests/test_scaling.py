@@ -109,8 +109,8 @@ class Job:
 
     @property
     def phase(self) -> str:
-        """What the run does now, by the files that it has written; empty once it is done."""
-        if not (self.path / "config.json").exists():
+        """What the run does now, by what it has said and written; empty once it is done."""
+        if "] data: " not in self._told.read_text():
             return "preparing"
         for phase in PHASES[1:-1]:
             if not (self.path / f"phases/{phase}.json").exists():

@@ -1,6 +1,15 @@
-"""Kubernetes: rendered manifests against the fields of JobSet, Job and Pod that they may use."""
+"""Kubernetes: rendered manifests against the fields of JobSet, Job and Pod that they may use.
 
+And against all that a cluster knows of them, where a file of it is named:
+
+kubectl get crd jobsets.jobset.x-k8s.io --output=yaml >crd.yaml
+PDREC_JOBSET_CRD=crd.yaml make test ARGS="tests/launch/test_kubernetes.py"
+"""
+
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +113,64 @@ def parts(manifest: dict[str, Any]) -> tuple[dict, dict, dict, dict]:
     return replicated, spec, pod, pod["containers"][0]
 
 
+KINDS = {"string": str, "integer": int, "boolean": bool}
+
+
+def violations(value: Any, schema: dict[str, Any], where: str = "") -> list[str]:
+    """Where a value breaks a schema of the form that a cluster has (OpenAPI 3)."""
+    if schema.get("x-kubernetes-int-or-string"):
+        return [] if type(value) in (int, str) else [f"{where}: a number or text, got {value!r}"]
+    if schema["type"] == "array":
+        if not isinstance(value, list):
+            return [f"{where}: a list, got {value!r}"]
+        items = schema["items"]
+        return [v for n, part in enumerate(value) for v in violations(part, items, f"{where}[{n}]")]
+    if schema["type"] == "object":
+        if not isinstance(value, dict):
+            return [f"{where}: fields, got {value!r}"]
+        # Of metadata a schema says no more; the server knows its fields itself.
+        known, other = schema.get("properties", {}), schema.get("additionalProperties")
+        found = [
+            f"{where}.{name}: missing" for name in schema.get("required", []) if name not in value
+        ]
+        for name, part in value.items():
+            form = known.get(name, other)
+            if form:
+                found += violations(part, form, f"{where}.{name}")
+            elif known:
+                found.append(f"{where}.{name}: no such field")
+        return found
+    if type(value) is not KINDS[schema["type"]]:
+        return [f"{where}: {schema['type']}, got {value!r}"]
+    fits = value in schema.get("enum", [value])
+    if isinstance(value, str):
+        fits &= re.search(schema.get("pattern", ""), value) is not None
+        fits &= schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+    elif isinstance(value, int):
+        fits &= schema.get("minimum", value) <= value
+    return [] if fits else [f"{where}: not {value!r}"]
+
+
+@pytest.mark.parametrize("flags", [GPU, TPU])
+def test_a_cluster_accepts_it(
+    flags: tuple[str, ...], launch: Callable[..., Any], job: tuple[str, ...]
+) -> None:
+    path = os.environ.get("PDREC_JOBSET_CRD")
+    if not path:
+        pytest.skip("PDREC_JOBSET_CRD is not set: no file of what a cluster knows")
+    versions = yaml.safe_load(Path(path).read_text())["spec"]["versions"]
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1alpha2")
+    manifest = fitting(launch("kubernetes.sh", *flags, "--", *job).out)
+    assert violations(manifest, schema) == []
+    # That it would find something.
+    parts(manifest)[1]["parallelism"] = "4"
+    parts(manifest)[3]["img"] = parts(manifest)[3].pop("image")
+    assert [v.rpartition(".")[2] for v in violations(manifest, schema)] == [
+        "parallelism: integer, got '4'",
+        "img: no such field",
+    ]
+
+
 def test_the_check_finds_what_is_wrong(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
     good = launch("kubernetes.sh", *GPU, "--", *job).out
     for before, after, found in [
@@ -190,7 +257,7 @@ def test_apply_hands_over_what_render_prints(
             "logs",
             [
                 "kubectl logs --follow --tail=-1 --selector=jobset.sigs.k8s.io/jobset-name=j,"
-                "batch.kubernetes.io/job-completion-index=0"
+                "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
             ],
         ),
         (

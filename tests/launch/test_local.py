@@ -85,6 +85,24 @@ def test_a_failure_ends_the_others(
     ]
 
 
+def test_what_does_not_hear_is_ended_after_the_grace(
+    launch: Callable[..., Any], stub: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """As a process that waits in a collective for one that is lost."""
+    log = stub(
+        "py",
+        STUB + 'if ((id == 1)); then sleep 0.3; exit 7; fi\ntrap "" TERM; exec sleep 20 >&- 2>&-',
+    )
+    started = time.monotonic()
+    done = launch(
+        "local.sh", "--port=9", "--grace=1", "--", "--config=a", f"--workdir={tmp_path}/w",
+        PYTHON="py",
+    )  # fmt: skip
+    assert done.status == 7
+    assert 1 < time.monotonic() - started < 10
+    assert len(log.read_text().splitlines()) == 2
+
+
 def test_a_signal_reaches_every_process(stub: Callable[[str, str], Path], tmp_path: Path) -> None:
     log = stub("py", STUB + 'trap "echo saved $id >>$LOG; exit 143" TERM; sleep 9 >&- 2>&- & wait')
     command = [ROOT / "launch/local.sh", "--port=9", "--", "--config=a", f"--workdir={tmp_path}/w"]

@@ -1,6 +1,8 @@
 """Slurm: what sbatch gets, and what the batch script makes of Slurm's variables."""
 
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -45,14 +47,51 @@ def parse(words: list[str]) -> tuple[dict[str, str | None], list[str]]:
     raise AssertionError("no script")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["--nodes=4", "--gpus=8", "--time=2-12", "--partition=gpu", "--account=lab", "--cpus=12"],
-        ["--nodes=2", "--gpus=8", "--tasks=8", "--time=90", "--name=a-1", "--port=999"],
-    ],
-)
+ARGUMENTS = [
+    [],
+    ["--nodes=4", "--gpus=8", "--time=2-12", "--partition=gpu", "--account=lab", "--cpus=12"],
+    ["--nodes=2", "--gpus=8", "--tasks=8", "--time=90", "--name=a-1", "--port=999"],
+]
+# Of a cluster whose controller nobody answers for: sbatch reads its options, and submits nothing.
+NOWHERE = """ClusterName=nowhere
+SlurmctldHost=localhost
+SlurmctldPort=9
+AuthType=auth/none
+GresTypes=gpu
+MessageTimeout=2
+NodeName=localhost
+PartitionName=gpu Nodes=ALL
+"""
+
+
+@pytest.mark.skipif(not shutil.which("sbatch"), reason="sbatch is not installed")
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_the_real_sbatch_reads_it(
+    arguments: list[str], launch: Callable[..., Any], job: tuple[str, ...], tmp_path: Path
+) -> None:
+    (words,) = launch("slurm.sh", *arguments, "--dry-run", "--", *job).commands
+    conf = tmp_path / "slurm.conf"
+    conf.write_text(NOWHERE)
+    path = {"PATH": os.environ["PATH"], "SLURM_CONF": str(conf)}
+
+    def read(*options: str) -> str:
+        done = subprocess.run(
+            ["sbatch", "--test-only", *options, *words[1:]],
+            env=path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode
+        return done.stderr
+
+    assert "connect failure" in read()
+    assert "Invalid --signal specification" in read("--signal=TERM@99999999")
+    assert "unrecognized option" in read("--such=1")
+    assert "Invalid --time specification" in read("--time=soon")
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
 def test_sbatch_accepts_it(
     arguments: list[str], launch: Callable[..., Any], job: tuple[str, ...]
 ) -> None:
