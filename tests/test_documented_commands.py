@@ -43,6 +43,7 @@ NOT_RUN = {
     r"data\.source=real": "needs the real logs, and an hour",
     r"prepare --dataset=": "downloads from GitHub",
     r"--reference=": "needs a clone of the reference, and PyTorch",
+    r"^kubectl ": "needs a cluster",
     r"^launch/(slurm|kubernetes|tpu)\.sh": "needs a cluster; tests/launch reads what would run",
 }
 if importlib.util.find_spec("libtpu") is None:
