@@ -289,14 +289,11 @@ def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
 
     def take(chosen: Array, inputs: tuple[Array, Array]) -> tuple[Array, None]:
         step, value = inputs
-        high = last + step
-        taken = jnp.any(chosen == value[:, None], axis=1)
-        chosen = jax.lax.dynamic_update_slice(
-            chosen, jnp.where(taken, high, value)[:, None].astype(jnp.int32), (0, step)
-        )
-        return chosen, None
+        taken = jnp.any(chosen == value[None, :], axis=0)
+        value = jnp.where(taken, last + step, value).astype(jnp.int32)
+        return jax.lax.dynamic_update_slice(chosen, value[None, :], (step, 0)), None
 
-    empty = jnp.full((rows, count), -1, jnp.int32)
-    subset, _ = jax.lax.scan(take, empty, (steps, draws))
+    # [R, B], so that a CPU looks at many rows at a time.
+    subset, _ = jax.lax.scan(take, jnp.full((count, rows), -1, jnp.int32), (steps, draws))
     cycle = steps[None, :] % sizes[:, None]
-    return jnp.where(enough[:, None], subset, cycle)
+    return jnp.where(enough[:, None], subset.T, cycle)
