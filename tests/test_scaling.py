@@ -148,13 +148,17 @@ class Job:
             os.kill(self.numbers()[process], signal.SIGKILL)
         assert self.wait()
 
-    def reach(self, phase: str, *, at_most: float = 0.0) -> bool:
-        """Waits for a phase, and in it up to some seconds more; False if the job ends before."""
+    def reach(self, phase: str, *, epochs: int = 0, at_most: float = 0.0) -> bool:
+        """Waits for a phase, and in it for epochs and seconds; False if the job ends before."""
         end = time.monotonic() + PATIENCE
         while PHASES.index(self.phase or "report") < PHASES.index(phase):
             if self.launcher.poll():
                 return False
             assert time.monotonic() < end
+            time.sleep(0.005)
+        while self.phase == phase and self.epochs(phase) < epochs:
+            if self.launcher.poll():
+                return False
             time.sleep(0.005)
         end = time.monotonic() + at_most
         while self.phase == phase and time.monotonic() < end:
@@ -171,11 +175,11 @@ class Job:
         print(f"{self.path.name}: a process came too late, the same command goes on")
 
 
-def begin(place: Path, name: str, shape: Shape, phase: str, at_most: float) -> Job:
-    """Starts a job, and waits until it is up to some seconds in a phase."""
+def begin(place: Path, name: str, shape: Shape, phase: str, at_most: float, epochs: int = 0) -> Job:
+    """Starts a job, and waits until it is some epochs and up to some seconds in a phase."""
     for _ in range(5):
         job = Job(place, name, *shape)
-        if job.reach(phase, at_most=at_most):
+        if job.reach(phase, epochs=epochs, at_most=at_most):
             return job
         job.require_late()
     raise AssertionError(job.said[-3000:])
@@ -275,9 +279,9 @@ def unbroken(place: Path) -> tuple[Path, dict[str, float]]:
 def test_three_kills(place: Path, alone: Path) -> None:
     """Lost amid a phase three times, each time taken up by another number of processes."""
     draw, two = random.Random(0), (2, 1, "2,1")
-    begin(place, "killed", two, "diffusion", draw.uniform(0, 4)).kill()
-    begin(place, "killed", ALONE, BASE, draw.uniform(0, 4)).kill()
-    begin(place, "killed", two, ALL, draw.uniform(0, 4)).kill_one(draw.randrange(2))
+    begin(place, "killed", two, "diffusion", draw.uniform(0, 0.5), epochs=2).kill()
+    begin(place, "killed", ALONE, BASE, draw.uniform(0, 0.5), epochs=2).kill()
+    begin(place, "killed", two, ALL, draw.uniform(0, 0.5), epochs=2).kill_one(draw.randrange(2))
     require_close("three kills", finish(place, "killed", ALONE), alone)
 
 
