@@ -34,6 +34,13 @@ from pdrec_jax.sharding import is_item_table, make_mesh, mesh_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = 211  # with the padding id no multiple of any axis below
+DIFFUSION: dict[str, dict[str, Any]] = {  # fields of the config
+    "diffusion": {},
+    "epsilon": {"target": "epsilon"},
+    "windows": {"noise_fraction": 0.25, "error_fraction": 0.2},
+    "noise_window": {"noise_fraction": 0.25},
+    "error_window": {"error_fraction": 0.5},
+}
 
 
 class TestShape:
@@ -107,12 +114,12 @@ def on_devices(*checks: str) -> None:
 
 
 def test_a_mesh_of_eight_equals_one_device() -> None:
-    on_devices("pools", "diffusion:4,2", "encoder:4,2")
+    on_devices("pools", "diffusion:4,2", "windows:4,2", "encoder:4,2")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["8,1", "1,8", "2,4", "5,1"])
-@pytest.mark.parametrize("what", ["diffusion", "epsilon", "encoder", "gru4rec", "cl4srec"])
+@pytest.mark.parametrize("what", [*DIFFUSION, "encoder", "gru4rec", "cl4srec"])
 def test_other_meshes_and_models_equal_one_device(what, mesh) -> None:
     on_devices(f"{what}:{mesh}")
 
@@ -206,10 +213,10 @@ def same_ranks(found: Any, expected: Any, params: Any, others: Any) -> None:
         np.testing.assert_array_equal(one.negatives, other.negatives)
 
 
-def diffusion(mesh: Mesh, target: str = "x0") -> None:
+def diffusion(mesh: Mesh, name: str) -> None:
     given = tiny()
     section = seeded(given.config, "diffusion")
-    section.target = target
+    section.update(DIFFUSION[name])
     made = []
     for where in (None, mesh):
         task, scorers = diffusion_stage.build(
@@ -221,7 +228,7 @@ def diffusion(mesh: Mesh, target: str = "x0") -> None:
             validation=given.validation,
             mesh=where,
         )
-        made.append((task, scorers["test"], *trained(task)))
+        made.append((task, scorers["test"], *trained(task, 2)))
     (one, ranks, state, values), (other, mesh_ranks, mesh_state, mesh_values) = made
     close(mesh_values["loss"], values["loss"])
     same_state(mesh_state, state)
@@ -229,9 +236,10 @@ def diffusion(mesh: Mesh, target: str = "x0") -> None:
     preferences = [preferences_of(given, task, state["params"]) for task, _, state, _ in made]
     for field in dataclasses.fields(preferences[0]):
         close(*(getattr(found, field.name) for found in preferences))
-    if target == "x0":
+    if name in ("diffusion", "windows"):
         restored_elsewhere(other, mesh_state, one)
-        split_everywhere(other, mesh_state)
+        if mesh.shape["model"] > 1:
+            split_everywhere(other, mesh_state)
 
 
 def preferences_of(given: phases.Given, task: Any, params: Any) -> Any:
@@ -284,14 +292,20 @@ def restored_elsewhere(task: Any, state: Any, alone: Any) -> None:
 
 def split_everywhere(task: Any, state: Any) -> None:
     """In a compiled step no array is as long as the catalogue."""
-    users = diffusion_stage.shares(task._draw(1)[:1], task.model.mesh)
-    batch = diffusion_stage.place_batch(task.model.mesh, task.vectors, users, 512)
-    static = task.model, 0.5, 0, task.config.batch_size
-    compiled = diffusion_stage.train_steps_on.lower(state, batch, np.arange(1), 0.1, *static)
-    shapes = re.findall(r"[fsu]\d+\[([\d,]+)\]", compiled.compile().as_text())
+    mesh, config = task.model.mesh, task.config
+    users = diffusion_stage.shares(task._draw(1)[:1], mesh)
+    batches = [diffusion_stage.place_batch(mesh, part, users, 512) for part in task._parts]
+    given: tuple[Any, ...] = (state, batches[0], np.arange(1), 0.1)
+    train = diffusion_stage.train_steps_on
+    if task.model.windowed:
+        split = diffusion_stage.SplitBatch(*batches)
+        given = (state, split, np.arange(1), 0.1, task._held_head, task._tails)
+        train = diffusion_stage.train_steps_on_windows_on
+    compiled = train.lower(*given, task.model, 0.5, 0, config.batch_size).compile()
+    shapes = re.findall(r"[fsu]\d+\[([\d,]+)\]", compiled.as_text())
     sizes = {int(size) for shape in shapes for size in shape.split(",")}
-    assert 106 in sizes  # 212 slots on 2 devices
-    assert not sizes & {ITEMS, ITEMS + 1}
+    assert task.model.width // mesh.shape["model"] in sizes
+    assert not sizes & set(range(ITEMS, task.model.width + 1))
 
 
 def encoder(mesh: Mesh, name: str = "sasrec") -> None:
@@ -338,10 +352,8 @@ def main() -> None:
             data, model = map(int, shape.split(","))
             mesh = make_mesh((data, model))
             assert mesh is not None
-            if name == "diffusion":
-                diffusion(mesh)
-            elif name == "epsilon":
-                diffusion(mesh, "epsilon")
+            if name in DIFFUSION:
+                diffusion(mesh, name)
             else:
                 encoder(mesh, "sasrec" if name == "encoder" else name)
         print(check, flush=True)
