@@ -34,12 +34,18 @@ from pdrec_jax.sharding import is_item_table, make_mesh, mesh_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = 211  # with the padding id no multiple of any axis below
+# Enough noise to be seen in scores. Where much noise nearly cancels, Adam makes a step of rounding.
+LOUD = {"noise_scale": 1.0, "noise_max": 0.1, "learning_rate": 1e-3}
 DIFFUSION: dict[str, dict[str, Any]] = {  # fields of the config
     "diffusion": {},
     "epsilon": {"target": "epsilon"},
     "windows": {"noise_fraction": 0.25, "error_fraction": 0.2},
     "noise_window": {"noise_fraction": 0.25},
     "error_window": {"error_fraction": 0.5},
+    "normalise": {"normalise": True},
+    "start_noise": {"target": "epsilon", "sampling_steps": 4, **LOUD},
+    "step_noise": {"sampling_noise": True, **LOUD},
+    "every_noise": {"normalise": True, "sampling_noise": True, "sampling_steps": 2, **LOUD},
 }
 
 
@@ -114,7 +120,7 @@ def on_devices(*checks: str) -> None:
 
 
 def test_a_mesh_of_eight_equals_one_device() -> None:
-    on_devices("pools", "diffusion:4,2", "windows:4,2", "encoder:4,2")
+    on_devices("pools", "diffusion:4,2", "windows:4,2", "every_noise:2,4", "encoder:4,2")
 
 
 @pytest.mark.slow
@@ -228,18 +234,21 @@ def diffusion(mesh: Mesh, name: str) -> None:
             validation=given.validation,
             mesh=where,
         )
-        made.append((task, scorers["test"], *trained(task, 2)))
+        # A second epoch reads rows that have waited.
+        made.append((task, scorers["test"], *trained(task, 1 + task.model.windowed)))
     (one, ranks, state, values), (other, mesh_ranks, mesh_state, mesh_values) = made
     close(mesh_values["loss"], values["loss"])
     same_state(mesh_state, state)
     same_ranks(mesh_ranks, ranks, mesh_state["params"], state["params"])
+    if mesh.shape["model"] > 1:
+        nowhere_whole(scoring(other, mesh_state), other)
     preferences = [preferences_of(given, task, state["params"]) for task, _, state, _ in made]
     for field in dataclasses.fields(preferences[0]):
         close(*(getattr(found, field.name) for found in preferences))
     if name in ("diffusion", "windows"):
         restored_elsewhere(other, mesh_state, one)
         if mesh.shape["model"] > 1:
-            split_everywhere(other, mesh_state)
+            nowhere_whole(training_step(other, mesh_state), other)
 
 
 def preferences_of(given: phases.Given, task: Any, params: Any) -> Any:
@@ -290,8 +299,8 @@ def restored_elsewhere(task: Any, state: Any, alone: Any) -> None:
             same_state(other, found)
 
 
-def split_everywhere(task: Any, state: Any) -> None:
-    """In a compiled step no array is as long as the catalogue."""
+def training_step(task: Any, state: Any) -> Any:
+    """A step, compiled."""
     mesh, config = task.model.mesh, task.config
     users = diffusion_stage.shares(task._draw(1)[:1], mesh)
     batches = [diffusion_stage.place_batch(mesh, part, users, 512) for part in task._parts]
@@ -301,11 +310,28 @@ def split_everywhere(task: Any, state: Any) -> None:
         split = diffusion_stage.SplitBatch(*batches)
         given = (state, split, np.arange(1), 0.1, task._held_head, task._tails)
         train = diffusion_stage.train_steps_on_windows_on
-    compiled = train.lower(*given, task.model, 0.5, 0, config.batch_size).compile()
-    shapes = re.findall(r"[fsu]\d+\[([\d,]+)\]", compiled.as_text())
-    sizes = {int(size) for shape in shapes for size in shape.split(",")}
-    assert task.model.width // mesh.shape["model"] in sizes
-    assert not sizes & set(range(ITEMS, task.model.width + 1))
+    return train.lower(*given, task.model, 0.5, 0, config.batch_size).compile()
+
+
+def scoring(task: Any, state: Any) -> Any:
+    """The scores of a block of users, compiled."""
+    model, users = task.model, np.arange(56)
+    batch = diffusion_stage.place_batch(
+        model.mesh, task.vectors, diffusion_stage.shares(users, model.mesh), 512
+    )
+    coupled = diffusion_stage.couple(model, state["params"])
+    score = jax.jit(diffusion_stage.score_all, static_argnums=0)
+    given = model, state["params"], coupled, batch, jax.random.key(0), users
+    return score.lower(*given).compile()
+
+
+def nowhere_whole(compiled: Any, task: Any) -> None:
+    """In a compiled program no array is as long as the catalogue."""
+    model = task.model
+    shapes = re.findall(r"[fsu]\d+\[([\d,]+)\]|pred\[([\d,]+)\]", compiled.as_text())
+    sizes = {int(size) for shape in shapes for size in "".join(shape).split(",")}
+    assert model.width // model.mesh.shape["model"] in sizes
+    assert not sizes & set(range(ITEMS, model.width + 1))
 
 
 def encoder(mesh: Mesh, name: str = "sasrec") -> None:
