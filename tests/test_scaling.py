@@ -42,6 +42,29 @@ def get_config():
     return config
 """
 
+TOY = """
+import runpy
+from pathlib import Path
+
+import pdrec_jax
+from pdrec_jax.settings import put
+
+def get_config():
+    path = Path(pdrec_jax.__file__).parents[1] / "configs/toy.py"
+    config = runpy.run_path(str(path))["get_config"]()
+    small = ("diffusion.epochs", 5), ("diffusion.learning_rate", 2e-3), ("encoder.epochs", 3)
+    fields = {
+        "data.target": "none", "progress": False,
+        "simulation.num_users": 900, "simulation.num_items": 700,
+        "simulation.num_source_items": 300, "simulation.overrides": small,
+        "diffusion.hidden": (32,), "encoder.width": 8, "encoder.max_length": 32,
+        "encoder.first_evaluation": 1, "encoder.variants": ("hbr+nns+dpa",), "nns.kept": 16,
+    }
+    for field, value in fields.items():
+        put(config, field, value)
+    return config
+"""
+
 
 class Job:
     """A whole job in some processes.
@@ -51,10 +74,19 @@ class Job:
       name: of the workdir.
       processes: how many.
       devices: of each process.
-      mesh: `config.mesh`.
+      mesh: `config.mesh`, the config's own for none.
+      config: the file.
     """
 
-    def __init__(self, place: Path, name: str, processes: int, devices: int, mesh: str):
+    def __init__(
+        self,
+        place: Path,
+        name: str,
+        processes: int,
+        devices: int,
+        mesh: str = "",
+        config: str = "config.py",
+    ):
         self.path = place / name
         with socket.socket() as found:
             found.bind(("localhost", 0))
@@ -68,8 +100,8 @@ class Job:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-        command = [sys.executable, "-m", "pdrec_jax.main", "--config=config.py"]
-        command += [f"--config.mesh={mesh}", f"--workdir={name}"]
+        command = [sys.executable, "-m", "pdrec_jax.main", f"--config={config}"]
+        command += [f"--config.mesh={mesh}"] * bool(mesh) + [f"--workdir={name}"]
         self.logs = [place / f"{name}.{number}.log" for number in range(processes)]
         self.running = []
         for number, log in enumerate(self.logs):
@@ -113,6 +145,7 @@ def flat(metrics: dict[str, Any], before: str = "") -> Iterator[tuple[str, float
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("scaling")
     (place / "config.py").write_text(CONFIG)
+    (place / "toy.py").write_text(TOY)
     return place
 
 
@@ -148,6 +181,21 @@ def test_metrics_are_those_of_one_device(place, alone, processes, devices, mesh)
     name = f"{processes}x{devices}-{mesh}"
     found = dict(flat(Job(place, name, processes, devices, mesh).finish()))
     assert found == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def small_toy(place: Path) -> dict[str, float]:
+    """Metrics of Toy's settings, windows included, on one device."""
+    return dict(flat(Job(place, "toy", 1, 1, config="toy.py").finish()))
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"), [(1, 8, ""), (1, 8, "4,2"), (1, 8, "1,8"), (2, 2, "2,2")]
+)
+def test_toy_is_the_same_on_a_mesh(place, small_toy, processes, devices, mesh) -> None:
+    name = f"toy-{processes}x{devices}-{mesh}"
+    found = dict(flat(Job(place, name, processes, devices, mesh, "toy.py").finish()))
+    assert found == pytest.approx(small_toy, abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(KILLS))

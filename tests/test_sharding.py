@@ -34,8 +34,6 @@ from pdrec_jax.sharding import is_item_table, make_mesh, mesh_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = 211  # with the padding id no multiple of any axis below
-# Enough noise to be seen in scores. Where much noise nearly cancels, Adam makes a step of rounding.
-LOUD = {"noise_scale": 1.0, "noise_max": 0.1, "learning_rate": 1e-3}
 DIFFUSION: dict[str, dict[str, Any]] = {  # fields of the config
     "diffusion": {},
     "epsilon": {"target": "epsilon"},
@@ -43,9 +41,9 @@ DIFFUSION: dict[str, dict[str, Any]] = {  # fields of the config
     "noise_window": {"noise_fraction": 0.25},
     "error_window": {"error_fraction": 0.5},
     "normalise": {"normalise": True},
-    "start_noise": {"target": "epsilon", "sampling_steps": 4, **LOUD},
-    "step_noise": {"sampling_noise": True, **LOUD},
-    "every_noise": {"normalise": True, "sampling_noise": True, "sampling_steps": 2, **LOUD},
+    "start_noise": {"target": "epsilon", "sampling_steps": 4},
+    "step_noise": {"sampling_noise": True},
+    "every_noise": {"normalise": True, "sampling_noise": True, "sampling_steps": 2},
 }
 
 
