@@ -267,10 +267,11 @@ def train_steps_by_rows(
     def differentiate(
         params: Params, history: LossHistory, drawn: WindowedStep, *rows: TableRows
     ) -> Slopes:
-        (gradient, *slopes), (history, loss) = jax.grad(
+        (gradient, entry, exit), (history, loss) = jax.grad(
             windowed_loss, argnums=(0, 5, 6), has_aux=True
         )(params, model, head, history, drawn, *rows)
-        return Slopes(gradient, *slopes, jnp.asarray(drawn.batch.far.slots), history, loss)
+        far = jnp.asarray(drawn.batch.far.slots)
+        return Slopes(gradient, entry, exit, far, history, loss)
 
     return steps_by_rows(
         state,

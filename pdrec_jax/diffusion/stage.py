@@ -28,12 +28,9 @@ from pdrec_jax.diffusion.optimise import (
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
 from pdrec_jax.diffusion.schedule import make_schedule
+from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
-from pdrec_jax.diffusion.sharded_windows import (
-    HeldHead,
-    place_head,
-    train_steps_on_windows_on,
-)
+from pdrec_jax.diffusion.sharded_windows import HeldHead, place_head
 from pdrec_jax.diffusion.step import training_loss, windowed_training_loss
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.vectors import (

@@ -147,7 +147,8 @@ def write_window_table(
       adam: its constants.
       table: settled, after ``step - 1`` steps.
       begin: [] int32, of the window.
-      far: [F] int32, slots; one may occur several times, and in the window too. I is none.
+      far: [F] int32, slots; one may occur several times, and in the window too. I is
+        none, with a gradient of 0.
       gradient: of all rows that were read; those of one row add up.
       step: [] int32, from 1.
       rate: [] learning rate.

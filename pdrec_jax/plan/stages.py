@@ -25,8 +25,9 @@ from pdrec_jax.data.negatives import ComplementTable
 from pdrec_jax.diffusion import inference, ranking
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.optimise import train_steps_on
+from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_pools import cut_block_on
-from pdrec_jax.diffusion.sharded_windows import HeldHead, train_steps_on_windows_on
+from pdrec_jax.diffusion.sharded_windows import HeldHead
 from pdrec_jax.diffusion.vectors import SparseBatch
 from pdrec_jax.diffusion.windows import SplitBatch, size_of_head
 from pdrec_jax.encoders import on_mesh as encoder_on_mesh
@@ -105,7 +106,8 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
         if not model.windowed:
             return train_steps_on.lower(state, tokens, *given, *static)
         # Who knows the sizes alone takes each token to be near and far, see ``_head``.
-        tail = Tails(*[_array((section.epochs * steps + 1,), jnp.float32)] * 2)  # type: ignore[list-item]
+        missed = _array((section.epochs * steps + 1,), jnp.float32)
+        tail = Tails(missed, missed)  # type: ignore[arg-type]
         both = SplitBatch(tokens, tokens)
         return train_steps_on_windows_on.lower(state, both, *given, _head(model), tail, *static)
 
