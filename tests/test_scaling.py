@@ -59,6 +59,7 @@ def get_config():
         "simulation.num_source_items": 300, "simulation.overrides": small,
         "diffusion.hidden": (32,), "encoder.width": 8, "encoder.max_length": 32,
         "encoder.first_evaluation": 1, "encoder.variants": ("hbr+nns+dpa",), "nns.kept": 16,
+        "save_seconds": 0.0,
     }
     for field, value in fields.items():
         put(config, field, value)
@@ -123,6 +124,13 @@ class Job:
             process.send_signal(number)
         for process in self.running:
             process.wait(600)
+
+    def wait_for_lines(self, count: int) -> None:
+        """Waits until the metrics have so many lines."""
+        lines = self.path / "metrics.jsonl"
+        while not (lines.is_file() and lines.read_text().count("\n") >= count):
+            time.sleep(0.05)
+            assert self.running[0].poll() is None
 
     def finish(self) -> dict[str, Any]:
         """Waits for the end; returns the metrics of all models."""
@@ -212,13 +220,18 @@ def test_a_killed_job_goes_on_elsewhere(place, alone, unbroken, seed) -> None:
         assert found == pytest.approx(alone, abs=1e-4)
 
 
+def test_a_killed_toy_goes_on_elsewhere(place, small_toy) -> None:
+    job = Job(place, "toy-killed", 2, 2, "2,2", "toy.py")
+    job.wait_for_lines(3)
+    job.signal(signal.SIGKILL)
+    found = dict(flat(Job(place, "toy-killed", 1, 8, "", "toy.py").finish()))
+    assert found == pytest.approx(small_toy, abs=1e-4)
+
+
 def test_a_signal_to_one_process_saves_in_all(place, unbroken) -> None:
     metrics, _ = unbroken
     job = Job(place, "told", 4, 1, "2,2")
-    lines = job.path / "metrics.jsonl"
-    while not (lines.is_file() and lines.read_text().count("\n") >= 2):
-        time.sleep(0.05)
-        assert job.running[0].poll() is None
+    job.wait_for_lines(2)
     job.running[2].send_signal(signal.SIGTERM)
     assert [process.wait(600) for process in job.running] == [128 + signal.SIGTERM] * 4
     assert "saved after epoch" in job.logs[0].read_text()
