@@ -34,6 +34,23 @@ def hashed_bits(key: Array, shape: tuple[int, ...]) -> Array:
     return _mix(_mix(counter + words[0]) ^ words[1])
 
 
+def hashed_bits_of(key: Array, rows: Array, columns: Array, width: int) -> Array:
+    """Returns the words of ``hashed_bits(key, (R, width))`` at pairs of a row and a column.
+
+    Args:
+      key: see ``hashed_bits``.
+      rows: [N] int32.
+      columns: [N] int32, below ``width``.
+      width: of the whole table, which has fewer than 2^32 words.
+
+    Returns:
+      uint32 [N].
+    """
+    words = jax.random.key_data(key)
+    counter = rows.astype(jnp.uint32) * jnp.uint32(width) + columns.astype(jnp.uint32)
+    return _mix(_mix(counter + words[0]) ^ words[1])
+
+
 def hashed_bits_at(key: Array, rows: Array, columns: Array, width: int) -> Array:
     """Returns ``hashed_bits(key, (R, width))`` at some rows and columns alone.
 

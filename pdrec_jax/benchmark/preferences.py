@@ -39,13 +39,15 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
         last_fraction=protocol.nns_last_fraction,
         ranks_among_all=protocol.nns_excludes_heldout,
     )
-    score, key = jax.jit(score_all, static_argnums=0), jax.random.key(0)
+    score, key = jax.jit(score_all, static_argnums=(0, 6)), jax.random.key(0)
+    first = 1 + split.train.num_items
 
     def run() -> Preferences:
         coupled = couple(model, params)
 
         def score_blocks(rows: np.ndarray) -> jax.Array:
-            return score(model, params, coupled, gather_batch(vectors, rows, tokens), key, rows)
+            batch = gather_batch(vectors, rows, tokens)
+            return score(model, params, coupled, batch, key, rows, first)
 
         return compute_preferences(
             score_blocks,
@@ -58,7 +60,7 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
         )
 
     slots, hidden = model.num_slots, sizes.hidden
-    a_user = 2.0 * (sizes.noise_steps * hidden**2 + slots * hidden)
+    a_user = 2.0 * (sizes.noise_steps * hidden**2 + first * hidden)
     yield Comparison(
         "preferences",
         f"{slots:,} slots, H {hidden:,}, T {sizes.noise_steps}, blocks of {config.block}, "
@@ -70,9 +72,10 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
                 "reverse loop and pools",
                 run,
                 len(index),
-                2.0 * slots * hidden**2 + len(index) * a_user,
                 # Both tables for the coupling, then the output's once a block, and the scores.
-                moved=4.0 * slots * (hidden * (2 + -(-len(index) // config.block)) + len(index)),
+                2.0 * slots * hidden**2 + len(index) * a_user,
+                moved=4.0 * hidden * (2 * slots + first * -(-len(index) // config.block))
+                + 4.0 * first * len(index),
             ),
         ),
         repeats=5,

@@ -154,6 +154,7 @@ def score_all(
     batch: SparseBatch,
     key: Array,
     users: Array,
+    first: int | None = None,
 ) -> Array:
     """Scores every slot for a batch of users: x_0 of the reverse loop.
 
@@ -164,19 +165,23 @@ def score_all(
       batch: interaction vectors of the users.
       key: for the options that draw noise.
       users: [B] int32, indices; a draw depends on the key and the user.
+      first: of which slots, static: the first so many, all for None. A mesh takes all.
 
     Returns:
-      [B, I] float32; on a mesh [B, ``width``], of which the columns from I on mean nothing.
+      [B, I or ``first``] float32; on a mesh [B, ``width``], of which the columns from I on mean
+      nothing.
     """
+    if model.mesh is not None:
+        first = None
     if coupled is not None:
         out = _readout(model, params, coupled, batch, key, users)
         denoiser = model.denoiser(params)
-        scores = jnp.dot(out.s, denoiser.output.kernel[...].T)
-        scores = scores + out.r * denoiser.output.bias[...][None, :]
+        scores = jnp.dot(out.s, denoiser.output.kernel[...][:first].T)
+        scores = scores + out.r * denoiser.output.bias[...][None, :first]
         if out.k != 0:
-            scores = scores + out.k * _dense_start(model, batch, key, users)
+            scores = scores + out.k * _dense_start(model, batch, key, users)[:, :first]
         return spread(scores, model.mesh, DATA, MODEL)
-    return score_all_dense(model, params, batch, key, users)
+    return score_all_dense(model, params, batch, key, users)[:, :first]
 
 
 def score_all_dense(

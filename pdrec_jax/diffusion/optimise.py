@@ -53,6 +53,8 @@ def _scan(
         gradient, (history, mean) = jax.grad(loss, has_aux=True)(
             state["params"], state["history"], one
         )
+        # No parameter is moved while another's gradient still reads it, or XLA copies the table.
+        gradient = jax.lax.optimization_barrier(gradient)
         updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
         params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
         return {"params": params, "optimiser": optimiser_state, "history": history}, mean

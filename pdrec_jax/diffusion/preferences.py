@@ -80,16 +80,17 @@ class PoolRules:
 
 
 def cut_pools(
-    scores: Array, seen: Array, excluded: Array, keys: Array, rules: PoolRules
+    scores: Array, seen: Array, excluded: Array, keys: Array, rules: PoolRules, num_items: int
 ) -> tuple[Array, Array, Array]:
     """Cuts the pools of a block of users.
 
     Args:
-      scores: [B, I] of items 1..I.
+      scores: [B, >= I + 1], column i for item i.
       seen: [B, K] int32, distinct observed items, 0 where there are fewer.
       excluded: [B, K'] int32, distinct items that cannot be negatives, likewise.
       keys: [B] jax keys, of each user's draw.
       rules: static.
+      num_items: I.
 
     Returns:
       candidates [B, M] and negatives [B, R], item ids, int32; sizes [B] int32 of the pools that the
@@ -97,11 +98,14 @@ def cut_pools(
     """
 
     def cut(scores: Array, seen: Array, excluded: Array) -> tuple[Array, Array, Array]:
-        pool, size = negative_pool(scores, excluded, rules)
+        # Here, where a row is in the cache, and not of the whole block.
+        scores = scores[1 : num_items + 1]
+        pool = pack_bits(negative_pool(scores, excluded, rules)[0])
         if rules.candidates_unobserved:
-            place = jnp.where(seen > 0, seen - 1, scores.shape[0])
+            place = jnp.where(seen > 0, seen - 1, num_items)
             scores = scores.at[place].set(-jnp.inf, mode="drop")
-        return pack_bits(pool), size, top(scores, rules.candidates) + 1
+        size = jnp.sum(jax.lax.population_count(pool).astype(jnp.int32))
+        return pool, size, top(scores, rules.candidates) + 1
 
     pools, sizes, candidates = by_rows(cut, scores, seen, excluded)
     ordinals = draw_subset(keys, jnp.maximum(sizes, 1), rules.negatives)
@@ -158,8 +162,8 @@ def _cut_block(
     """Cuts the pools and picks the scores that stay: of the events [B, K] and of slot 0 [B]."""
     observed = jnp.take_along_axis(scores, events, axis=1)
     keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
-    catalogue = scores[:, 1 : num_items + 1]
-    return (*cut_pools(catalogue, seen, excluded, keys, rules), observed, scores[:, 0])
+    pools = cut_pools(scores, seen, excluded, keys, rules, num_items)
+    return (*pools, observed, scores[:, 0])
 
 
 def require_room(split: Split, rules: PoolRules) -> None:

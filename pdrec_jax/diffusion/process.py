@@ -4,6 +4,7 @@
 in [0, T). Vectors are [B, I] over the slots (items) of the interaction vector.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -110,12 +111,44 @@ def denoising_loss(
     return c.loss_weight[t] * error
 
 
-def normal_from_bits(bits: Array, dtype: DTypeLike = jnp.float32) -> Array:
+# erfinv(u) sqrt(2) / u as a polynomial of sqrt(4 - log(1 - u^2)) - 3, and log(1 + x) / x for 1 + x
+# in [sqrt(1/2), sqrt(2)): least-squares fits in Chebyshev's basis. Lowest power first.
+_NORMAL = (
+    2.9413052, 1.8133708, -0.067822106, -0.08396855, 0.10777166, -0.044987671, -0.019829221,
+    0.027574796, -0.0038017032, -0.0056719407, 0.0020084917,
+)  # fmt: skip
+_LOG = (
+    0.99999994, -0.50000274, 0.33334491, -0.24974704, 0.19920732, -0.17208458, 0.16033597,
+    -0.10006916,
+)  # fmt: skip
+_SQRT_HALF = 0x3F3504F3  # the word of the float sqrt(1/2)
+
+
+def normal_from_bits(bits: Array) -> Array:
     """Maps uniform 32-bit words to standard normals by the inverse error function.
 
     The upper 23 bits are used, so the lowest ones are free for another draw (the dropout mask).
-    The largest magnitude is about 5.4.
+    The largest magnitude is about 5.4. The relative error is below 1e-5, at half the cost of
+    ``jax.lax.erf_inv``, which keeps one polynomial for the tails and one for the rest.
+
+    Args:
+      bits: uint32.
+
+    Returns:
+      float32 of that shape.
     """
-    mantissa = (bits >> 9).astype(jnp.int32).astype(dtype)
+    mantissa = (bits >> 9).astype(jnp.int32).astype(jnp.float32)
     uniform = (mantissa + 0.5) * (2.0 / 2**23) - 1.0
-    return jnp.sqrt(jnp.asarray(2.0, dtype)) * jax.lax.erf_inv(uniform)
+    # Near 0 the logarithm's relative error is large; what counts here is the absolute one.
+    word = jax.lax.bitcast_convert_type((1 - uniform) * (1 + uniform), jnp.int32) - _SQRT_HALF
+    exponent = (word >> 23).astype(jnp.float32)
+    fraction = jax.lax.bitcast_convert_type((word & 0x7FFFFF) + _SQRT_HALF, jnp.float32) - 1
+    logarithm = fraction * _polynomial(_LOG, fraction) + exponent * math.log(2)
+    return uniform * _polynomial(_NORMAL, jnp.sqrt(4 - logarithm) - 3)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    result = jnp.full_like(x, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        result = result * x + coefficient
+    return result

@@ -157,7 +157,7 @@ def _count_full(
     model: DiffusionModel,
     num_items: int,
 ) -> tuple[Array, Array]:
-    scores = score_all(model, params, coupled, batch, key, users)
+    scores = score_all(model, params, coupled, batch, key, users, 1 + num_items)
     if model.mesh is not None:
         return count_catalogue_on(model.mesh, scores, positive, seen, last_item=num_items)
     return count_catalogue(scores, positive, seen, last_item=num_items)

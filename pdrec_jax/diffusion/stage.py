@@ -436,10 +436,12 @@ def infer_preferences(
     block = round_up(config.block, axis(mesh, DATA))
     gather = gatherer(vectors, blocks(index, block), mesh)
     coupled, key = couple(model, params), jax.random.key(config.seed)
-    score = jax.jit(score_all, static_argnums=0)
+    score = jax.jit(score_all, static_argnums=(0, 6))
+    # The source's slots take part in the loop; nobody asks for their scores.
+    first = 1 + split.train.num_items
 
     def score_blocks(rows: np.ndarray) -> jax.Array:
-        return score(model, params, coupled, gather(rows), key, rows)
+        return score(model, params, coupled, gather(rows), key, rows, first)
 
     with log.progress("preferences", len(index), "user") as bar:
         return compute_preferences(

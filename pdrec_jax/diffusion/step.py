@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pdrec_jax.diffusion import sharded_step
 from pdrec_jax.diffusion.denoiser import Params
+from pdrec_jax.diffusion.dense_step import dense_losses
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.process import Coefficients, denoising_loss, normal_from_bits, q_sample
-from pdrec_jax.diffusion.sharded_step import dense_losses
 from pdrec_jax.diffusion.timesteps import LossHistory, record, sample_timesteps
 from pdrec_jax.diffusion.vectors import SparseBatch, densify
 from pdrec_jax.diffusion.windows import (
@@ -66,8 +67,11 @@ def training_loss(
     key_t, key_noise = jax.random.split(key)
     t, probability = sample_timesteps(key_t, history, size)
     if model.mesh is not None:
-        losses = dense_losses(params, model, batch, t, size, key_noise)
+        losses = sharded_step.dense_losses(params, model, batch, t, size, key_noise)
         return _weighted(history, t, probability, spread(losses, model.mesh))
+    if model.target == "x0" and not model.normalise:
+        losses = dense_losses(params, model, batch, t, size, key_noise)
+        return _weighted(history, t, probability, losses)
     x_0 = densify(batch, size, model.num_slots)
     output, x_t, noise = _dense_forward(model, params, c, x_0, t, key_noise)
     losses = denoising_loss(c, model.target, output, x_0, x_t, noise, t)

@@ -121,6 +121,14 @@ class TestDenseOnly:
         np.testing.assert_array_equal(scores, dense)
         np.testing.assert_array_equal(some, np.take_along_axis(np.asarray(dense), items, axis=1))
 
+    @pytest.mark.parametrize("options", [{}, {"sampling_steps": 2}, {"normalise": True}])
+    def test_of_the_first_slots(self, random_model, random_vectors, sparse, options):
+        model, params = random_model(2, SLOTS, **options)
+        x, coupled = random_vectors(2, 4, SLOTS), couple(model, params)
+        score = jax.jit(score_all, static_argnums=(0, 6))
+        given = model, params, coupled, sparse(x), jax.random.key(0), USERS
+        np.testing.assert_allclose(score(*given, 11), score(*given)[:, :11], rtol=1e-6, atol=1e-6)
+
 
 class TestDraws:
     @pytest.mark.parametrize("options", [{"sampling_steps": 5}, {"sampling_noise": True}])

@@ -28,7 +28,7 @@ def jit_pool(scores, excluded, rules):
     return jax.vmap(lambda *row: negative_pool(*row, rules))(scores, excluded)
 
 
-jit_cut = jax.jit(cut_pools, static_argnums=4)
+jit_cut = jax.jit(cut_pools, static_argnums=(4, 5))
 
 STRICT = PoolRules(
     candidates=4,
@@ -152,10 +152,10 @@ class TestNegativePool:
             {*train[u].tolist(), int(golden["valid"][u]), int(golden["test"][u])} for u in rows
         ]
         # The reference numbers users from 1, and gives a row to those with a source domain.
-        scores = golden["diff_matrix"][rows + 1][:, 1 : items + 1]
+        scores = golden["diff_matrix"][rows + 1]
         seen = ragged([set(train[u].tolist()) for u in rows])
         keys = jax.random.split(jax.random.key(0), len(rows))
-        candidates, negatives, _ = jit_cut(scores, seen, ragged(excluded), keys, rules)
+        candidates, negatives, _ = jit_cut(scores, seen, ragged(excluded), keys, rules, items)
         np.testing.assert_array_equal(candidates, golden["user_top_item_raw"][rows + 1])
         expected = golden["user_nearest_item_raw"][rows + 1]
         np.testing.assert_array_equal(np.sort(negatives, axis=1), np.sort(expected, axis=1))

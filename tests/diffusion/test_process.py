@@ -140,6 +140,16 @@ class TestNormals:
         np.testing.assert_allclose(normal, scipy.special.ndtri(uniform), rtol=2e-4, atol=1e-6)
         assert (np.diff(normal) > 0).all()
 
+    def test_of_the_inverse_error_function(self):
+        """Every 23-bit uniform of a stretch in the middle, and of both tails."""
+        upper = np.concatenate([np.arange(n, n + 30_000) for n in (0, 2**22 - 9, 2**23 - 30_000)])
+        uniform = ((upper + np.float32(0.5)) * np.float32(2.0 / 2**23) - np.float32(1)).astype(
+            np.float32
+        )
+        normal = jax.jit(normal_from_bits)(jnp.asarray(upper << 9, jnp.uint32))
+        exact = np.sqrt(2) * scipy.special.erfinv(uniform.astype(np.float64))
+        np.testing.assert_allclose(normal, exact, rtol=1e-5)
+
     def test_low_bits_are_free(self):
         bits = jnp.asarray([0, 511, 512, 2**32 - 512, 2**32 - 1], jnp.uint32)
         normal = np.asarray(normal_from_bits(bits))
