@@ -45,6 +45,24 @@ def test_a_power_is_recovered(power):
     assert growth.exponent(points) == pytest.approx(power, abs=1e-12)
 
 
+def test_names_leave_sizes_out():
+    """Thousands have a comma too, and what is ranked differs in a later part of the name."""
+    found: growth.Growth = {}
+    for size in (10_000, 1_000_000):
+        rows = [
+            {"name": name, "per_unit": {"median": 1.0}, "peak_bytes": 1}
+            for name in ("CL4SRec, sampled", f"CL4SRec, full, {size:,} items")
+        ]
+        title = f"{size:,} items, 99 sampled negatives"
+        comparison = {"stage": "evaluation", "title": title, "unit": "user", "rows": rows}
+        growth.collect(found, size, {"comparisons": [comparison]})
+    assert list(found) == [
+        "evaluation: CL4SRec, sampled, a user",
+        "evaluation: CL4SRec, full, a user",
+    ]
+    assert all(list(sizes) == [10_000, 1_000_000] for sizes in found.values())
+
+
 def test_one_point_has_no_power():
     assert growth.exponent({10: 1.0}) is None
     assert growth.exponent({10: 1.0, 20: 0.0}) is None

@@ -52,16 +52,18 @@ def collect(growth: Growth, size: int, report: dict[str, Any]) -> None:
     """
     for comparison in report["comparisons"]:
         for row in comparison["rows"]:
-            # Names of rows that have the number of slots in them change with the size.
-            name = f"{comparison['stage']}: {_plain(comparison['title'])}, {_plain(row['name'])}"
-            growth.setdefault(f"{name}, a {comparison['unit']}", {})[size] = {
+            title, _, _ = comparison["title"].partition(", ")
+            parts = [*_without_sizes(title), *_without_sizes(row["name"])]
+            name = f"{comparison['stage']}: {', '.join(parts)}, a {comparison['unit']}"
+            growth.setdefault(name, {})[size] = {
                 "seconds": row["per_unit"]["median"],
                 "bytes": row["peak_bytes"],
             }
 
 
-def _plain(text: str) -> str:
-    return text.partition(",")[0]
+def _without_sizes(text: str) -> list[str]:
+    """The parts of a name that stay the same whatever the size: none that begin with a number."""
+    return [part for part in text.split(", ") if not part[:1].isdigit()]
 
 
 def table(growth: Growth, along: str, sizes: Sequence[int]) -> str:
