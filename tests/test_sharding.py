@@ -157,8 +157,8 @@ def pools() -> None:
         PoolRules(60, False, 12, 0.5, 0.99, True),
         PoolRules(10, True, 300, 0.9, 0.99, False),
     ):
-        own = jnp.asarray(scores[:, 1 : ITEMS + 1]), jnp.asarray(seen), jnp.asarray(seen)
-        expected = jax.jit(cut_pools, static_argnums=4)(*own, keys, rules)
+        own = jnp.asarray(scores), jnp.asarray(seen), jnp.asarray(seen)
+        expected = jax.jit(cut_pools, static_argnums=(4, 5))(*own, keys, rules, ITEMS)
         found = cut_block_on(mesh, scores, seen, seen, seen, key, users, rules, ITEMS)
         for part, other in zip(found, expected, strict=False):
             np.testing.assert_array_equal(part, other)
