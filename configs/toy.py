@@ -39,7 +39,6 @@ def get_config(variant: str = "readme") -> ConfigDict:
     diffusion.patience = 20  # with fixed candidates the curve is smooth, and long in its flat part
     # A quarter of the time of the plain form (1 and 1), and no worse: docs/results.md.
     diffusion.noise_fraction = diffusion.error_fraction = 0.125
-    config.mesh = (1, 1)  # windows are of one device
 
     config.encoder.temperature = 5.0
     config.encoder.learning_rate = 0.005

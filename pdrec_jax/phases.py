@@ -111,7 +111,7 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
                 "at least one is expected"
             )
     data_axis, model_axis = config.mesh
-    diffusion_stage.require_mesh(config.diffusion, make_mesh((data_axis, model_axis)))
+    make_mesh((data_axis, model_axis))  # one that does not fit is refused here
     require_room(split, pool_rules(config, protocol))
     data = {
         **source,

@@ -247,7 +247,7 @@ def write_rows(
     Args:
       adam: its constants.
       table: settled, after ``step - 1`` steps.
-      ids: [n] int32; each row with a gradient must be among them.
+      ids: [n] int32; each row with a gradient must be among them. I is no row: its gradient is 0.
       gradient: [n, D]; those of one row add up.
       step: [] int32, from 1.
       rate: [] learning rate.

@@ -46,6 +46,29 @@ def get_config():
         put(config, field, value)
     return config
 """
+TOY = """
+import runpy
+from pathlib import Path
+
+import pdrec_jax
+from pdrec_jax.settings import put
+
+def get_config():
+    path = Path(pdrec_jax.__file__).parents[1] / "configs/toy.py"
+    config = runpy.run_path(str(path))["get_config"]()
+    small = ("diffusion.epochs", 5), ("diffusion.learning_rate", 2e-3), ("encoder.epochs", 3)
+    fields = {
+        "data.target": "none", "progress": False,
+        "simulation.num_users": 900, "simulation.num_items": 700,
+        "simulation.num_source_items": 300, "simulation.overrides": small,
+        "diffusion.hidden": (32,), "encoder.width": 8, "encoder.max_length": 32,
+        "encoder.first_evaluation": 1, "encoder.variants": ("base", "hbr+nns+dpa"), "nns.kept": 16,
+        "save_seconds": 0.0,
+    }
+    for field, value in fields.items():
+        put(config, field, value)
+    return config
+"""
 # JAX keeps what the first process compiles, and on processors has another key for it in each of
 # them; with one key for all, the others do not compile everything anew at every start.
 SITE = """
@@ -57,7 +80,7 @@ if hasattr(cache_key, "_hash_devices"):
 LATE = re.compile(r"gloo|deadline_exceeded|heartbeat|connection (reset|closed)", re.IGNORECASE)
 PATIENCE = 1800  # seconds
 
-Shape = tuple[int, int, str]  # processes, devices of each, config.mesh
+Shape = tuple[int, int, str]  # processes, devices of each, config.mesh or "" for the config's own
 ALONE, FOUR = (1, 1, "1,1"), (4, 1, "2,2")
 
 
@@ -69,12 +92,21 @@ class Job:
       name: of the workdir.
       processes: how many.
       devices: of each process.
-      mesh: `config.mesh`.
+      mesh: `config.mesh`, the config's own for none.
+      config: the file.
     """
 
     started: ClassVar[list["Job"]] = []
 
-    def __init__(self, place: Path, name: str, processes: int, devices: int, mesh: str):
+    def __init__(
+        self,
+        place: Path,
+        name: str,
+        processes: int,
+        devices: int,
+        mesh: str,
+        config: str = "config.py",
+    ):
         self.path, self._logs = place / name, place / f"{name}-logs"
         self._logs.mkdir(exist_ok=True)
         self._told = self._logs / "process-0.log"
@@ -94,8 +126,8 @@ class Job:
             self.launcher = subprocess.Popen(
                 [
                     *(ROOT / "launch/local.sh", f"--processes={processes}", f"--devices={devices}"),
-                    *(f"--logs={self._logs}", "--", "--config=config.py", f"--config.mesh={mesh}"),
-                    f"--workdir={name}",
+                    *(f"--logs={self._logs}", "--", f"--config={config}", f"--workdir={name}"),
+                    *([f"--config.mesh={mesh}"] if mesh else []),
                 ],
                 cwd=place,
                 env=environ,
@@ -175,20 +207,28 @@ class Job:
         print(f"{self.path.name}: a process came too late, the same command goes on")
 
 
-def begin(place: Path, name: str, shape: Shape, phase: str, at_most: float, epochs: int = 0) -> Job:
+def begin(
+    place: Path,
+    name: str,
+    shape: Shape,
+    phase: str,
+    at_most: float,
+    epochs: int = 0,
+    config: str = "config.py",
+) -> Job:
     """Starts a job, and waits until it is some epochs and up to some seconds in a phase."""
     for _ in range(5):
-        job = Job(place, name, *shape)
+        job = Job(place, name, *shape, config)
         if job.reach(phase, epochs=epochs, at_most=at_most):
             return job
         job.require_late()
     raise AssertionError(job.said[-3000:])
 
 
-def finish(place: Path, name: str, shape: Shape) -> Path:
+def finish(place: Path, name: str, shape: Shape, config: str = "config.py") -> Path:
     """Runs a job to its end; returns its workdir."""
     for _ in range(5):
-        job = Job(place, name, *shape)
+        job = Job(place, name, *shape, config)
         if not job.wait():
             return job.path
         job.require_late()
@@ -245,6 +285,7 @@ def require_same_bits(found: Path, expected: Path) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("scaling")
     (place / "config.py").write_text(CONFIG)
+    (place / "toy.py").write_text(TOY)
     (place / "site").mkdir()
     (place / "site/sitecustomize.py").write_text(SITE)
     yield place
@@ -304,6 +345,28 @@ def test_three_kills(place: Path, alone: Path) -> None:
 def test_metrics_are_those_of_one_device(place, alone, processes, devices, mesh) -> None:
     path = finish(place, f"{processes}x{devices}-{mesh}", (processes, devices, mesh))
     require_close(f"{processes} processes of {devices} devices, mesh ({mesh})", path, alone)
+
+
+@pytest.fixture(scope="module")
+def small_toy(place: Path) -> Path:
+    """Toy's settings, windows included, on one device."""
+    return finish(place, "toy", ALONE, "toy.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"), [(1, 8, ""), (1, 8, "4,2"), (1, 8, "1,8"), (2, 2, "2,2")]
+)
+def test_toy_is_the_same_on_a_mesh(place, small_toy, processes, devices, mesh) -> None:
+    path = finish(place, f"toy-{processes}x{devices}-{mesh}", (processes, devices, mesh), "toy.py")
+    require_close(f"Toy, {processes} processes of {devices}, mesh ({mesh})", path, small_toy)
+
+
+@pytest.mark.slow
+def test_a_killed_toy_goes_on_elsewhere(place, small_toy) -> None:
+    begin(place, "toy-killed", (2, 2, "2,2"), "diffusion", 0.5, 2, "toy.py").kill()
+    found = finish(place, "toy-killed", (1, 8, ""), "toy.py")
+    require_close("Toy, killed in diffusion on (2, 2), on in (8, 1)", found, small_toy)
 
 
 @pytest.mark.slow

@@ -34,6 +34,17 @@ from pdrec_jax.sharding import is_item_table, make_mesh, mesh_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = 211  # with the padding id no multiple of any axis below
+DIFFUSION: dict[str, dict[str, Any]] = {  # fields of the config
+    "diffusion": {},
+    "epsilon": {"target": "epsilon"},
+    "windows": {"noise_fraction": 0.25, "error_fraction": 0.2},
+    "noise_window": {"noise_fraction": 0.25},
+    "error_window": {"error_fraction": 0.5},
+    "normalise": {"normalise": True},
+    "start_noise": {"target": "epsilon", "sampling_steps": 4},
+    "step_noise": {"sampling_noise": True},
+    "every_noise": {"normalise": True, "sampling_noise": True, "sampling_steps": 2},
+}
 
 
 class TestShape:
@@ -107,12 +118,12 @@ def on_devices(*checks: str) -> None:
 
 
 def test_a_mesh_of_eight_equals_one_device() -> None:
-    on_devices("pools", "diffusion:4,2", "encoder:4,2")
+    on_devices("pools", "diffusion:4,2", "windows:4,2", "every_noise:2,4", "encoder:4,2")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["8,1", "1,8", "2,4", "5,1"])
-@pytest.mark.parametrize("what", ["diffusion", "epsilon", "encoder", "gru4rec", "cl4srec"])
+@pytest.mark.parametrize("what", [*DIFFUSION, "encoder", "gru4rec", "cl4srec"])
 def test_other_meshes_and_models_equal_one_device(what, mesh) -> None:
     on_devices(f"{what}:{mesh}")
 
@@ -146,8 +157,8 @@ def pools() -> None:
         PoolRules(60, False, 12, 0.5, 0.99, True),
         PoolRules(10, True, 300, 0.9, 0.99, False),
     ):
-        own = jnp.asarray(scores[:, 1 : ITEMS + 1]), jnp.asarray(seen), jnp.asarray(seen)
-        expected = jax.jit(cut_pools, static_argnums=4)(*own, keys, rules)
+        own = jnp.asarray(scores), jnp.asarray(seen), jnp.asarray(seen)
+        expected = jax.jit(cut_pools, static_argnums=(4, 5))(*own, keys, rules, ITEMS)
         found = cut_block_on(mesh, scores, seen, seen, seen, key, users, rules, ITEMS)
         for part, other in zip(found, expected, strict=False):
             np.testing.assert_array_equal(part, other)
@@ -206,10 +217,10 @@ def same_ranks(found: Any, expected: Any, params: Any, others: Any) -> None:
         np.testing.assert_array_equal(one.negatives, other.negatives)
 
 
-def diffusion(mesh: Mesh, target: str = "x0") -> None:
+def diffusion(mesh: Mesh, name: str) -> None:
     given = tiny()
     section = seeded(given.config, "diffusion")
-    section.target = target
+    section.update(DIFFUSION[name])
     made = []
     for where in (None, mesh):
         task, scorers = diffusion_stage.build(
@@ -221,17 +232,21 @@ def diffusion(mesh: Mesh, target: str = "x0") -> None:
             validation=given.validation,
             mesh=where,
         )
-        made.append((task, scorers["test"], *trained(task)))
+        # A second epoch reads rows that have waited.
+        made.append((task, scorers["test"], *trained(task, 1 + task.model.windowed)))
     (one, ranks, state, values), (other, mesh_ranks, mesh_state, mesh_values) = made
     close(mesh_values["loss"], values["loss"])
     same_state(mesh_state, state)
     same_ranks(mesh_ranks, ranks, mesh_state["params"], state["params"])
+    if mesh.shape["model"] > 1:
+        nowhere_whole(scoring(other, mesh_state), other)
     preferences = [preferences_of(given, task, state["params"]) for task, _, state, _ in made]
     for field in dataclasses.fields(preferences[0]):
         close(*(getattr(found, field.name) for found in preferences))
-    if target == "x0":
+    if name in ("diffusion", "windows"):
         restored_elsewhere(other, mesh_state, one)
-        split_everywhere(other, mesh_state)
+        if mesh.shape["model"] > 1:
+            nowhere_whole(training_step(other, mesh_state), other)
 
 
 def preferences_of(given: phases.Given, task: Any, params: Any) -> Any:
@@ -282,16 +297,39 @@ def restored_elsewhere(task: Any, state: Any, alone: Any) -> None:
             same_state(other, found)
 
 
-def split_everywhere(task: Any, state: Any) -> None:
-    """In a compiled step no array is as long as the catalogue."""
-    users = diffusion_stage.shares(task._draw(1)[:1], task.model.mesh)
-    batch = diffusion_stage.place_batch(task.model.mesh, task.vectors, users, 512)
-    static = task.model, 0.5, 0, task.config.batch_size
-    compiled = diffusion_stage.train_steps_on.lower(state, batch, np.arange(1), 0.1, *static)
-    shapes = re.findall(r"[fsu]\d+\[([\d,]+)\]", compiled.compile().as_text())
-    sizes = {int(size) for shape in shapes for size in shape.split(",")}
-    assert 106 in sizes  # 212 slots on 2 devices
-    assert not sizes & {ITEMS, ITEMS + 1}
+def training_step(task: Any, state: Any) -> Any:
+    """A step, compiled."""
+    mesh, config = task.model.mesh, task.config
+    users = diffusion_stage.shares(task._draw(1)[:1], mesh)
+    batches = [diffusion_stage.place_batch(mesh, part, users, 512) for part in task._parts]
+    given: tuple[Any, ...] = (state, batches[0], np.arange(1), 0.1)
+    train = diffusion_stage.train_steps_on
+    if task.model.windowed:
+        split = diffusion_stage.SplitBatch(*batches)
+        given = (state, split, np.arange(1), 0.1, task._held_head, task._tails)
+        train = diffusion_stage.train_steps_on_windows_on
+    return train.lower(*given, task.model, 0.5, 0, config.batch_size).compile()
+
+
+def scoring(task: Any, state: Any) -> Any:
+    """The scores of a block of users, compiled."""
+    model, users = task.model, np.arange(56)
+    batch = diffusion_stage.place_batch(
+        model.mesh, task.vectors, diffusion_stage.shares(users, model.mesh), 512
+    )
+    coupled = diffusion_stage.couple(model, state["params"])
+    score = jax.jit(diffusion_stage.score_all, static_argnums=0)
+    given = model, state["params"], coupled, batch, jax.random.key(0), users
+    return score.lower(*given).compile()
+
+
+def nowhere_whole(compiled: Any, task: Any) -> None:
+    """In a compiled program no array is as long as the catalogue."""
+    model = task.model
+    shapes = re.findall(r"[fsu]\d+\[([\d,]+)\]|pred\[([\d,]+)\]", compiled.as_text())
+    sizes = {int(size) for shape in shapes for size in "".join(shape).split(",")}
+    assert model.width // model.mesh.shape["model"] in sizes
+    assert not sizes & set(range(ITEMS, model.width + 1))
 
 
 def encoder(mesh: Mesh, name: str = "sasrec") -> None:
@@ -338,10 +376,8 @@ def main() -> None:
             data, model = map(int, shape.split(","))
             mesh = make_mesh((data, model))
             assert mesh is not None
-            if name == "diffusion":
-                diffusion(mesh)
-            elif name == "epsilon":
-                diffusion(mesh, "epsilon")
+            if name in DIFFUSION:
+                diffusion(mesh, name)
             else:
                 encoder(mesh, "sasrec" if name == "encoder" else name)
         print(check, flush=True)

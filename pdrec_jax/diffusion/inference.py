@@ -100,13 +100,27 @@ _couple = jax.jit(reverse.couple)
 def _start_noise(model: DiffusionModel, key: Array, users: Array) -> Array:
     """Noise of the start, [B, I]; a user's draw depends on the key and the user alone."""
     keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
+    if model.mesh is not None:
+        return _normal_on(model, keys)
     return jax.vmap(lambda k: jax.random.normal(k, (model.num_slots,)))(keys)
+
+
+def _normal_on(model: DiffusionModel, keys: Array) -> Array:
+    """Standard normals of keys [B] on the model's mesh, [B, ``width``], 0 in the padding.
+
+    A key's draws are counters, so that each device makes those of its own columns, and those of I
+    slots are the first I of more.
+    """
+    noise = jax.vmap(lambda key: jax.random.normal(key, (model.width,)))(keys)
+    real = jnp.arange(model.width, dtype=jnp.int32) < model.num_slots
+    return spread(jnp.where(real[None, :], noise, 0), model.mesh, DATA, MODEL)
 
 
 def _dense_start(model: DiffusionModel, batch: SparseBatch, key: Array, users: Array) -> Array:
     if model.mesh is not None:
-        return dense_vectors(model.mesh, batch, users.shape[0], model.width)
-    x = densify(batch, users.shape[0], model.num_slots)
+        x = dense_vectors(model.mesh, batch, users.shape[0], model.width)
+    else:
+        x = densify(batch, users.shape[0], model.num_slots)
     if model.sampling_steps == 0:
         return x
     noise = _start_noise(model, key, users)
@@ -123,12 +137,12 @@ def _readout(
 ) -> reverse.Readout:
     denoiser = model.denoiser(params)
     size = users.shape[0]
-    if model.mesh is not None:
+    if model.sampling_steps > 0:
+        z = spread(denoiser.project(_dense_start(model, batch, key, users)), model.mesh, DATA)
+    elif model.mesh is not None:
         z = sparse_product_on(model.mesh, batch, size, denoiser.item_kernel[...])
-    elif model.sampling_steps == 0:
-        z = sparse_product(batch, size, denoiser.item_kernel[...])
     else:
-        z = denoiser.project(_dense_start(model, batch, key, users))
+        z = sparse_product(batch, size, denoiser.item_kernel[...])
     a, c = model.schedule.affine(model.target)
     return reverse.reverse_hidden(denoiser.trunk, *coupled, a, c, z)
 
@@ -178,6 +192,9 @@ def score_all_dense(
     a, c = model.schedule.affine(model.target)
     log_variance = model.coefficients().posterior_log_variance if model.sampling_noise else None
     noise_key = jax.random.fold_in(key, 1)
+    if model.mesh is not None:
+        start = _dense_start(model, batch, key, users)
+        return _dense_loop_on(model, denoiser, start, noise_key, users, log_variance)
 
     def one(x: Array, user: Array) -> Array:
         def denoise(x: Array, t: Array) -> Array:
@@ -191,6 +208,33 @@ def score_all_dense(
         return reverse.reverse_dense(denoise, a, c, x, noise=drawn, log_variance=log_variance)
 
     return jax.vmap(one)(_dense_start(model, batch, key, users), users)
+
+
+def _dense_loop_on(
+    model: DiffusionModel,
+    denoiser: Denoiser,
+    start: Array,
+    noise_key: Array,
+    users: Array,
+    log_variance: Array | None,
+) -> Array:
+    """The dense loop of a block of users on the model's mesh, [B, ``width``] on both axes.
+
+    In the padding the state stays 0: the tables have zeros there, and so has the noise.
+    """
+    a, c = model.schedule.affine(model.target)
+
+    def denoise(x: Array, t: Array) -> Array:
+        z = spread(denoiser.project(denoiser.prepare(x)), model.mesh, DATA)
+        h = denoiser.trunk(z, jnp.full(x.shape[0], t, jnp.int32))
+        return spread(denoiser.readout(h), model.mesh, DATA, MODEL)
+
+    def noise(t: Array) -> Array:
+        keys = jax.vmap(lambda user: jax.random.fold_in(noise_key, user))(users)
+        return _normal_on(model, jax.vmap(lambda key: jax.random.fold_in(key, t))(keys))
+
+    drawn = noise if model.sampling_noise else None
+    return reverse.reverse_dense(denoise, a, c, start, noise=drawn, log_variance=log_variance)
 
 
 def score_items(
@@ -215,6 +259,8 @@ def score_items(
     """
     if coupled is None:
         scores = score_all_dense(model, params, batch, key, users)
+        if model.mesh is not None:
+            return chosen_columns(model.mesh, scores, items)
         return jnp.take_along_axis(scores, items, axis=1)
     out = _readout(model, params, coupled, batch, key, users)
     output = params["output"]

@@ -29,7 +29,7 @@ def reverse_dense(
     noise: Callable[[Array], Array] | None = None,
     log_variance: Array | None = None,
 ) -> Array:
-    """Runs all T reverse steps on one dense vector; vmap it over users.
+    """Runs all T reverse steps on one dense vector, or on several in one array.
 
     Args:
       denoise: f, from (x [I], t []) to [I].

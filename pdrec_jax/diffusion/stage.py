@@ -28,7 +28,9 @@ from pdrec_jax.diffusion.optimise import (
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
 from pdrec_jax.diffusion.schedule import make_schedule
+from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
+from pdrec_jax.diffusion.sharded_windows import HeldHead, place_head
 from pdrec_jax.diffusion.step import training_loss, windowed_training_loss
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.vectors import (
@@ -41,15 +43,13 @@ from pdrec_jax.diffusion.windows import (
     Head,
     SplitBatch,
     choose_head,
+    size_of_head,
     split_vectors,
-    width_of_windows,
 )
-from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.row_adam import AdamW, Tails, tails
-from pdrec_jax.settings import FIELDS
 from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
 
 _dense_loss = jax.jit(training_loss, static_argnums=(1, 4))
@@ -107,32 +107,6 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
         error_fraction=config.error_fraction,
     )
     return model, jax.jit(lambda: make()[1])
-
-
-def require_mesh(config: ConfigDict, mesh: Mesh | None) -> None:
-    """Checks that a mesh of several devices can do what is asked for.
-
-    Args:
-      config: section ``diffusion``.
-      mesh: of the devices, None for one.
-
-    Raises:
-      UserError: an option that one device alone has.
-    """
-    alone = {
-        "noise_fraction": config.noise_fraction < 1,
-        "error_fraction": config.error_fraction < 1,
-        "sampling_steps": config.sampling_steps > 0,
-        "sampling_noise": config.sampling_noise,
-        "normalise": config.normalise,
-    }
-    for name, asked in alone.items():
-        if mesh is not None and asked:
-            raise UserError(
-                f"config.diffusion.{name}: {config[name]} works on one device, and the mesh has "
-                f"{mesh.size}; add --config.mesh=1,1, or set it to its default of "
-                f"{FIELDS[f'diffusion.{name}'].default}"
-            )
 
 
 def _on_mesh(
@@ -234,9 +208,7 @@ class DiffusionTask:
         ]
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         losses = [np.array(done, np.float32)]
-        # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
-        by_rows = self.model.error_fraction < 1
-        stride = self.steps if by_rows else _STEPS_A_DISPATCH
+        by_rows, stride = self.model.error_fraction < 1, self._steps_a_dispatch
         for begin in range(len(done), self.steps, stride):
             chunk = users[begin : begin + stride]
             batches = [
@@ -272,28 +244,48 @@ class DiffusionTask:
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """``run_epoch`` on a mesh, whose processes gather the users of their own places alone."""
         config, users = self.config, shares(self._draw(epoch), mesh)
-        tokens = max(share_budget(self.vectors, users), self._usual_share)
+        tokens = [
+            max(share_budget(vectors, users), usual)
+            for vectors, usual in zip(self._parts, self._usual_shares, strict=True)
+        ]
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         losses = [np.array(done, np.float32)]
-        for begin in range(len(done), self.steps, _STEPS_A_DISPATCH):
-            batch = place_batch(
-                mesh, self.vectors, users[begin : begin + _STEPS_A_DISPATCH], tokens
-            )
-            first = (epoch - 1) * self.steps + begin
-            numbers = np.arange(first, first + batch.slots.shape[0])
+        stride = self._steps_a_dispatch
+        for begin in range(len(done), self.steps, stride):
+            chunk = users[begin : begin + stride]
+            batches = [
+                place_batch(mesh, vectors, chunk, some)
+                for vectors, some in zip(self._parts, tokens, strict=True)
+            ]
+            numbers = np.arange(len(chunk)) + (epoch - 1) * self.steps + begin
             static = self.model, config.weight_decay, config.seed, config.batch_size
-            state, loss = train_steps_on(state, batch, numbers, rate, *static)
+            if self.model.windowed:
+                given = state, SplitBatch(*batches), numbers, rate, self._held_head, self._tails
+                state, loss = train_steps_on_windows_on(*given, *static)
+            else:
+                state, loss = train_steps_on(state, batches[0], numbers, rate, *static)
             losses.append(np.asarray(loss))
-            if advance(len(numbers)) and begin + _STEPS_A_DISPATCH < self.steps:
+            if advance(len(chunk)) and begin + stride < self.steps:
                 raise training.Unfinished(state, np.concatenate(losses))
         return state, training.epoch_values(np.concatenate(losses), rate)
 
     @functools.cached_property
-    def _usual_share(self) -> int:
+    def _usual_shares(self) -> list[int]:
         """``_usual_tokens`` of a place on a mesh."""
         assert self.model.mesh is not None
         draws = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
-        return share_budget(self.vectors, shares(draws, self.model.mesh))
+        users = shares(draws, self.model.mesh)
+        return [share_budget(part, users) for part in self._parts]
+
+    @functools.cached_property
+    def _held_head(self) -> HeldHead:
+        assert self.model.mesh is not None
+        return place_head(self._head, self.model.mesh)
+
+    @property
+    def _steps_a_dispatch(self) -> int:
+        # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
+        return self.steps if self.model.error_fraction < 1 else _STEPS_A_DISPATCH
 
     def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
         """The mean loss of one batch before division by p, as a training step has it.
@@ -329,8 +321,7 @@ class DiffusionTask:
         """The most popular slots, as many as a window of the error has."""
         slots, fraction = self.model.num_slots, self.model.error_fraction
         counts = np.bincount(self.vectors.slots, minlength=slots)
-        # Where the error is taken of all slots anyway, one is enough.
-        return choose_head(counts, width_of_windows(slots, fraction) if fraction < 1 else 1)
+        return choose_head(counts, size_of_head(slots, fraction))
 
     @functools.cached_property
     def _parts(self) -> tuple[InteractionVectors, ...]:

@@ -37,15 +37,20 @@ class WindowTable(NamedTuple):
       rest: all rows; those of the head mean nothing.
       late: rows [W, H] of the last step's window that are not written yet, see ``row_adam.Table``.
       begin: [] int32, where that window begins.
+      held: [W] bool, which of those rows the window had: on a mesh it may lie beside a device's
+        part, or over its edge; None for all.
     """
 
     head: Rows
     rest: Table
     late: Rows
     begin: Array
+    held: Array | None = None
 
 
-def open_window_table(rows: Rows, head: Head, step: Array, width: int, count: int) -> WindowTable:
+def open_window_table(
+    rows: Rows, head: Head, step: Array, width: int, count: int, *, part: bool = False
+) -> WindowTable:
     """Starts from a table [I, H] that is up to date with a step.
 
     Args:
@@ -54,20 +59,25 @@ def open_window_table(rows: Rows, head: Head, step: Array, width: int, count: in
       step: [] int32, steps done.
       width: W, of the windows.
       count: F, far tokens of a step.
+      part: whether windows may have fewer rows than W, see ``WindowTable.held``.
     """
     return WindowTable(
-        Rows(*(part[head.slots] for part in rows)),
+        Rows(*(one[head.slots] for one in rows)),
         open_table(rows, step, count),
-        Rows(*(part[:width] for part in rows)),
+        Rows(*(one[:width] for one in rows)),
         jnp.zeros((), jnp.int32),
+        jnp.zeros(width, bool) if part else None,
     )
 
 
 def settle_window_table(table: WindowTable) -> WindowTable:
     """Writes what the last step changed; before anything else of a step."""
-    rest, width = settle(table.rest), table.late.values.shape[0]
+    rest, width, held = settle(table.rest), table.late.values.shape[0], table.held
 
     def put(old: Array, rows: Array) -> Array:
+        if held is not None:
+            stay = jax.lax.dynamic_slice_in_dim(old, table.begin, width)
+            rows = jnp.where(held.reshape(-1, *[1] * (rows.ndim - 1)), rows, stay)
         return jax.lax.dynamic_update_slice_in_dim(old, rows, table.begin, 0)
 
     values, first, second = (put(old, new) for old, new in zip(rest[:3], table.late, strict=True))
@@ -124,6 +134,7 @@ def write_window_table(
     tail: Tails,
     *,
     times: int = 1,
+    held: Array | None = None,
 ) -> WindowTable:
     """Takes a step with the gradient of the rows that were read.
 
@@ -136,16 +147,20 @@ def write_window_table(
       adam: its constants.
       table: settled, after ``step - 1`` steps.
       begin: [] int32, of the window.
-      far: [F] int32, slots; one may occur several times, and in the window too.
+      far: [F] int32, slots; one may occur several times, and in the window too. I is
+        none, with a gradient of 0.
       gradient: of all rows that were read; those of one row add up.
       step: [] int32, from 1.
       rate: [] learning rate.
       tail: of ``row_adam.tails``.
       times: n.
+      held: see ``WindowTable``.
     """
     head = moved(adam, table.head, gradient.head, jnp.square(gradient.head), step, rate)
     width = gradient.window.shape[0]
     place = place_in(begin, width, far)
+    if held is not None:
+        place = jnp.where(held[jnp.minimum(place, width - 1)], place, width)
     total = gradient.window.at[place].add(gradient.far, mode="drop")
     square = jnp.square(total)
     if times > 1:
@@ -155,7 +170,7 @@ def write_window_table(
     late = moved(adam, caught_up(adam, window, age, step - 1, tail), total, square, step, rate)
     outside = {"left_out": place < width}
     rest = write_rows(adam, table.rest, far, gradient.far, step, rate, tail, **outside)
-    return WindowTable(head, rest, late, begin)
+    return WindowTable(head, rest, late, begin, held)
 
 
 def close_window_table(

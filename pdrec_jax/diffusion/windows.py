@@ -128,6 +128,23 @@ def width_of_windows(num_slots: int, fraction: float) -> int:
     return -(-num_slots // number_of_windows(fraction))
 
 
+def size_of_head(num_slots: int, fraction: float) -> int:
+    """Returns how many slots the head has, K.
+
+    Args:
+      num_slots: I.
+      fraction: of the error's window. Where the error is taken of all slots one is enough.
+    """
+    return width_of_windows(num_slots, fraction) if fraction < 1 else 1
+
+
+def draw_start(key: Array, num_slots: int, fraction: float) -> tuple[Array, Array]:
+    """Draws the first slot of a window, and that of its shape; see ``Window``."""
+    width = width_of_windows(num_slots, fraction)
+    start = jax.random.randint(key, (), 0, number_of_windows(fraction)) * width
+    return start, jnp.minimum(start, max(num_slots - width, 0))
+
+
 def draw_window(key: Array, num_slots: int, fraction: float) -> Window:
     """Draws a window.
 
@@ -137,9 +154,24 @@ def draw_window(key: Array, num_slots: int, fraction: float) -> Window:
       fraction: share of the slots in a window, rounded so that a whole number of windows fits.
     """
     number, width = number_of_windows(fraction), width_of_windows(num_slots, fraction)
-    start = jax.random.randint(key, (), 0, number) * width
-    begin = jnp.minimum(start, max(num_slots - width, 0))
+    start, begin = draw_start(key, num_slots, fraction)
     return Window(begin, begin + jnp.arange(width, dtype=jnp.int32) >= start, number)
+
+
+class Held(NamedTuple):
+    """What of the arrays of a step a device holds that has a part of the slots alone.
+
+    Attributes:
+      head: [K] bool, which places of the head are slots of its own; the others are filling.
+      far: [F] bool, the far tokens of its slots.
+      entry: [V] bool, which rows of the noise's window are inside it.
+      exit: [W] bool, the same of the error's.
+    """
+
+    head: Array
+    far: Array
+    entry: Array
+    exit: Array
 
 
 @jax.tree_util.register_dataclass
@@ -159,6 +191,7 @@ class WindowedStep:
       place: [F] int32, where in it a far token's slot is; W where it is not.
       t: [B] int32.
       probability: [B], T p_t.
+      held: what is this device's own; None for all.
     """
 
     noise: Array
@@ -172,6 +205,7 @@ class WindowedStep:
     place: Array
     t: Array
     probability: Array
+    held: Held | None = None
 
 
 def draw_step(
@@ -316,13 +350,36 @@ def losses_of_rows(
       entry: of W_x.
       exit: of W_o.
     """
-    denoiser = model.denoiser(params)
+    return errors_of_rows(model, params, head, step, project_rows(step, entry), exit)
+
+
+def errors_of_rows(
+    model: DiffusionModel,
+    params: Params,
+    head: Head,
+    step: WindowedStep,
+    z: Array,
+    exit: TableRows,
+) -> Array:
+    """``losses_of_rows`` from the projected batch; of a device's own slots if it has a part.
+
+    Args:
+      model: static.
+      params: of the denoiser; of its two tables nothing is read.
+      head: its slots.
+      step: from ``draw_step``.
+      z: [B, H], from ``project_rows``.
+      exit: of W_o.
+    """
+    denoiser, held = model.denoiser(params), step.held
     size, width = step.noise.shape[0], step.share.shape[0]
     near, far = step.batch.near, step.batch.far
-    h = denoiser.trunk(project_rows(step, entry), step.t)
+    h = denoiser.trunk(z, step.t)
     bias = denoiser.output.bias[...]
     popular = jnp.dot(h, exit.head.T) + bias[head.slots][None, :]
     popular = popular.at[near.rows, near.slots].add(-near.weights, mode="drop")
+    if held is not None:
+        popular = jnp.where(held.head[None, :], popular, 0)
     error = jnp.sum(jnp.square(popular), axis=1)
     window = jax.lax.dynamic_slice_in_dim(bias, step.exit, width)
     output = jnp.dot(h, exit.window.T) + window[None, :]
@@ -330,5 +387,8 @@ def losses_of_rows(
     output = output.at[far.rows, step.place].set(0, mode="drop")
     error = error + jnp.dot(jnp.square(output), step.share)
     own = jnp.sum(h[jnp.minimum(far.rows, size - 1)] * exit.far, axis=1) + bias[far.slots]
-    error = error + _bag(jnp.square(far.weights - own), far, size)
+    missed = jnp.square(far.weights - own)
+    if held is not None:
+        missed = jnp.where(held.far, missed, 0)
+    error = error + _bag(missed, far, size)
     return model.coefficients().loss_weight[step.t] * error / model.num_slots

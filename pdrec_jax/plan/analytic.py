@@ -18,15 +18,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import PACKED, enough_rows
+from pdrec_jax.diffusion.windows import size_of_head, width_of_windows
 from pdrec_jax.encoders import registry
 from pdrec_jax.evaluation.protocol import get_protocol
 from pdrec_jax.plan.cost import Collective, Cost
 from pdrec_jax.plan.roofline import Memory, Program
 from pdrec_jax.plan.sizes import Sizes, as_offsets
+from pdrec_jax.sharding import round_up
 
 _FLOAT = 4
 _PASSES = 10  # of a training step over [b, i]: start, noise, dropout, output, error and gradients
 _KEPT = 4  # such arrays at once
+_DRAWING = 20  # passes of a normal draw over [b, i]: five groups of rounds, two words in and out
+_DRAWN = 4  # more arrays at once meanwhile
+_TOKEN_STEP = 256
 _STEPS = 5, 8  # of a dispatch: diffusion, encoder
 _KEY_BITS = 32
 
@@ -75,6 +80,63 @@ def _evaluations(section: ConfigDict, first: int) -> int:
     return max(0, (section.epochs - first) // section.evaluate_every + 1) + 2
 
 
+def _training(section: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Program:
+    """Training of the diffusion model, dense or on windows."""
+    widths = (*reversed(section.hidden), *section.hidden[1:])
+    first, last = widths[0], widths[-1]
+    middle = sum(a * b for a, b in itertools.pairwise(widths))
+    slots, size = mesh.slots(sizes.items), mesh.users(section.batch_size)
+    table = slots * (first + last + 1)
+    tokens = size * float(sizes.lengths.mean())
+    steps = -(-sizes.users // section.batch_size)
+    by_rows = section.error_fraction < 1
+    turns = steps if by_rows else min(_STEPS[0], steps)
+    windowed = min(section.noise_fraction, section.error_fraction) < 1
+
+    # Rows that the noise enters at, and rows whose error counts: all, or windows and the head.
+    noisy = counted = slots
+    if windowed:
+        every = sizes.items + 1
+        head = min(size_of_head(every, section.error_fraction), slots)
+        window, of_head = (
+            min(width_of_windows(count, section.noise_fraction), count) for count in (every, head)
+        )
+        noisy = min(window, slots) + of_head
+        counted = min(width_of_windows(every, section.error_fraction), slots) + head
+    # A product forward, and one for the gradient of each factor but the batch itself.
+    flops = 2.0 * size * (2 * noisy * first + 3 * counted * last) + 6.0 * size * middle
+    numbers = noisy * first + 2 * counted * last + _PASSES * size * (noisy + counted) / 2
+    kept = _KEPT * size * (noisy + counted) / 2
+    over = [
+        mesh.sum_items(size * first, 2 * turns),
+        mesh.sum_items(size, turns),
+    ]
+    if not by_rows:
+        # Parameters, both moments and the gradient are read and written.
+        numbers, kept = numbers + 8.0 * table, kept + table
+        over.append(mesh.over_users("all-reduce", table, turns))
+    else:
+        # The same of the rows that a step reads; those of far tokens are gathered from all users.
+        far = tokens * mesh.data
+        near = (noisy - of_head + head) * first + counted * last
+        rows = near + far * (first + last)
+        numbers += 8.0 * rows + 6.0 * table / turns
+        kept += 3 * rows
+        over.append(mesh.over_users("all-reduce", near + slots, turns))
+        over.append(mesh.over_users("all-gather", far * (first + last + 1), turns))
+    held = 3 * table + 3 * turns * round_up(int(tokens), _TOKEN_STEP)
+    if windowed:
+        # As many tokens of the head, and what rows that wait have missed, by the number of steps.
+        held += 3 * turns * round_up(int(tokens), _TOKEN_STEP) + 2 * section.epochs * steps
+    return Program(
+        "diffusion: train",
+        section.epochs * -(-steps // turns),
+        f"{turns} steps of {section.batch_size} users",
+        _memory(held, kept),
+        _cost(turns * flops, turns * numbers, *over),
+    )
+
+
 def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]:
     section = config.diffusion
     widths = (*reversed(section.hidden), *section.hidden[1:])
@@ -84,58 +146,49 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
     slots = mesh.slots(sizes.items)
     table = slots * (first + last + 1)
 
-    size = mesh.users(section.batch_size)
-    dense = size * slots
-    # A product forward, and one for the gradient of each factor but the batch itself.
-    flops = 2.0 * dense * (2 * first + 3 * last) + 6.0 * size * middle
-    # Parameters, both moments and the gradient are read and written; products read the tables.
-    numbers = 8.0 * table + slots * (first + 2 * last) + _PASSES * dense
-    steps = -(-sizes.users // section.batch_size)
-    turns = min(_STEPS[0], steps)
-    yield Program(
-        "diffusion: train",
-        section.epochs * -(-steps // turns),
-        f"{turns} steps of {section.batch_size} users",
-        _memory(3 * table + 3 * turns * size * mean, table + _KEPT * dense),
-        _cost(
-            turns * flops,
-            turns * numbers,
-            mesh.sum_items(size * first, 2 * turns),
-            mesh.sum_items(size, turns),
-            mesh.over_users("all-reduce", table, turns),
-        ),
-    )
+    yield _training(section, sizes, mesh)
 
     block = mesh.data * mesh.users(section.block)
     users, candidates = mesh.users(block), 1 + config.evaluation.negatives
     blocks, unit = -(-sizes.users // block), f"{block} users"
-    # The loop in H dimensions, from the users' tokens.
-    loop = 2.0 * users * section.steps * (last * first + middle)
-    tokens = users * mean
-    start = tokens * first
-    held = table + 3 * tokens + last * first
-    scores = users * slots
-    into_h = mesh.sum_items(users * first)
+    tokens, scores = users * mean, users * slots
+    affine = not (section.normalise or section.sampling_noise)
+    into_h = mesh.sum_items(users * first, 1 if affine else section.steps)
+    if affine:
+        # The loop in H dimensions, from the users' tokens or from noisy vectors.
+        loop = 2.0 * users * section.steps * (last * first + middle)
+        passed = 2.0 * tokens * first
+        if section.sampling_steps:
+            loop += 2.0 * scores * first
+            passed = slots * first + (4.0 + _DRAWING) * scores
+        few, all_of_them = 2.0 * users * candidates * last, 2.0 * scores * last
+        read_few, read_all = 3.0 * users * candidates * last, slots * last + scores
+    else:
+        loop = 2.0 * section.steps * (scores * (first + last) + users * middle)
+        drawing = _DRAWING if section.sampling_noise else 0
+        passed = section.steps * (slots * (first + last) + (4.0 + drawing) * scores)
+        few, all_of_them, read_few, read_all = 0.0, 0.0, 1.0 * users * candidates, 0.0
+        if section.normalise:
+            into_h += mesh.sum_items(users, section.steps)
+    dense = 0 if affine and not section.sampling_steps else 2 * scores
+    if section.sampling_steps or section.sampling_noise:
+        dense += _DRAWN * scores
+    held = table + 3 * tokens + (last * first if affine else 0)
     yield Program(
         "diffusion: rank candidates",
         _evaluations(section, section.evaluate_every) * blocks,
         unit,
-        _memory(held, users * candidates * last),
-        _cost(
-            loop + 2.0 * users * candidates * last,
-            2 * start + 3 * users * candidates * last,
-            into_h,
-            mesh.sum_items(users * candidates),
-        ),
+        _memory(held, dense + (users * candidates * last if affine else 0)),
+        _cost(loop + few, passed + read_few, into_h, mesh.sum_items(users * candidates)),
     )
     yield Program(
         "diffusion: rank all items",
         blocks,
         unit,
-        _memory(held, 2 * scores),
+        _memory(held, dense + 2 * scores),
         _cost(
-            loop + 2.0 * scores * last,
-            2 * start + slots * last + 5 * scores,
+            loop + all_of_them,
+            passed + read_all + 4 * scores,
             into_h,
             mesh.sum_items(users, 3),
         ),
@@ -144,8 +197,8 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
         "preferences: score",
         blocks,
         unit,
-        _memory(held, scores, scores),
-        _cost(loop + 2.0 * scores * last, 2 * start + slots * last + scores, into_h),
+        _memory(held, dense + scores, scores),
+        _cost(loop + all_of_them, passed + read_all, into_h),
     )
     protocol = get_protocol(config.protocol)
     cuts = 1 if protocol.nns_last_fraction == 1 else 2

@@ -203,7 +203,7 @@ class _Walk:
 
     def fusion(self, instruction: Instruction, operands: list[tuple[Shape, ...]]) -> float:
         """Bytes of a fusion: of an operand that is only sliced, what the slices take."""
-        body = self.module.computations.get(next(iter(instruction.callees), ""), ())
+        body = self.inlined(next(iter(instruction.callees), ""))
         known = {inner.name: inner for inner in body}
         uses: dict[str, list[Instruction]] = collections.defaultdict(list)
         for inner in body:
@@ -221,6 +221,30 @@ class _Walk:
         if root is not None and place is not None and root.operands[place] in known:
             return total + _bytes(known[root.operands[place]].shapes)
         return total + _main(instruction.shapes)
+
+    def inlined(self, computation: str) -> list[Instruction]:
+        """The instructions of a fusion's computation, those of the fusions within it among them."""
+        body: list[Instruction] = []
+        for instruction in self.module.computations.get(computation, ()):
+            if instruction.opcode != "fusion" or not instruction.callees:
+                body.append(instruction)
+                continue
+            within = self.inlined(instruction.callees[0])
+            # Its parameters are what it is given, and its root, the last one, bears its name.
+            named = {one.name: f"{instruction.name}/{one.name}" for one in within}
+            for one in within:
+                if one.opcode == "parameter":
+                    named[one.name] = instruction.operands[int(one.literal)]
+            if within:
+                named[within[-1].name] = instruction.name
+            body += [
+                dataclasses.replace(
+                    one, name=named[one.name], operands=tuple(named.get(o, o) for o in one.operands)
+                )
+                for one in within
+                if one.opcode != "parameter"
+            ]
+        return body
 
     def turns(self, loop: Instruction) -> int:
         """How often the body of a loop runs; loops that count do so from 0 by 1."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdrec_jax.diffusion.stage import require_mesh
 from pdrec_jax.errors import UserError
 from pdrec_jax.plan import analytic
 from pdrec_jax.plan.compile import TooLarge, compiled, place, tpu_devices
@@ -98,11 +95,8 @@ def run(
       0, or 3 where it does not fit.
 
     Raises:
-      UserError: an option that one device alone has, or no such topology.
+      UserError: no such topology.
     """
-    if config.stage != "encoder" and topology.count > 1:
-        # All that it asks of a mesh is how many devices there are.
-        require_mesh(config.diffusion, cast(Mesh, SimpleNamespace(size=topology.count)))
     make = programs_of(config, sizes, topology, devices)
     how = "compiled" if topology.device.tpu or devices else "estimated by formulas"
     print(

@@ -25,14 +25,18 @@ from pdrec_jax.data.negatives import ComplementTable
 from pdrec_jax.diffusion import inference, ranking
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.optimise import train_steps_on
+from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_pools import cut_block_on
+from pdrec_jax.diffusion.sharded_windows import HeldHead
 from pdrec_jax.diffusion.vectors import SparseBatch
+from pdrec_jax.diffusion.windows import SplitBatch, size_of_head
 from pdrec_jax.encoders import on_mesh as encoder_on_mesh
 from pdrec_jax.encoders import ranking as encoder_ranking
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.evaluation.protocol import get_protocol
 from pdrec_jax.plan.sizes import Sizes, as_offsets
+from pdrec_jax.row_adam import Tails
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import DATA, MODEL, abstract, axis, made_in_place, round_up
 
@@ -82,7 +86,7 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
     places = axis(mesh, DATA)
     steps = -(-sizes.users // section.batch_size)
     task = diffusion_stage.DiffusionTask(section, model, initialise, None, None, None, steps)  # type: ignore[arg-type]
-    dispatch = min(diffusion_stage._STEPS_A_DISPATCH, steps)
+    dispatch = min(task._steps_a_dispatch, steps)
 
     def batch(size: int, *leading: int) -> SparseBatch:
         share = round_up(size, places) // places
@@ -96,9 +100,16 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
         )
 
     def train() -> jax.stages.Lowered:
-        given = task.abstract(), batch(section.batch_size, dispatch), _array((dispatch,)), 0.1
+        state, tokens = task.abstract(), batch(section.batch_size, dispatch)
+        given = _array((dispatch,)), 0.1
         static = model, section.weight_decay, section.seed, section.batch_size
-        return train_steps_on.lower(*given, *static)
+        if not model.windowed:
+            return train_steps_on.lower(state, tokens, *given, *static)
+        # Who knows the sizes alone takes each token to be near and far, see ``_head``.
+        missed = _array((section.epochs * steps + 1,), jnp.float32)
+        tail = Tails(missed, missed)  # type: ignore[arg-type]
+        both = SplitBatch(tokens, tokens)
+        return train_steps_on_windows_on.lower(state, both, *given, _head(model), tail, *static)
 
     runs = section.epochs * -(-steps // dispatch)
     yield Stage("diffusion: train", runs, f"{dispatch} steps of {section.batch_size} users", train)
@@ -107,10 +118,12 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
     blocks = -(-sizes.users // block)
     params = abstract(initialise, mesh)
     hidden = tuple(section.hidden)
-    coupled = (
-        _placed(mesh, (hidden[-1], hidden[-1]), jnp.float32),
-        _placed(mesh, (hidden[-1],), jnp.float32),
-    )
+    coupled = None
+    if model.affine:
+        coupled = (
+            _placed(mesh, (hidden[-1], hidden[-1]), jnp.float32),
+            _placed(mesh, (hidden[-1],), jnp.float32),
+        )
     key = jax.eval_shape(lambda: jax.random.key(0))
     users, width = _array((block,)), round_up(sizes.longest, 16)
     unit = f"{block} users"
@@ -144,6 +157,15 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
         return cut_block_on.lower(mesh, scores, *ids, key, users, rules, sizes.items)
 
     yield Stage("preferences: cut pools", blocks, unit, cut)
+
+
+def _head(model: inference.DiffusionModel) -> HeldHead:
+    """The head where the most popular slots all lie in one part: the largest that a device has."""
+    mesh, parts = model.mesh, axis(model.mesh, MODEL)
+    assert mesh is not None
+    size = min(size_of_head(model.num_slots, model.error_fraction), model.width // parts)
+    shapes = ((parts * size,), jnp.int32), ((model.width,), jnp.bool_), *[((parts,), jnp.int32)] * 2
+    return HeldHead(*(_placed(mesh, *shape, MODEL) for shape in shapes))  # type: ignore[arg-type]
 
 
 def encoder_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[Stage]:

@@ -44,4 +44,17 @@ for stage in stages(config, sizes, mesh_of(jax.devices(), 2, 4)):
         for other in stages(config, sizes, mesh_of(jax.devices(), 8, 1)):
             if other.name == stage.name:
                 found["not split"] = {"whole": compiled(other, sizes).whole}
+
+# Windows, and the dense loop.
+config.diffusion.noise_fraction, config.diffusion.error_fraction = 0.25, 0.125
+config.diffusion.sampling_noise = True
+estimated = {program.name: program for program in analytic.programs(config, sizes, 2, 4)}
+for stage in stages(config, sizes, mesh_of(jax.devices(), 2, 4)):
+    if stage.name in ("diffusion: train", "diffusion: rank candidates"):
+        program = compiled(stage, sizes)
+        found[f"{stage.name}, other options"] = {
+            "whole": program.whole,
+            "compiled": described(program),
+            "estimated": described(estimated[stage.name]),
+        }
 print(json.dumps(found))

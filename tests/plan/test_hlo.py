@@ -90,6 +90,23 @@ def test_a_gather_reads_its_rows_and_near_memory_is_free() -> None:
     assert cost_of(parse(alone)).bytes == 8 * 4 * 4 + 8 * 4 + added
 
 
+def test_a_fusion_within_a_fusion_is_looked_into() -> None:
+    outer = """%outer (q0: s32[8], q1: f32[1000,4]) -> f32[8,4] {
+  %q0 = s32[8]{0} parameter(0)
+  %q1 = f32[1000,4]{1,0} parameter(1)
+  ROOT %inner = f32[8,4]{1,0} fusion(%q1, %q0), kind=kCustom, calls=%rows
+}
+
+%body"""
+    nested = TEXT.replace("%body", outer, 1)
+    nested = nested.replace(
+        "fusion(%table, %ids), kind=kLoop, calls=%rows",
+        "fusion(%ids, %table), kind=kLoop, calls=%outer",
+    )
+    assert "calls=%outer" in nested
+    assert cost_of(parse(nested)).bytes == cost_of(parse(TEXT)).bytes
+
+
 def test_a_loop_that_depends_on_data_is_guessed() -> None:
     module = parse(TEXT.replace("direction=LT", "direction=NE"))
     cost = cost_of(module)
