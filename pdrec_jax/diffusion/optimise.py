@@ -43,6 +43,29 @@ def make_optimiser(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
 
 
+def moved(
+    optimiser: optax.GradientTransformation,
+    state: State,
+    gradient: Params,
+    history: LossHistory,
+    rate: float | Array,
+) -> State:
+    """The state after a step of the optimiser that moves every row.
+
+    Args:
+      optimiser: from ``make_optimiser``.
+      state: before.
+      gradient: of the parameters.
+      history: of the losses, the step's included.
+      rate: learning rate.
+    """
+    # No parameter is moved while another's gradient still reads it, or XLA copies the table.
+    gradient = jax.lax.optimization_barrier(gradient)
+    updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
+    params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
+    return {"params": params, "optimiser": optimiser_state, "history": history}
+
+
 def _scan(
     loss: Callable[..., Any], state: State, inputs: Any, rate: float, weight_decay: float
 ) -> tuple[State, Array]:
@@ -53,11 +76,7 @@ def _scan(
         gradient, (history, mean) = jax.grad(loss, has_aux=True)(
             state["params"], state["history"], one
         )
-        # No parameter is moved while another's gradient still reads it, or XLA copies the table.
-        gradient = jax.lax.optimization_barrier(gradient)
-        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], state["params"])
-        params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-        return {"params": params, "optimiser": optimiser_state, "history": history}, mean
+        return moved(optimiser, state, gradient, history, rate), mean
 
     return jax.lax.scan(step, state, inputs)
 

@@ -23,6 +23,7 @@ from pdrec_jax.diffusion.optimise import (
     State,
     join_tables,
     make_optimiser,
+    moved,
     split_tables,
     steps_by_rows,
 )
@@ -224,10 +225,6 @@ def _dense(
         found = _slopes(params, history, drawn, entry, exit, model=model, head=mine, size=size)
         slopes = jax.lax.psum((*to_entry(found.entry), *to_exit(found.exit)), DATA)
         gradient = join_tables(found.params, *slopes)
-        params = state["params"]
-        updates, optimiser_state = optimiser.update(gradient, state["optimiser"], params)
-        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        state = {"params": params, "optimiser": optimiser_state, "history": found.history}
-        return state, found.loss
+        return moved(optimiser, state, gradient, found.history, rate), found.loss
 
     return jax.lax.scan(step, state, (batches, numbers))
