@@ -20,8 +20,9 @@ from pdrec_jax import compilation, memory, phases, processes, run_models, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.given import Given, Prepared, prepare
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.phases import Given, Outcome, Prepared
+from pdrec_jax.phases import Outcome
 from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.tables import results_table, title
 from pdrec_jax.seeds import open_log, preferences_at_hand, run_head
@@ -87,7 +88,7 @@ def run_one(
       config: from ``resolve``.
       files: likewise.
       path: directory of the run.
-      prepared: from ``phases.prepare`` where this is one of several seeds, whose table is printed
+      prepared: from ``given.prepare`` where this is one of several seeds, whose table is printed
         in place of theirs.
 
     Returns:
@@ -110,7 +111,7 @@ def run_one(
         assert done is not None
         if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():
             # Of a run older than `recommend`.
-            given, data = prepared or phases.prepare(config, files)
+            given, data = prepared or prepare(config, files)
             with place.held(data):
                 save_catalogue(place.path, catalogue_of(given.split, files))
         with place.reading_results():
@@ -124,7 +125,7 @@ def run_one(
         return done
 
     place.require_unlocked()
-    given, data = prepared or phases.prepare(config, files)
+    given, data = prepared or prepare(config, files)
     given = dataclasses.replace(given, config=config)
     preferences = preferences_at_hand(given, place)
     with place.held(data), open_log(config, place) as log:

@@ -14,7 +14,8 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.errors import UserError, warn
-from pdrec_jax.phases import Given, encoder_key, other_weighting
+from pdrec_jax.given import Given
+from pdrec_jax.phases import encoder_key, other_weighting
 from pdrec_jax.settings import seeded
 from pdrec_jax.workdir import Workdir
 

@@ -25,8 +25,8 @@ from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
+from pdrec_jax.given import Given, Prepared, prepare, with_seed
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.phases import Given, Prepared
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
 from pdrec_jax.training import Run, fit_together
@@ -147,8 +147,8 @@ def run(
 
     place.require_unlocked()
     # The first seed's preparation finds what is wrong before a file is written.
-    given, data = phases.prepare(configs[0], files)
-    prepared = [(phases.of_seed(given, own), data) for own in configs]
+    given, data = prepare(configs[0], files)
+    prepared = [(with_seed(given, own), data) for own in configs]
     paths = [path / folder(seed) for seed in numbers]
     for own, (each, _), where in zip(configs, prepared, paths, strict=True):
         preferences_at_hand(each, Workdir(where, own, data["source"]))

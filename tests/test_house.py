@@ -48,13 +48,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "diffusion": SHARED | {"data", "evaluation", "diffusion"},
     "encoders": SHARED | {"data", "evaluation", "plugins", "encoders", "diffusion"},
     "report": SHARED | {"data", "evaluation", "report"},
-    "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders"},
-    "run_models": SHARED | {"diffusion", "encoders", "phases"},
+    "given": SHARED | {"data", "evaluation", "diffusion"},
+    "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders", "given"},
+    "run_models": SHARED | {"diffusion", "encoders", "given", "phases"},
     "seeds": SHARED
-    | {"data", "evaluation", "diffusion", "encoders", "report", "phases", "run_models", "seeds"},
+    | {"data", "evaluation", "diffusion", "encoders", "report", "phases", "run_models", "seeds"}
+    | {"given"},
     "experiment": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
-    | {"run_models", "experiment"},
+    | {"run_models", "given", "experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
     # Runs experiments as the command line does; nobody may know it.
     "reproduce": SHARED
@@ -63,11 +65,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # Explains one user of a run; nobody may know it.
     "inspect": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
-    | {"recommend", "main", "inspect"},
+    | {"recommend", "main", "given", "inspect"},
     # Compiles what a job would run, and runs nothing; nobody may know it.
-    "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "phases", "main"} | {"plan"},
+    "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "given", "main"} | {"plan"},
     # Takes in and gives back the reference's models.
-    "convert": SHARED | {"data", "phases", "run_models", "experiment", "main", "convert"},
+    "convert": SHARED | {"data", "given", "run_models", "experiment", "main", "convert"},
     # Makes the logs that the main job reads, before it runs.
     "prepare": SHARED | {"data", "prepare"},
     # Serves what the main job trained, with the readers that made its log.
@@ -282,7 +284,7 @@ def test_no_module_imports_what_it_may_not_know() -> None:
         ("benchmark.reverse", "import torch"),
         ("phases", "from pdrec_jax.plan import cost"),
         ("plan.compile", "import libtpu"),
-        ("prepare.download", "from pdrec_jax.phases import Given"),
+        ("prepare.download", "from pdrec_jax.given import Given"),
         ("prepare.own", "from pdrec_jax.recommend import recommender"),
         ("recommend.models", "from pdrec_jax import phases"),
         ("export.artifact", "from pdrec_jax.encoders.stage import make_model"),

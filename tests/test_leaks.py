@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from pdrec_jax import given as given_module
 from pdrec_jax import phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.interactions import TARGET
@@ -78,8 +79,8 @@ def named(tree) -> dict[str, np.ndarray]:
 def what_training_sees(config, log, folder: Path) -> Seen:
     with pytest.MonkeyPatch.context() as patch:
         made = {"source": "made", "files": []}
-        patch.setattr(phases.sources, "load", lambda *_: (log, made))
-        given, _ = phases.prepare(config, None)
+        patch.setattr(given_module.sources, "load", lambda *_: (log, made))
+        given, _ = given_module.prepare(config, None)
     task, _ = diffusion_stage.build(
         seeded(config, "diffusion"),
         given.split,

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from pdrec_jax import phases
+from pdrec_jax import experiment, phases
 from pdrec_jax.main import main
 from pdrec_jax.prepare.__main__ import main as prepare_main
 from pdrec_jax.report import plots
@@ -339,7 +339,7 @@ def test_config_values(place: Path, values: list[tuple[str, str]]) -> None:
     workdir = place / "configured"
     flags = [f"--config.{field}={value}" for field, value in values]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "prepare", accept)
+        patch.setattr(experiment, "prepare", accept)
         status, _, lines = told(
             lambda: main(["main", "--config=config.py", f"--workdir={workdir}", *flags])
         )

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pdrec_jax import phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.preferences import PoolRules, cut_pools
@@ -28,6 +27,7 @@ from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch
 from pdrec_jax.encoders.on_mesh import as_the_only, cut_out
 from pdrec_jax.errors import UserError
+from pdrec_jax.given import Given, pool_rules, prepare
 from pdrec_jax.random_bits import hashed_bits, hashed_bits_at
 from pdrec_jax.settings import default_config, put, seeded
 from pdrec_jax.sharding import is_item_table, make_mesh, mesh_shape
@@ -166,7 +166,7 @@ def pools() -> None:
         np.testing.assert_array_equal(found[4], scores[:, 0])
 
 
-def tiny() -> phases.Given:
+def tiny() -> Given:
     config = default_config()
     fields = {
         "seed": 3,
@@ -187,7 +187,7 @@ def tiny() -> phases.Given:
     }
     for field, value in fields.items():
         put(config, field, value)
-    return phases.prepare(config, None)[0]
+    return prepare(config, None)[0]
 
 
 def trained(task: Any, epochs: int = 1) -> Any:
@@ -249,7 +249,7 @@ def diffusion(mesh: Mesh, name: str) -> None:
             nowhere_whole(training_step(other, mesh_state), other)
 
 
-def preferences_of(given: phases.Given, task: Any, params: Any) -> Any:
+def preferences_of(given: Given, task: Any, params: Any) -> Any:
     """Preferences by the task's model, as ``stage.infer_preferences`` computes them."""
     with tempfile.TemporaryDirectory() as place:
         store = Store(place)
@@ -259,7 +259,7 @@ def preferences_of(given: phases.Given, task: Any, params: Any) -> Any:
             task.config,
             given.split,
             given.users.preferences,
-            phases.pool_rules(config, given.protocol),
+            pool_rules(config, given.protocol),
             store,
             Silent(),
             exclude_heldout=given.protocol.nns_excludes_heldout,

@@ -27,8 +27,8 @@ from pdrec_jax.encoders.model import Batch, final_states, score_items
 from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import STRICT, Protocol, draw_candidates, get_protocol, user_sets
 from pdrec_jax.evaluation.ranking import Ranks, count_candidates
+from pdrec_jax.given import pool_rules
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.phases import pool_rules
 from pdrec_jax.settings import default_config, seeded
 
 USERS, ITEMS = 1500, 1500

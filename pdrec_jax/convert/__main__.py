@@ -60,10 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     command = parse(["convert", *rest])
     validate(command.config)
-    from pdrec_jax import experiment, phases, run_models
+    from pdrec_jax import experiment, run_models
     from pdrec_jax.convert import names
     from pdrec_jax.convert.torch_files import read_tensors, write_tensors
     from pdrec_jax.data.readers import sha256
+    from pdrec_jax.given import prepare
     from pdrec_jax.training import Course
     from pdrec_jax.workdir import Workdir
 
@@ -79,7 +80,7 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     if key not in ("diffusion", "sasrec", "gru4rec"):
         raise UserError(f"config.encoder.name: the reference has sasrec and gru4rec, not {key!r}")
     arrays = read_tensors(given.file) if given.action == "import" else None
-    prepared, data = phases.prepare(config, files)
+    prepared, data = prepare(config, files)
     made = run_models.model_of(prepared, given.model, place.path)
     split, slots = prepared.split, made.slots
     if arrays is None:

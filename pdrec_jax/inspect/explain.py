@@ -6,12 +6,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases
 from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.preferences import Preferences, negative_pool
 from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.given import pool_rules
 from pdrec_jax.inspect.explanation import (
     TEST,
     TRAIN,
@@ -197,7 +197,7 @@ def _ranking(
     names = train.item_ids.astype(str)
     if preferred is None:
         return Negatives(tuple(names[sample]), None, None, 0), None
-    rules = phases.pool_rules(given.config, given.protocol)
+    rules = pool_rules(given.config, given.protocol)
     catalogue = np.asarray(preferred[1 : train.num_items + 1], np.float32)
     seen = np.unique(train.items)
     held = np.concatenate([split.valid_items, split.test_items])

@@ -22,7 +22,7 @@ from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.diffusion.vectors import gather_batch, token_budget
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import get_protocol, user_sets
-from pdrec_jax.phases import Given
+from pdrec_jax.given import Given
 from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.recommend.models import Trained, load_encoder, trained_models
 from pdrec_jax.seeds import of_seed

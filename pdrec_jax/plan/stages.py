@@ -19,7 +19,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases
 from pdrec_jax.data.batches import enough_rows
 from pdrec_jax.data.negatives import ComplementTable
 from pdrec_jax.diffusion import inference, ranking
@@ -35,6 +34,7 @@ from pdrec_jax.encoders import ranking as encoder_ranking
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.evaluation.protocol import get_protocol
+from pdrec_jax.given import pool_rules
 from pdrec_jax.plan.sizes import Sizes, as_offsets
 from pdrec_jax.row_adam import Tails
 from pdrec_jax.settings import seeded
@@ -148,7 +148,7 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
         lambda: score.lower(model, params, coupled, batch(block), key, users),
     )
     protocol = get_protocol(config.protocol)
-    rules = phases.pool_rules(config, protocol)
+    rules = pool_rules(config, protocol)
     excluded = width + (2 if protocol.nns_excludes_heldout else 0)
 
     def cut() -> jax.stages.Lowered:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdrec_jax import phases, run_models
+from pdrec_jax import run_models
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.convert.__main__ import main
 from pdrec_jax.convert.names import to_ours, to_reference
 from pdrec_jax.convert.torch_files import read_tensors, write_tensors
 from pdrec_jax.diffusion.denoiser import make_denoiser
+from pdrec_jax.given import prepare
 from pdrec_jax.training import Course
 
 CONFIG = """
@@ -142,7 +143,7 @@ def test_encoders(place) -> None:
     for name in ("sasrec", "gru4rec"):
         command = parse(["x", "--config=config.py", f"--config.encoder.name={name}"])
         config, files = experiment.resolve(command.config, command.by_hand)
-        given, _ = phases.prepare(config, files)
+        given, _ = prepare(config, files)
         shapes = run_models.model_of(given, "base", place).shapes
         arrays = to_reference(name, drawn(shapes, np.random.default_rng(0)), np.arange(301), 301)
         write_tensors(place / "encoder.pth", arrays)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pdrec_jax import phases, seeds
+from pdrec_jax import seeds
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
 
@@ -71,7 +71,7 @@ def test_comparisons(two):
 
 
 def test_again(two, call, monkeypatch):
-    monkeypatch.setattr(phases, "prepare", None)
+    monkeypatch.setattr(seeds, "prepare", None)
     before = two.stamps
     done = call(two.path, SEEDS, SAME_LOG)
     assert (done.status, done.err) == (0, "")

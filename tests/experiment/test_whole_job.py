@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdrec_jax import phases
+from pdrec_jax import experiment, phases
 from pdrec_jax.report.tables import results_table
 from pdrec_jax.settings import default_config
 from pdrec_jax.workdir import Workdir
@@ -124,7 +124,7 @@ class TestWholeJob:
 
 class TestAgain:
     def test_a_finished_run_is_printed_and_left_alone(self, strict, call, monkeypatch) -> None:
-        monkeypatch.setattr(phases, "prepare", None)
+        monkeypatch.setattr(experiment, "prepare", None)
         before = strict.stamps
         done = call(strict.path)
         assert (done.status, done.err) == (0, "")

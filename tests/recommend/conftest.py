@@ -14,6 +14,7 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.catalogue import catalogue_of, save_catalogue
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.given import prepare
 from pdrec_jax.settings import default_config, put, seeded
 from pdrec_jax.workdir import Workdir
 
@@ -49,7 +50,7 @@ def make_run() -> Callable[..., Path]:
 
     def make_run(path: Path, files: list[Path] | None = None, **fields: Any) -> Path:
         config = configured(fields)
-        given, data = phases.prepare(config, files)
+        given, data = prepare(config, files)
         place = Workdir(path, config, data["source"])
         place.begin(data)
         save_catalogue(path, catalogue_of(given.split, files))

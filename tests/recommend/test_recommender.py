@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import pdrec_jax
-from pdrec_jax import phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.batches import extend_train, pack
@@ -25,6 +24,7 @@ from pdrec_jax.diffusion.vectors import build_vectors, gather_batch
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch, final_states, score_all
 from pdrec_jax.errors import UserError
+from pdrec_jax.given import prepare
 from pdrec_jax.recommend import recommender as module
 from pdrec_jax.recommend.recommender import Recommender
 from pdrec_jax.settings import seeded
@@ -322,7 +322,7 @@ class TestPackage:
 
     def test_the_input_of_the_test_is_one_event_short_of_what_is_used_here(self, run) -> None:
         log = simulated(run)
-        given, _ = phases.prepare(Workdir.open(run).config, None)
+        given, _ = prepare(Workdir.open(run).config, None)
         assert extend_train(given.split)[0][-1] == log.num_events - log.num_users
 
     def test_k_below_one(self, run) -> None:

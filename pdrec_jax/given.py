@@ -1,0 +1,137 @@
+"""What the phases of a run are given: the log, split, and the candidates of every user."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pdrec_jax.data import sources
+from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
+from pdrec_jax.diffusion.preferences import PoolRules, require_room
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation import protocol as protocols
+from pdrec_jax.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """What the phases of a run have in common.
+
+    Attributes:
+      config: resolved.
+      protocol: named in the config.
+      split: the data.
+      users: who takes part where.
+      candidates: of the test item, [U, 1 + N].
+      validation: of the validation item, [U, 1 + N]; the test's where the test chooses the epoch.
+    """
+
+    config: ConfigDict
+    protocol: protocols.Protocol
+    split: Split
+    users: protocols.UserSets
+    candidates: np.ndarray
+    validation: np.ndarray
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices of the run, None for one."""
+        data, model = self.config.mesh
+        return make_mesh((data, model))
+
+
+# What the phases need, and what the results say of the data.
+Prepared = tuple[Given, dict[str, Any]]
+
+
+def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
+    """Loads or simulates the log, splits it and draws the candidates.
+
+    Everything that the data can have against the config is found here, before a run begins.
+
+    Args:
+      config: resolved.
+      files: from ``sources.find_files``.
+
+    Returns:
+      what the phases need, and what the results say of the data.
+
+    Raises:
+      UserError: a bad file, or data that the config asks too much of.
+    """
+    log, source = sources.load(config, files)
+    protocol = protocols.get_protocol(config.protocol)
+    if config.data.mixed and log.domains is None:
+        raise UserError(
+            "config.data.mixed: a log of two domains is expected; name the other one with "
+            "config.data.auxiliary"
+        )
+    try:
+        if config.data.mixed:
+            split = with_source_events(log, between=protocol.trains_between)
+        else:
+            split = leave_one_out(log)
+    except UserError as error:
+        raise UserError(f"{files[0] if files else 'simulated log'}: {error}") from error
+    users = protocols.user_sets(protocol, split)
+    for name in ("diffusion", "preferences", "encoder"):
+        if not getattr(users, name).any():
+            raise UserError(
+                f"data: no user passes the {protocol.name} protocol's filter of the {name} stage, "
+                "at least one is expected"
+            )
+    data_axis, model_axis = config.mesh
+    make_mesh((data_axis, model_axis))  # one that does not fit is refused here
+    require_room(split, pool_rules(config, protocol))
+    data = {
+        **source,
+        "users": split.train.num_users,
+        "items": split.train.num_items,
+        "events": split.train.num_events + 2 * split.train.num_users,
+        "dropped_users": split.dropped_users,
+    }
+    return _given(config, protocol, split, users), data
+
+
+def _given(
+    config: ConfigDict,
+    protocol: protocols.Protocol,
+    split: Split,
+    users: protocols.UserSets,
+) -> Given:
+    def draw(heldout: str) -> np.ndarray:
+        negatives = config.evaluation.negatives
+        return protocols.draw_candidates(
+            protocol, split, config.seed, heldout=heldout, negatives=negatives
+        )
+
+    test = draw("test")
+    validation = test if protocol.select_on_test else draw("valid")
+    return Given(config, protocol, split, users, test, validation)
+
+
+def with_seed(given: Given, config: ConfigDict) -> Given:
+    """Returns what the phases of another seed are given: the same data, other candidates.
+
+    Args:
+      given: of any seed.
+      config: of the seed.
+    """
+    return _given(config, given.protocol, given.split, given.users)
+
+
+def pool_rules(config: ConfigDict, protocol: protocols.Protocol) -> PoolRules:
+    """The pools that a config and a protocol ask for."""
+    return PoolRules(
+        candidates=config.dpa.coarse,
+        candidates_unobserved=protocol.dpa_unobserved,
+        negatives=config.nns.kept,
+        first_fraction=config.nns.first_fraction,
+        last_fraction=protocol.nns_last_fraction,
+        ranks_among_all=protocol.nns_excludes_heldout,
+    )
