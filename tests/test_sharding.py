@@ -21,8 +21,13 @@ from jax.sharding import Mesh
 
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.diffusion import stage as diffusion_stage
-from pdrec_jax.diffusion.preferences import PoolRules, cut_pools
+from pdrec_jax.diffusion.inference import couple, score_all
+from pdrec_jax.diffusion.optimise import train_steps_on
+from pdrec_jax.diffusion.preferences import PoolRules, Preferences, cut_pools
+from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_pools import cut_block_on
+from pdrec_jax.diffusion.sharded_vectors import place_batch, shares
+from pdrec_jax.diffusion.windows import SplitBatch
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch
 from pdrec_jax.encoders.on_mesh import as_the_only, cut_out
@@ -30,7 +35,7 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.given import Given, pool_rules, prepare
 from pdrec_jax.random_bits import hashed_bits, hashed_bits_at
 from pdrec_jax.settings import default_config, put, seeded
-from pdrec_jax.sharding import is_item_table, make_mesh, mesh_shape
+from pdrec_jax.sharding import is_item_table, made_in_place, make_mesh, mesh_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = 211  # with the padding id no multiple of any axis below
@@ -285,7 +290,7 @@ def restored_elsewhere(task: Any, state: Any, alone: Any) -> None:
         for shape in ((1, 8),):
             there = make_mesh(shape)
             model = dataclasses.replace(task.model, mesh=there)
-            make = diffusion_stage.made_in_place(alone.initialise, there)
+            make = made_in_place(alone.initialise, there)
             like = dataclasses.replace(task, model=model, initialise=make).abstract()
             found, _ = store.restore("state", like)
             places = jax.tree.map(lambda leaf, want: leaf.sharding == want.sharding, found, like)
@@ -300,25 +305,23 @@ def restored_elsewhere(task: Any, state: Any, alone: Any) -> None:
 def training_step(task: Any, state: Any) -> Any:
     """A step, compiled."""
     mesh, config = task.model.mesh, task.config
-    users = diffusion_stage.shares(task._draw(1)[:1], mesh)
-    batches = [diffusion_stage.place_batch(mesh, part, users, 512) for part in task._parts]
+    users = shares(task._draw(1)[:1], mesh)
+    batches = [place_batch(mesh, part, users, 512) for part in task._parts]
     given: tuple[Any, ...] = (state, batches[0], np.arange(1), 0.1)
-    train = diffusion_stage.train_steps_on
+    train = train_steps_on
     if task.model.windowed:
-        split = diffusion_stage.SplitBatch(*batches)
+        split = SplitBatch(*batches)
         given = (state, split, np.arange(1), 0.1, task._held_head, task._tails)
-        train = diffusion_stage.train_steps_on_windows_on
+        train = train_steps_on_windows_on
     return train.lower(*given, task.model, 0.5, 0, config.batch_size).compile()
 
 
 def scoring(task: Any, state: Any) -> Any:
     """The scores of a block of users, compiled."""
     model, users = task.model, np.arange(56)
-    batch = diffusion_stage.place_batch(
-        model.mesh, task.vectors, diffusion_stage.shares(users, model.mesh), 512
-    )
-    coupled = diffusion_stage.couple(model, state["params"])
-    score = jax.jit(diffusion_stage.score_all, static_argnums=0)
+    batch = place_batch(model.mesh, task.vectors, shares(users, model.mesh), 512)
+    coupled = couple(model, state["params"])
+    score = jax.jit(score_all, static_argnums=0)
     given = model, state["params"], coupled, batch, jax.random.key(0), users
     return score.lower(*given).compile()
 
@@ -337,7 +340,7 @@ def encoder(mesh: Mesh, name: str = "sasrec") -> None:
     config = given.config
     config.encoder.name = name
     users, rng = given.split.train.num_users, np.random.default_rng(0)
-    preferences = diffusion_stage.Preferences(
+    preferences = Preferences(
         np.ones(users, bool),
         rng.integers(1, ITEMS, (users, 10)).astype(np.int32),
         rng.integers(1, ITEMS, (users, 16)).astype(np.int32),

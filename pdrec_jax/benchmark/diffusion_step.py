@@ -10,7 +10,8 @@ import numpy as np
 from pdrec_jax.benchmark.contest import Comparison, Contestant, Training, largest_difference
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.benchmark.workload import Workload, make_workload
-from pdrec_jax.diffusion.stage import DiffusionTask, build
+from pdrec_jax.diffusion.stage import build
+from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.diffusion.windows import width_of_windows
 from pdrec_jax.settings import seeded
 

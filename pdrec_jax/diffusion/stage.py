@@ -1,10 +1,10 @@
-"""The diffusion stage: from a split to a trained model, its ranks and its scores."""
+"""The diffusion stage: from a split to what trains, its ranks and its scores."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,50 +12,23 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pdrec_jax import memory, training
+from pdrec_jax import training
 from pdrec_jax.checkpoints import Store
-from pdrec_jax.data.batches import draw_users, extend_train
+from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.denoiser import Params, make_denoiser, structure
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all
-from pdrec_jax.diffusion.optimise import (
-    make_optimiser,
-    train_steps,
-    train_steps_by_rows,
-    train_steps_on,
-    train_steps_on_windows,
-)
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
 from pdrec_jax.diffusion.schedule import make_schedule
-from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
-from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
-from pdrec_jax.diffusion.sharded_windows import HeldHead, place_head
-from pdrec_jax.diffusion.step import training_loss, windowed_training_loss
-from pdrec_jax.diffusion.timesteps import empty_history
+from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
     build_vectors,
-    gather_batch,
-    token_budget,
 )
-from pdrec_jax.diffusion.windows import (
-    Head,
-    SplitBatch,
-    choose_head,
-    size_of_head,
-    split_vectors,
-)
-from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.row_adam import AdamW, Tails, tails
 from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
-
-_dense_loss = jax.jit(training_loss, static_argnums=(1, 4))
-_windowed_loss = jax.jit(windowed_training_loss, static_argnums=(1, 5))
-_STEPS_A_DISPATCH = 5  # the progress bar moves this often
-_LOOKED_AHEAD = 8  # epochs whose batches decide the number of tokens
 
 
 def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
@@ -147,202 +120,6 @@ def vectors_of(
         w_max=config.w_max,
         ties=config.ties,
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class DiffusionTask:
-    """Training of the diffusion model, as ``training.Task``.
-
-    Attributes:
-      config: section ``diffusion`` with ``seed``.
-      model: static description.
-      initialise: makes the parameters.
-      vectors: training vectors of all users.
-      users: [U'] the users that are drawn.
-      scorer: evaluates the epoch.
-      steps: steps an epoch.
-      name: in the log.
-    """
-
-    config: ConfigDict
-    model: DiffusionModel
-    initialise: Any
-    vectors: InteractionVectors
-    users: np.ndarray
-    scorer: Evaluation
-    steps: int
-    name: str = "diffusion"
-
-    def initial(self) -> dict[str, Any]:
-        """Returns parameters, optimiser state and loss history."""
-
-        def make() -> dict[str, Any]:
-            params = self.initialise()
-            return {
-                "params": params,
-                "optimiser": make_optimiser(self.config.weight_decay).init(params),
-                "history": empty_history(self.config.steps),
-            }
-
-        return made_in_place(make, self.model.mesh)()
-
-    def abstract(self) -> dict[str, Any]:
-        """Returns shapes and places of ``initial``."""
-        return abstract(self.initial, self.model.mesh)
-
-    def run_epoch(
-        self,
-        state: dict[str, Any],
-        epoch: int,
-        advance: training.Advance,
-        done: Sequence[float] = (),
-    ) -> tuple[dict[str, Any], dict[str, float]]:
-        """Trains one epoch in a few dispatches, see ``training.Task``."""
-        if self.model.mesh is not None:
-            return self._run_epoch_on(self.model.mesh, state, epoch, advance, done)
-        config, users = self.config, self._draw(epoch)
-        # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
-        tokens = [
-            max(token_budget(vectors, users), usual)
-            for vectors, usual in zip(self._parts, self._usual_tokens, strict=True)
-        ]
-        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        losses = [np.array(done, np.float32)]
-        by_rows, stride = self.model.error_fraction < 1, self._steps_a_dispatch
-        for begin in range(len(done), self.steps, stride):
-            chunk = users[begin : begin + stride]
-            batches = [
-                [gather_batch(vectors, row, some) for row in chunk]
-                for vectors, some in zip(self._parts, tokens, strict=True)
-            ]
-            parts = [jax.tree.map(lambda *rows: np.stack(rows), *some) for some in batches]
-            numbers = np.arange(len(chunk)) + (epoch - 1) * self.steps + begin
-            static = self.model, config.weight_decay, config.seed, config.batch_size
-            if by_rows:
-                given = state, SplitBatch(*parts), numbers, rate, self._head, self._tails
-                state, loss = train_steps_by_rows(*given, *static)
-            elif self.model.windowed:
-                split = SplitBatch(*parts)
-                state, loss = train_steps_on_windows(
-                    state, split, numbers, rate, self._head, *static
-                )
-            else:
-                state, loss = train_steps(state, parts[0], numbers, rate, *static)
-            losses.append(np.asarray(loss))
-            if advance(len(chunk)) and begin + stride < self.steps:
-                raise training.Unfinished(state, np.concatenate(losses))
-        memory.release()
-        return state, training.epoch_values(np.concatenate(losses), rate)
-
-    def _run_epoch_on(
-        self,
-        mesh: Mesh,
-        state: dict[str, Any],
-        epoch: int,
-        advance: training.Advance,
-        done: Sequence[float],
-    ) -> tuple[dict[str, Any], dict[str, float]]:
-        """``run_epoch`` on a mesh, whose processes gather the users of their own places alone."""
-        config, users = self.config, shares(self._draw(epoch), mesh)
-        tokens = [
-            max(share_budget(vectors, users), usual)
-            for vectors, usual in zip(self._parts, self._usual_shares, strict=True)
-        ]
-        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        losses = [np.array(done, np.float32)]
-        stride = self._steps_a_dispatch
-        for begin in range(len(done), self.steps, stride):
-            chunk = users[begin : begin + stride]
-            batches = [
-                place_batch(mesh, vectors, chunk, some)
-                for vectors, some in zip(self._parts, tokens, strict=True)
-            ]
-            numbers = np.arange(len(chunk)) + (epoch - 1) * self.steps + begin
-            static = self.model, config.weight_decay, config.seed, config.batch_size
-            if self.model.windowed:
-                given = state, SplitBatch(*batches), numbers, rate, self._held_head, self._tails
-                state, loss = train_steps_on_windows_on(*given, *static)
-            else:
-                state, loss = train_steps_on(state, batches[0], numbers, rate, *static)
-            losses.append(np.asarray(loss))
-            if advance(len(chunk)) and begin + stride < self.steps:
-                raise training.Unfinished(state, np.concatenate(losses))
-        return state, training.epoch_values(np.concatenate(losses), rate)
-
-    @functools.cached_property
-    def _usual_shares(self) -> list[int]:
-        """``_usual_tokens`` of a place on a mesh."""
-        assert self.model.mesh is not None
-        draws = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
-        users = shares(draws, self.model.mesh)
-        return [share_budget(part, users) for part in self._parts]
-
-    @functools.cached_property
-    def _held_head(self) -> HeldHead:
-        assert self.model.mesh is not None
-        return place_head(self._head, self.model.mesh)
-
-    @property
-    def _steps_a_dispatch(self) -> int:
-        # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
-        return self.steps if self.model.error_fraction < 1 else _STEPS_A_DISPATCH
-
-    def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
-        """The mean loss of one batch before division by p, as a training step has it.
-
-        Args:
-          state: of the training.
-          users: [B].
-          key: of the step.
-        """
-        parts = [gather_batch(part, users, token_budget(part, users)) for part in self._parts]
-        given = state["params"], self.model
-        if self.model.windowed:
-            batch = SplitBatch(*parts)
-            _, (_, mean) = _windowed_loss(
-                *given, self._head, state["history"], batch, len(users), key
-            )
-        else:
-            _, (_, mean) = _dense_loss(*given, state["history"], parts[0], len(users), key)
-        return mean
-
-    def _draw(self, epoch: int) -> np.ndarray:
-        """The users of an epoch's batches, [steps, B]; nothing but seed and epoch decide them."""
-        config = self.config
-        return draw_users(
-            self.users,
-            (self.steps, config.batch_size),
-            seed=(config.seed, 1, epoch),
-            repeat=config.batch_repeat,
-        )
-
-    @functools.cached_property
-    def _head(self) -> Head:
-        """The most popular slots, as many as a window of the error has."""
-        slots, fraction = self.model.num_slots, self.model.error_fraction
-        counts = np.bincount(self.vectors.slots, minlength=slots)
-        return choose_head(counts, size_of_head(slots, fraction))
-
-    @functools.cached_property
-    def _parts(self) -> tuple[InteractionVectors, ...]:
-        """The vectors, on windows those of the head and the others apart."""
-        return split_vectors(self.vectors, self._head) if self.model.windowed else (self.vectors,)
-
-    @functools.cached_property
-    def _usual_tokens(self) -> list[int]:
-        """Tokens of each part that nearly every epoch's batches fit in."""
-        drawn = [self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)]
-        return [max(token_budget(part, users) for users in drawn) for part in self._parts]
-
-    @functools.cached_property
-    def _tails(self) -> Tails:
-        config = self.config
-        rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
-        return tails(AdamW(decay=config.weight_decay), np.repeat(rates, self.steps))
-
-    def evaluate(self, params: Params) -> float:
-        """Returns the selection metric."""
-        return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
 
 
 def build(

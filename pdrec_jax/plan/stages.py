@@ -27,6 +27,7 @@ from pdrec_jax.diffusion.optimise import train_steps_on
 from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_pools import cut_block_on
 from pdrec_jax.diffusion.sharded_windows import HeldHead
+from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.diffusion.vectors import SparseBatch
 from pdrec_jax.diffusion.windows import SplitBatch, size_of_head
 from pdrec_jax.encoders import on_mesh as encoder_on_mesh
@@ -85,7 +86,7 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
     model, initialise = dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
     places = axis(mesh, DATA)
     steps = -(-sizes.users // section.batch_size)
-    task = diffusion_stage.DiffusionTask(section, model, initialise, None, None, None, steps)  # type: ignore[arg-type]
+    task = DiffusionTask(section, model, initialise, None, None, None, steps)  # type: ignore[arg-type]
     dispatch = min(task._steps_a_dispatch, steps)
 
     def batch(size: int, *leading: int) -> SparseBatch:

@@ -7,6 +7,7 @@ import pytest
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.diffusion import stage
+from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.evaluation.protocol import draw_candidates, get_protocol
 from pdrec_jax.settings import default_config, seeded
 from pdrec_jax.training import Unfinished
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.loose_jax("dtypes")
 
 
 @pytest.fixture(scope="module")
-def task() -> stage.DiffusionTask:
+def task() -> DiffusionTask:
     """Twelve steps an epoch, in dispatches of 5, 5 and 2."""
     split = leave_one_out(simulate(96, 300, seed=3, mean_length=6).log)
     config = default_config()
