@@ -20,6 +20,7 @@ from pdrec_jax.diffusion.preferences import (
 )
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.inference import infer_preferences
+from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.evaluation.paper import published
 from pdrec_jax.evaluation.ranking import Scorer
@@ -237,7 +238,7 @@ class EncoderTraining:
     """
 
     key: str
-    task: encoder_stage.EncoderTask
+    task: EncoderTask
     scorers: Mapping[str, Scorer | None]
     settings: LoopSettings
     store: Store

@@ -82,7 +82,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "experiment"}
     | {"benchmark"},
 }
-STAGES = ("pdrec_jax.diffusion.stage", "pdrec_jax.encoders.stage")
+STAGES = tuple(
+    f"pdrec_jax.{folder}.{name}"
+    for folder in ("diffusion", "encoders")
+    for name in ("stage", "task")
+)
 USERS_OF_STAGES = ("phases", "run_models", "benchmark", "recommend", "inspect", "plan")
 PREFERENCES = ("pdrec_jax.diffusion.preferences",)
 

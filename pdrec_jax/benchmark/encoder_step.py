@@ -15,7 +15,8 @@ from pdrec_jax.data.batches import PackedRows
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders.model import Batch, Params, TrainingData, training_loss
-from pdrec_jax.encoders.stage import EncoderTask, build, title_of
+from pdrec_jax.encoders.stage import build, title_of
+from pdrec_jax.encoders.task import EncoderTask
 
 VARIANTS = ("base", "hbr+nns+dpa")
 _PADDED, _PACKED = "padded rows", "packed rows"

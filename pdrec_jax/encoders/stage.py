@@ -1,10 +1,8 @@
-"""The encoder stage: from a split and preferences to a trained encoder and its ranks."""
+"""The encoder stage: from a split and preferences to what trains an encoder and ranks by it."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax import training
-from pdrec_jax.data.batches import draw_users, enough_rows, extend_train, pack
+from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
@@ -23,31 +21,20 @@ from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.effects import plugin_effects
 from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.model import (
-    Batch,
     EncoderModel,
     Params,
     TrainingData,
 )
-from pdrec_jax.encoders.on_mesh import event_budget, of_steps, train_steps_on
-from pdrec_jax.encoders.optimise import train_epoch, train_epoch_by_rows
 from pdrec_jax.encoders.ranking import Evaluation
-from pdrec_jax.encoders.step import ADAM, OPTIMISER
+from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError
-from pdrec_jax.evaluation.metrics import SELECTION
 from pdrec_jax.evaluation.protocol import Protocol
 from pdrec_jax.plugins.hbr import behaviour_weights
-from pdrec_jax.row_adam import (
-    Tails,
-    tails,
-)
 from pdrec_jax.settings import seeded
-from pdrec_jax.sharding import abstract, made_in_place
+from pdrec_jax.sharding import made_in_place
 
 PLUGINS = ("hbr", "nns", "dpa")
 _HBR_BLOCK = 4096
-_LOOKED_AHEAD = 8  # epochs whose layouts decide the number of rows
-_STEPS_ON_MESH = 8  # a dispatch
-_ROWS_SEED = 0  # the seed of those epochs, one for all: equal shapes can train together
 
 
 def parse_variant(variant: str) -> tuple[str, ...]:
@@ -191,155 +178,6 @@ def training_data(
         array(pools),
         array(candidates),
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EncoderTask:
-    """Training of one encoder, as ``training.Task``.
-
-    Attributes:
-      config: section ``encoder`` with ``seed``.
-      model: static description.
-      initialise: makes the parameters.
-      data: resident on the device.
-      offsets: [U+1], CSR of the training events, on the host.
-      users: [U'] the users that are drawn.
-      scorer: evaluates the epoch.
-      steps: steps an epoch.
-      name: in the log.
-    """
-
-    config: ConfigDict
-    model: EncoderModel
-    initialise: Any
-    data: TrainingData
-    offsets: np.ndarray
-    users: np.ndarray
-    scorer: Evaluation
-    steps: int
-    name: str
-
-    def initial(self) -> dict[str, Any]:
-        """Returns parameters and optimiser state."""
-
-        def make() -> dict[str, Any]:
-            params = self.initialise()
-            return {"params": params, "optimiser": OPTIMISER.init(params)}
-
-        return made_in_place(make, self.model.mesh)()
-
-    def abstract(self) -> dict[str, Any]:
-        """Returns shapes and places of ``initial``."""
-        return abstract(self.initial, self.model.mesh)
-
-    def _draw(self, epoch: int, seed: int | None = None) -> np.ndarray:
-        config = self.config
-        return draw_users(
-            self.users,
-            (self.steps, config.batch_size),
-            seed=(config.seed if seed is None else seed, 2, epoch),
-            repeat=config.batch_repeat,
-        )
-
-    def _rows(self, users: np.ndarray, least: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        model = self.model
-        return enough_rows(self.offsets, users, model.max_length, model.layout, least)
-
-    @functools.cached_property
-    def _usual_rows(self) -> tuple[int, ...]:
-        """Rows that nearly every epoch fits in, the same for every seed and after a resume."""
-        ahead = range(1, _LOOKED_AHEAD + 1)
-        return self._rows(np.concatenate([self._draw(epoch, _ROWS_SEED) for epoch in ahead]))
-
-    @functools.cached_property
-    def _tail(self) -> Tails:
-        config = self.config
-        rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
-        return tails(ADAM, np.repeat(rates, self.steps))
-
-    def layout(self, epoch: int) -> Batch:
-        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
-        users = self._draw(epoch)
-        # A rare epoch that needs more gets spare rows, so that few shapes are ever compiled.
-        rows = self._rows(users, self._usual_rows)
-        model = self.model
-        packed = [pack(self.offsets, row, model.max_length, rows, model.layout) for row in users]
-        return Batch(
-            users.astype(np.int32),
-            tuple(np.stack(group) for group in zip(*(p.event for p in packed), strict=True)),
-            tuple(np.stack(group) for group in zip(*(p.segment for p in packed), strict=True)),
-            np.stack([p.last for p in packed]),
-        )
-
-    def clock(self, epoch: int) -> tuple[np.ndarray, float]:
-        """Returns the numbers of an epoch's steps [steps] and its learning rate."""
-        config = self.config
-        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        return np.arange((epoch - 1) * self.steps, epoch * self.steps), rate
-
-    def by_rows(self, params: Params) -> bool:
-        """Whether the optimiser goes row by row, see ``row_adam``; on a mesh it never does."""
-        if self.model.mesh is not None:
-            return False
-        return len(params["item_embedding"]) > self.config.row_adam_above
-
-    def run_epoch(
-        self,
-        state: dict[str, Any],
-        epoch: int,
-        advance: training.Advance,
-        done: Sequence[float] = (),
-    ) -> tuple[dict[str, Any], dict[str, float]]:
-        """Trains one epoch, or what is left of it, in one dispatch; see ``training.Task``.
-
-        On a mesh it takes several, so that an epoch may have been left in its midst.
-        """
-        if self.model.mesh is not None:
-            return self._run_epoch_on(state, epoch, advance, done)
-        config = self.config
-        numbers, rate = self.clock(epoch)
-        left = jax.tree.map(lambda leaf: leaf[len(done) :], self.layout(epoch))
-        given = state, self.data, left, numbers[len(done) :], rate
-        if self.by_rows(state["params"]):
-            state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
-        else:
-            state, losses = train_epoch(*given, self.model, config.seed)
-        every = np.concatenate([np.array(done, np.float32), np.asarray(losses)])
-        advance(self.steps - len(done))
-        return state, training.epoch_values(every, rate)
-
-    def _run_epoch_on(
-        self,
-        state: dict[str, Any],
-        epoch: int,
-        advance: training.Advance,
-        done: Sequence[float],
-    ) -> tuple[dict[str, Any], dict[str, float]]:
-        """``run_epoch`` on a mesh, a few steps a dispatch, each with its users' data."""
-        numbers, rate = self.clock(epoch)
-        layout, losses = self.layout(epoch), [np.array(done, np.float32)]
-        budget = max(event_budget(self.offsets, np.asarray(layout.users)), self._usual_events)
-        for begin in range(len(done), self.steps, _STEPS_ON_MESH):
-            chunk = slice(begin, begin + _STEPS_ON_MESH)
-            some = jax.tree.map(lambda leaf, chunk=chunk: leaf[chunk], layout)
-            data, batches = of_steps(self.data, some, budget)
-            given = state, data, batches, numbers[chunk], rate
-            state, loss = train_steps_on(*given, self.model, self.config.seed)
-            losses.append(np.asarray(loss))
-            if advance(len(losses[-1])) and begin + _STEPS_ON_MESH < self.steps:
-                raise training.Unfinished(state, np.concatenate(losses))
-        return state, training.epoch_values(np.concatenate(losses), rate)
-
-    @functools.cached_property
-    def _usual_events(self) -> int:
-        """Events that nearly every batch fits in."""
-        ahead = range(1, _LOOKED_AHEAD + 1)
-        draws = np.stack([self._draw(epoch, _ROWS_SEED) for epoch in ahead])
-        return event_budget(self.offsets, draws)
-
-    def evaluate(self, params: Params) -> float:
-        """Returns the selection metric."""
-        return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)
 
 
 def build(

@@ -26,7 +26,7 @@ Trained = tuple[dict[str, Any], dict[str, float]]
 
 
 class Trainable(Protocol):
-    """What is asked of a task, see ``stage.EncoderTask``."""
+    """What is asked of a task, see ``task.EncoderTask``."""
 
     config: Any
     model: EncoderModel

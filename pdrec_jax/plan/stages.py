@@ -34,6 +34,7 @@ from pdrec_jax.encoders import on_mesh as encoder_on_mesh
 from pdrec_jax.encoders import ranking as encoder_ranking
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
+from pdrec_jax.encoders.task import STEPS_ON_MESH, EncoderTask
 from pdrec_jax.evaluation.protocol import get_protocol
 from pdrec_jax.given import pool_rules
 from pdrec_jax.plan.sizes import Sizes, as_offsets
@@ -173,7 +174,7 @@ def encoder_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[Sta
     """Training each variant of the encoder, and ranking with it."""
     section = seeded(config, "encoder")
     steps = -(-sizes.users // section.batch_size)
-    dispatch = min(encoder_stage._STEPS_ON_MESH, steps)
+    dispatch = min(STEPS_ON_MESH, steps)
     plain = None
     for variant in section.variants:
         plugins = encoder_stage.parse_variant(variant)
@@ -212,7 +213,7 @@ def _encoder_step(
     initialise: Callable[[], Any],
     dispatch: int,
 ) -> jax.stages.Lowered:
-    task = encoder_stage.EncoderTask(
+    task = EncoderTask(
         section, model, initialise, None, None, None, None, 0, ""  # type: ignore[arg-type]
     )  # fmt: skip
     size = section.batch_size

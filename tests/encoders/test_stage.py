@@ -11,7 +11,6 @@ import pytest
 from pdrec_jax.encoders import stage
 from pdrec_jax.encoders.optimise import train_epoch
 from pdrec_jax.encoders.stage import (
-    EncoderTask,
     build,
     hbr_weights,
     make_model,
@@ -19,6 +18,7 @@ from pdrec_jax.encoders.stage import (
     title_of,
     training_data,
 )
+from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import REFERENCE, STRICT
 

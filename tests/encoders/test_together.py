@@ -9,7 +9,8 @@ import pytest
 
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.encoders import together
-from pdrec_jax.encoders.stage import EncoderTask, build, loop_settings
+from pdrec_jax.encoders.stage import build, loop_settings
+from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.evaluation.protocol import STRICT
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.training import Run, fit, fit_together
