@@ -192,13 +192,8 @@ def _power(base: float, missed: Array) -> Array:
     return (base ** missed.astype(jnp.float32))[:, None]
 
 
-def _read(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> Rows:
-    rows = Rows(table.values[ids], table.first[ids], table.second[ids])
-    return caught_up(adam, rows, table.age[ids], step, tail)
-
-
-def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> Array:
-    """Reads rows as they are after a step, [n, D].
+def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -> Rows:
+    """Reads rows as they are after a step, [n, D] each.
 
     Args:
       adam: its constants.
@@ -207,7 +202,9 @@ def read_rows(adam: AdamW, table: Table, ids: Array, step: Array, tail: Tails) -
       step: [] int32, steps done.
       tail: of ``tails``.
     """
-    return _read(adam, table, ids, step, tail).values
+    # Arithmetic that is fused with reading rows here and there goes one number at a time on a CPU.
+    *rows, age = jax.lax.optimization_barrier(tuple(part[ids] for part in table[:4]))
+    return caught_up(adam, Rows(*rows), age, step, tail)
 
 
 def moved(
@@ -235,10 +232,10 @@ def write_rows(
     adam: AdamW,
     table: Table,
     ids: Array,
+    old: Rows,
     gradient: Array,
     step: Array,
     rate: Array,
-    tail: Tails,
     *,
     left_out: Array | None = None,
 ) -> Table:
@@ -248,10 +245,10 @@ def write_rows(
       adam: its constants.
       table: settled, after ``step - 1`` steps.
       ids: [n] int32; each row with a gradient must be among them. I is no row: its gradient is 0.
+      old: [n, D], what ``read_rows`` returns of them after ``step - 1`` steps.
       gradient: [n, D]; those of one row add up.
       step: [] int32, from 1.
       rate: [] learning rate.
-      tail: of ``tails``.
       left_out: [n] bool, entries whose rows stay as they are.
     """
     count, rows = ids.shape[0], table.age.shape[0]
@@ -261,7 +258,6 @@ def write_rows(
     place = table.place.at[ids].set(order)
     chosen = place[ids]
     total = jnp.zeros_like(gradient).at[chosen].add(gradient)
-    old = _read(adam, table, ids, step - 1, tail)
     new = moved(adam, old, total, jnp.square(total), step, rate)
     stands = chosen == order if left_out is None else (chosen == order) & ~left_out
     late = Late(new, jnp.where(stands, ids, rows), step)

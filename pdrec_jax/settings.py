@@ -159,7 +159,7 @@ FIELDS: dict[str, Field] = {
     "encoder.learning_rate": _number(0.005, 0, INFINITY, "of Adam", open_low=True),
     "encoder.learning_rate_decay": _number(0.99, 0, 1, "factor an epoch", open_low=True),
     "encoder.row_adam_above": _count(
-        200_000, "items beyond which Adam works row by row; equal but for rounding"
+        50_000, "items beyond which Adam works row by row; equal but for rounding"
     ),
     "encoder.batch_size": _count(128, "B"),
     "encoder.batch_repeat": _count(1, "how often each batch is delivered; 3 in the public code"),

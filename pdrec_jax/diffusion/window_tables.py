@@ -119,7 +119,7 @@ def read_window_table(
     return TableRows(
         table.head.values,
         caught_up(adam, window, age, step, tail).values,
-        read_rows(adam, table.rest, far, step, tail),
+        read_rows(adam, table.rest, far, step, tail).values,
     )
 
 
@@ -168,8 +168,9 @@ def write_window_table(
         square = jnp.square(total - (times - 1) * part) + (times - 1) * jnp.square(part)
     window, age = _slice(table.rest, begin, width)
     late = moved(adam, caught_up(adam, window, age, step - 1, tail), total, square, step, rate)
-    outside = {"left_out": place < width}
-    rest = write_rows(adam, table.rest, far, gradient.far, step, rate, tail, **outside)
+    old = read_rows(adam, table.rest, far, step - 1, tail)
+    inside = place < width
+    rest = write_rows(adam, table.rest, far, old, gradient.far, step, rate, left_out=inside)
     return WindowTable(head, rest, late, begin, held)
 
 

@@ -127,14 +127,14 @@ class Attention(nnx.Module):
         self.heads, self.rate = heads, rate
         shape = (width, width)
 
-        def project(fans: tuple[int, int]) -> nnx.Param:
+        def kernel(fans: tuple[int, int]) -> nnx.Param:
             return nnx.Param(xavier_normal(rngs.params(), shape, fans))
 
         # The reference draws the three input projections as one matrix of [3 D, D].
-        self.query = project((width, 3 * width))
-        self.key = project((width, 3 * width))
-        self.value = project((width, 3 * width))
-        self.output = project((width, width))
+        self.query = kernel((width, 3 * width))
+        self.key = kernel((width, 3 * width))
+        self.value = kernel((width, 3 * width))
+        self.output = kernel((width, width))
         self.query_bias = nnx.Param(jnp.zeros(width))
         self.value_bias = nnx.Param(jnp.zeros(width))
         self.output_bias = nnx.Param(jnp.zeros(width))
@@ -166,9 +166,9 @@ class Attention(nnx.Module):
         Returns:
           [R, L, D].
         """
-        q = self._split(jnp.dot(queries, self.query[...]) + self.query_bias[...][None, None, :])
-        k = self._split(jnp.dot(x, self.key[...]))
-        v = self._split(jnp.dot(x, self.value[...]))
+        q = self._split(project(queries, self.query[...]) + self.query_bias[...][None, None, :])
+        k = self._split(project(x, self.key[...]))
+        v = self._split(project(x, self.value[...]))
         logits = jnp.einsum("rqc,rkc->rqk", q, k) * (q.shape[-1] ** -0.5)
         logits = jnp.where(jnp.repeat(visible, self.heads, axis=0), logits, -jnp.inf)
         pads = jnp.repeat(pads, self.heads, axis=0)[:, :, None]
@@ -183,7 +183,7 @@ class Attention(nnx.Module):
         weight = dropout(weight, self.rate, key)
         mixed = self._merge(jnp.einsum("rqk,rkc->rqc", weight, v))
         mixed = mixed + self.value_bias[...][None, None, :]
-        return jnp.dot(mixed, self.output[...]) + self.output_bias[...][None, None, :]
+        return project(mixed, self.output[...]) + self.output_bias[...][None, None, :]
 
 
 class FeedForward(nnx.Module):
@@ -207,9 +207,9 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Array, key: Array | None) -> Array:
         """Maps [R, L, D] to [R, L, D]; ``key`` is for dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
-        hidden = jnp.dot(x, self.inner[...]) + self.inner_bias[...][None, None, :]
+        hidden = project(x, self.inner[...]) + self.inner_bias[...][None, None, :]
         hidden = jax.nn.relu(dropout(hidden, self.rate, keys[0]))
-        out = jnp.dot(hidden, self.outer[...]) + self.outer_bias[...][None, None, :]
+        out = project(hidden, self.outer[...]) + self.outer_bias[...][None, None, :]
         return dropout(out, self.rate, keys[1]) + x
 
 

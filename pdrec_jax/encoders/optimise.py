@@ -80,12 +80,13 @@ def train_epoch_by_rows(
 
     def gradients(
         params: Params, table: Table, given: tuple[Batch, Array]
-    ) -> tuple[Array, Params, Array, Array]:
-        """Loss, gradient of the parameters but the table, ids of rows and their gradient."""
+    ) -> tuple[Array, Params, tuple[Array, Rows, Array]]:
+        """Loss, gradient of the parameters but the table; ids of rows, these and their gradient."""
         batch, number = given
         whole = {**params, _TABLE: table.values}
         inputs = step_inputs(whole, model, data, batch, jax.random.fold_in(base, number))
         ids = flat_ids(inputs.ids)
+        read = read_rows(ADAM, table, ids, number, tail)
 
         def loss_of(params: Params, values: Array) -> tuple[Array, Array | None]:
             whole = {**params, _TABLE: jax.lax.stop_gradient(table.values)}
@@ -93,27 +94,28 @@ def train_epoch_by_rows(
 
         (loss, soft), (gradient, row_gradient) = jax.value_and_grad(
             loss_of, argnums=(0, 1), has_aux=True
-        )(params, read_rows(ADAM, table, ids, number, tail))
+        )(params, read.values)
+        rows = ids, read, row_gradient
         if soft is not None:
             kept = _with_gradient(inputs.ids, soft, model.dpa_fine)
-            ids, row_gradient = ids[kept], row_gradient[kept]
-        return loss, gradient, ids, row_gradient
+            rows = jax.tree.map(lambda part: part[kept], rows)
+        return loss, gradient, rows
 
     def step(
         carried: tuple[Params, Any, Table], given: tuple[Batch, Array]
     ) -> tuple[tuple[Params, Any, Table], Array]:
         params, optimiser, table = carried
         table = settle(table)
-        loss, gradient, ids, row_gradient = gradients(params, table, given)
+        loss, gradient, rows = gradients(params, table, given)
         updates, optimiser = OPTIMISER.update(gradient, optimiser)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        taken = given[1] + 1, jnp.float32(rate), tail
-        return (params, optimiser, write_rows(ADAM, table, ids, row_gradient, *taken)), loss
+        table = write_rows(ADAM, table, *rows, given[1] + 1, jnp.float32(rate))
+        return (params, optimiser, table), loss
 
     inputs = batches, numbers
     first_step = jax.tree.map(lambda leaf: leaf[0], inputs)
     some = open_table(rows, numbers[0], 0)
-    count = jax.eval_shape(gradients, params, some, first_step)[2].shape[0]
+    count = jax.eval_shape(gradients, params, some, first_step)[2][0].shape[0]
     carried = params, other_moments, open_table(rows, numbers[0], count)
     (params, optimiser, table), losses = jax.lax.scan(step, carried, inputs)
     values, first, second = close_table(ADAM, table, numbers[-1] + 1, tail)
