@@ -2,7 +2,7 @@
 
 A ``Store`` is a directory with named slots. A slot holds the newest two of its saves, each a tree
 of arrays and a JSON value together. A save that was cut short is never seen, and one that was
-damaged later is passed over for the one before it.
+damaged later is passed over for the one before it. A save may go on in the background.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,10 +67,19 @@ class Store:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
+        self._going: _Going | None = None
 
-    def _manager(self, place: Path, largest: int = 0) -> ocp.CheckpointManager:
-        """Opens a directory of saves; ``largest`` is the size of the largest array, in bytes."""
-        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    def _manager(
+        self, place: Path, largest: int = 0, *, behind: bool = False
+    ) -> ocp.CheckpointManager:
+        """Opens a directory of saves.
+
+        Args:
+          place: the directory.
+          largest: size of the largest array, in bytes.
+          behind: save in the background.
+        """
+        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=behind)
         # A few arrays are copied at a time. Orbax takes a limit in gigabytes, and refuses an array
         # that reaches it.
         limit: Any = max(_AT_A_TIME, 2 * largest) / 1e9
@@ -80,19 +90,16 @@ class Store:
         }
         return ocp.CheckpointManager(place, options=options, item_handlers=handlers)
 
-    def _steps(self, slot: str) -> list[int]:
-        """The steps of a slot's saves, the newest first."""
-        place = self.directory / slot
-        names = [path.name for path in place.iterdir()] if place.is_dir() else []
-        return sorted((int(name) for name in names if _STEP.fullmatch(name)), reverse=True)
-
     def step(self, slot: str) -> int | None:
         """Returns the step of the slot's newest save, None where there is none."""
-        steps = self._steps(slot) if processes.is_first() else []
+        self.finish()
+        steps = _steps(self.directory / slot) if processes.is_first() else []
         step, _ = processes.of_first(steps[0] if steps else -1, 0)
         return None if step < 0 else step
 
-    def save(self, slot: str, step: int, tree: Tree, meta: dict[str, Any]) -> None:
+    def save(
+        self, slot: str, step: int, tree: Tree, meta: dict[str, Any], *, behind: bool = False
+    ) -> None:
         """Saves a tree of arrays and a JSON value; of the slot's former saves the newest stays.
 
         Saves of the same or a later step are of a course that was given up, and go.
@@ -100,53 +107,66 @@ class Store:
         Args:
           slot: name within the store.
           step: at least 0.
-          tree: arrays.
+          tree: arrays, which may be donated afterwards.
           meta: JSON.
+          behind: return once the arrays are copied to the host, and do the rest in the background.
+            ``finish``, which everything else that reads or changes the store begins with, waits for
+            it, and raises what it has met.
 
         Raises:
           UserError: the disk is full or refuses the files; the former saves are intact.
         """
+        self.finish()
         place = self.directory / slot
-        aside = place / _ASIDE
-        try:
-            with deferred():
-                if processes.is_first():
-                    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-                processes.barrier(f"saving {place} {step}")
-                largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
-                with self._manager(aside, largest) as manager:
-                    manager.save(
-                        step,
-                        args=ocp.args.Composite(
-                            tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
-                        ),
-                    )
-                    manager.wait_until_finished()
-                if processes.is_first():
-                    manifest.seal(aside / str(step))
-                    for former in self._steps(slot):
-                        if former >= step:
-                            _remove(place / str(former))
-                    os.replace(aside / str(step), place / str(step))
-                    manifest.sync(place)
-                    for former in self._steps(slot)[_KEPT:]:
-                        _remove(place / str(former))
-                    shutil.rmtree(aside, ignore_errors=True)
-                # The others must not look before the name is there.
-                processes.barrier(f"saved {place} {step}")
-        except Exception as error:
+        going = _Going(place, step)
+        with going.failing(), deferred():
             if processes.is_first():
-                shutil.rmtree(aside, ignore_errors=True)  # it could keep the disk full
-            with contextlib.suppress(OSError):
-                place.rmdir()  # of a first save; refused where a former one is left
-            if is_disk_full(error):
-                raise UserError(
-                    f"{place}: disk full while saving step {step}; "
-                    "free some space and run the same command again to resume"
-                ) from error
-            raise
+                shutil.rmtree(going.aside, ignore_errors=True)  # of a run that was killed
+            processes.barrier(f"saving {place} {step}")
+            largest = max((leaf.nbytes for leaf in jax.tree.leaves(tree)), default=0)
+            if behind and jax.default_backend() == "cpu":
+                # There Orbax takes an array's own memory for its copy on the host, and the next
+                # step, to which the array is donated, would write into it.
+                tree = jax.tree.map(lambda leaf: leaf.copy(), tree)
+            going.manager = self._manager(going.aside, largest, behind=behind)
+            going.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+        self._going = going
+        if behind:
+            going.start()
+        else:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for a save that goes on in the background; of several processes all must.
+
+        Raises:
+          UserError: see ``save``.
+        """
+        going, self._going = self._going, None
+        if going is None:
+            return
+        with going.failing(), deferred():
+            going.complete()
+            # The others must not look before the name is there.
+            processes.barrier(f"saved {going.place} {going.step}")
         # The threads that write copy in pieces, of which their heaps keep many.
         memory.release()
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Does what ``finish`` does at the end of the block, after an error as well as it can."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.finish()
+            raise
+        self.finish()
 
     def restore(self, slot: str, like: Tree) -> tuple[Tree, dict[str, Any]]:
         """Restores the slot's newest whole save into the shapes, types and shardings of ``like``.
@@ -161,6 +181,7 @@ class Store:
           NoCheckpoint: nothing saved, or all that is there is broken.
           UserError: a tree of another structure, shape or type.
         """
+        self.finish()
         place = self.directory / slot
         step, sealed = self._chosen(slot, tell=True)
         with self._readable(slot, step, sealed), self._manager(place) as manager:
@@ -181,8 +202,9 @@ class Store:
 
         A slot without any save, which somebody may have removed to make room, has no fault.
         """
+        self.finish()
         try:
-            if self._steps(slot):
+            if _steps(self.directory / slot):
                 self._choose(slot)
         except NoCheckpoint as error:
             return str(error)
@@ -190,6 +212,7 @@ class Store:
 
     def restore_meta(self, slot: str) -> dict[str, Any]:
         """Returns the JSON value of the save that ``restore`` takes, and raises what it raises."""
+        self.finish()
         step, sealed = self._chosen(slot)
         with self._readable(slot, step, sealed), self._manager(self.directory / slot) as manager:
             restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
@@ -215,7 +238,8 @@ class Store:
 
     def _choose(self, slot: str, tell: bool = False) -> tuple[int, bool]:
         """The newest save that is whole by its manifest (True), else the newest without one."""
-        place, steps = self.directory / slot, self._steps(slot)
+        place = self.directory / slot
+        steps = _steps(place)
         if not steps:
             raise NoCheckpoint(f"{place}: no checkpoint here")
         faults = {}
@@ -273,9 +297,95 @@ class Store:
 
     def delete(self, slot: str) -> None:
         """Removes a slot, if it is there."""
+        self.finish()
         if processes.is_first():
             _remove(self.directory / slot)
         processes.barrier(f"deleted {self.directory / slot}")
+
+
+class _Going:
+    """A save between the copying of its arrays and its name.
+
+    Args:
+      place: of the slot.
+      step: of the save.
+
+    Attributes:
+      aside: where it is made.
+      manager: that writes it; None before.
+    """
+
+    def __init__(self, place: Path, step: int):
+        self.place, self.step, self.aside = place, step, place / _ASIDE
+        self.manager: ocp.CheckpointManager | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Lets a thread complete it."""
+        self._thread = threading.Thread(target=self._run, name=f"save {self.place.name}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._write_and_name()
+        except BaseException as error:
+            self._error = error
+
+    def complete(self) -> None:
+        """Completes it, or waits until its thread has, and raises what that has met."""
+        assert self.manager is not None
+        try:
+            if self._thread is None:
+                self._write_and_name()
+            else:
+                self._thread.join()
+            if self._error is not None:
+                raise self._error
+        finally:
+            with contextlib.suppress(Exception):
+                self.manager.close()
+        if processes.is_first():
+            shutil.rmtree(self.aside, ignore_errors=True)
+
+    def _write_and_name(self) -> None:
+        """Waits for Orbax, whose processes meet without a collective; the first seals and names."""
+        assert self.manager is not None
+        self.manager.wait_until_finished()
+        if not processes.is_first():
+            return
+        made = self.aside / str(self.step)
+        manifest.seal(made)
+        for former in _steps(self.place):
+            if former >= self.step:
+                _remove(self.place / str(former))
+        os.replace(made, self.place / str(self.step))
+        manifest.sync(self.place)
+        for former in _steps(self.place)[_KEPT:]:
+            _remove(self.place / str(former))
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Tidies up after an error, and turns a full disk into one line."""
+        try:
+            yield
+        except Exception as error:
+            if processes.is_first():
+                shutil.rmtree(self.aside, ignore_errors=True)  # it could keep the disk full
+            with contextlib.suppress(OSError):
+                self.place.rmdir()  # of a first save; refused where a former one is left
+            if is_disk_full(error):
+                raise UserError(
+                    f"{self.place}: disk full while saving step {self.step}; "
+                    "free some space and run the same command again to resume"
+                ) from error
+            raise
+
+
+def _steps(place: Path) -> list[int]:
+    """Returns the steps of a slot's saves, the newest first."""
+    names = [path.name for path in place.iterdir()] if place.is_dir() else []
+    return sorted((int(name) for name in names if _STEP.fullmatch(name)), reverse=True)
 
 
 def _remove(path: Path) -> None:

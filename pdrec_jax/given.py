@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -43,6 +44,15 @@ class Given:
         """The devices of the run, None for one."""
         data, model = self.config.mesh
         return make_mesh((data, model))
+
+    @property
+    def save_behind(self) -> bool:
+        """Whether a stage's state is saved in the background while it trains.
+
+        On processors that takes the cores and the memory that training needs.
+        """
+        choice = self.config.save_async
+        return choice == "on" or (choice == "auto" and jax.default_backend() != "cpu")
 
 
 # What the phases need, and what the results say of the data.

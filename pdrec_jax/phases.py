@@ -68,7 +68,9 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
         mesh=given.mesh,
     )
     task = dataclasses.replace(task, name=key)
-    settings = diffusion_stage.loop_settings(section, given.config.save_seconds)
+    settings = diffusion_stage.loop_settings(
+        section, given.config.save_seconds, save_behind=given.save_behind
+    )
     fitted = fit(task, settings, Store(workdir / key), log)
     by_time = weighting == "time" and given.split.train.times is not None
     name = "TI-DiffRec" if by_time else "T-DiffRec"
@@ -262,7 +264,9 @@ def encoder_training(
         name=key,
         mesh=given.mesh,
     )
-    settings = encoder_stage.loop_settings(config.encoder, config.save_seconds)
+    settings = encoder_stage.loop_settings(
+        config.encoder, config.save_seconds, save_behind=given.save_behind
+    )
     return EncoderTraining(key, task, scorers, settings, Store(workdir / "encoders" / key))
 
 

@@ -50,6 +50,11 @@ FIELDS: dict[str, Field] = {
         "devices along the axes data and model; -1 for as many as there are, docs/scaling.md",
     ),
     "save_seconds": _number(300.0, 0, INFINITY, "wall time between saves of a stage's state"),
+    "save_async": _among(
+        "auto",
+        ("auto", "on", "off"),
+        "save a stage's state in the background; auto where devices have memory of their own",
+    ),
     "progress": _flag(True, "show progress bars"),
     "tensorboard": _flag(False, "write TensorBoard files too (needs the extra)"),
     "compilation_cache": _text(
@@ -178,6 +183,7 @@ FREE_FIELDS = (
     "seeds_at_once",
     "mesh",
     "save_seconds",
+    "save_async",
     "progress",
     "tensorboard",
     "compilation_cache",

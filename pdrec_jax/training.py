@@ -7,6 +7,7 @@ and what to write down. All state that a run depends on is in the task's tree of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -101,6 +102,7 @@ class LoopSettings:
       min_epochs: no early stop before this epoch.
       evaluate_every: epochs between evaluations.
       save_seconds: wall time between saves of the state.
+      save_behind: save in the background, see ``Store.save``.
     """
 
     epochs: int
@@ -109,6 +111,7 @@ class LoopSettings:
     min_epochs: int = 0
     evaluate_every: int = 1
     save_seconds: float = 300.0
+    save_behind: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,15 +263,16 @@ class Run:
         )
         self.log.write(self.task.name, epoch, **values, seconds=round(seconds, 3))
         if processes.any_of(time.monotonic() - self._saved_at >= settings.save_seconds):
-            self.save()
+            self.save(behind=settings.save_behind)
 
-    def save(self) -> None:
+    def save(self, *, behind: bool = False) -> None:
         """Saves the state, by the number of its steps."""
         course, step = self.course, self._step()
         if step == self._saved_step:
+            self.store.finish()
             return  # to write it once more would leave a moment without it
         tree = {"state": self.state, "best": self._best}
-        self.store.save("state", step, tree, dataclasses.asdict(course))
+        self.store.save("state", step, tree, dataclasses.asdict(course), behind=behind)
         self._last_saved, self._saved_at = course.epoch, time.monotonic()
         self._saved_step = step
 
@@ -318,7 +322,7 @@ def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fit
       UserError: a loss that is not finite.
       Interrupted: a signal came; the state is saved.
     """
-    with interrupts.deferred():
+    with interrupts.deferred(), store.finishing():
         run = Run(task, settings, store, log)
         if not run.finished:
             _train(run)
@@ -392,9 +396,12 @@ def fit_together(
     compiled = False
     with (
         interrupts.deferred(),
+        contextlib.ExitStack() as stores,
         runs[0].log.progress(label, total, "step", initial=done) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
+        for run in runs:
+            stores.enter_context(run.store.finishing())
         while going := [run for run in runs if not run.close_if_stopped()]:
             epoch = 1 + min(run.course.epoch for run in going)
             group = [run for run in going if run.course.epoch + 1 == epoch]

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -137,8 +138,9 @@ class TestAnotherModel:
         )
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["", "behind"])
 class TestFullDisk:
-    def test_save(self, monkeypatch, store):
+    def test_save(self, monkeypatch, store, behind):
         store.save("state", 1, tree(), {"epoch": 1})
 
         def full(*args, **kwargs):
@@ -150,14 +152,14 @@ class TestFullDisk:
         with monkeypatch.context() as patch:
             patch.setattr(ocp.CheckpointManager, "save", full)
             with pytest.raises(UserError, match="disk full while saving step 2") as caught:
-                store.save("state", 2, tree(2.0), {"epoch": 2})
+                store.save("state", 2, tree(2.0), {"epoch": 2}, behind=behind)
         assert "\n" not in str(caught.value)
         assert str(store.directory / "state") in str(caught.value)
         found, meta = store.restore("state", tree())
         assert_same(found, tree())
         assert meta == {"epoch": 1}
 
-    def test_at_every_call_that_could_meet_it(self, monkeypatch, store):
+    def test_at_every_call_that_could_meet_it(self, monkeypatch, store, behind):
         """Whichever call finds the disk full, one line says so and the former save is whole."""
         store.save("state", 1, tree(), {"epoch": 1})
         full = OSError(errno.ENOSPC, "No space left on device")
@@ -175,7 +177,8 @@ class TestFullDisk:
 
                 with monkeypatch.context() as patch, contextlib.suppress(UserError):
                     patch.setattr(os, name, limited)
-                    store.save("state", 2, tree(2.0), {"epoch": 2})
+                    store.save("state", 2, tree(2.0), {"epoch": 2}, behind=behind)
+                    store.finish()
                 left = {path.name for path in (store.directory / "state").iterdir()}
                 assert left <= {"1", "2"}, (name, limit)
                 found, meta = store.restore("state", tree())
@@ -185,28 +188,33 @@ class TestFullDisk:
                 shutil.rmtree(store.directory / "state" / "2", ignore_errors=True)
             assert count < limit, name
 
-    def test_a_limit_of_the_process(self, store):
+    def test_a_limit_of_the_process(self, store, behind):
         """The system refuses a byte beyond the limit, to the C++ of Orbax as well."""
         store.save("state", 1, tree(), {"epoch": 1})
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         large = {"x": np.random.default_rng(0).normal(size=100_000)}
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
         try:
-            with pytest.raises(UserError, match="disk full while saving step 2"):
-                store.save("state", 2, large, {"epoch": 2})
+            with (
+                pytest.raises(UserError, match="disk full while saving step 2"),
+                store.finishing(),
+            ):
+                store.save("state", 2, large, {"epoch": 2}, behind=behind)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert [path.name for path in (store.directory / "state").iterdir()] == ["1"]
         assert_same(store.restore("state", tree())[0], tree())
 
-    def test_other_errors_pass(self, monkeypatch, store):
+    def test_other_errors_pass(self, monkeypatch, store, behind):
         def broken(*args, **kwargs):
             raise PermissionError(errno.EACCES, "Permission denied")
 
         monkeypatch.setattr(ocp.CheckpointManager, "save", broken)
         with pytest.raises(PermissionError):
-            store.save("state", 1, tree(), {})
+            store.save("state", 1, tree(), {}, behind=behind)
 
+
+class TestIsDiskFull:
     @pytest.mark.parametrize(
         ("error", "expected"),
         [
@@ -222,6 +230,99 @@ class TestFullDisk:
     )
     def test_is_disk_full(self, error, expected):
         assert is_disk_full(error) is expected
+
+
+class TestBehind:
+    """Saves in the background."""
+
+    @pytest.fixture
+    def held(self, monkeypatch) -> threading.Event:
+        """Keeps saves from being sealed until it is set."""
+        may, seal = threading.Event(), manifest.seal
+
+        def held(place):
+            assert may.wait(60)
+            seal(place)
+
+        monkeypatch.setattr(manifest, "seal", held)
+        return may
+
+    def test_has_its_name_when_it_is_whole(self, store, held):
+        held.set()
+        store.save("state", 1, tree(), {"epoch": 1})
+        held.clear()
+        store.save("state", 2, tree(2.0), {"epoch": 2}, behind=True)
+        # What a run finds that is started after a kill now.
+        other = Store(store.directory)
+        assert other.step("state") == 1
+        assert_same(other.restore("state", tree())[0], tree())
+        held.set()
+        store.finish()
+        assert other.step("state") == 2
+        assert_same(other.restore("state", tree())[0], tree(2.0))
+        assert {path.name for path in (store.directory / "state").iterdir()} == {"1", "2"}
+
+    @pytest.mark.parametrize(
+        "then",
+        [
+            lambda store: store.step("state"),
+            lambda store: store.restore("state", tree())[1]["epoch"],
+            lambda store: store.restore_meta("state")["epoch"],
+            lambda store: store.fault("state") or store.step("state"),
+            lambda store: store.save("other", 1, tree(), {}) or store.step("state"),
+            lambda store: (
+                store.save("state", 3, tree(), {}, behind=True) or store.step("state") - 1
+            ),
+        ],
+    )
+    def test_all_that_reads_or_changes_waits_for_it(self, store, held, then):
+        store.save("state", 2, tree(), {"epoch": 2}, behind=True)
+        threading.Timer(0.2, held.set).start()
+        assert then(store) == 2
+
+    def test_deleting_waits_for_it(self, store, held):
+        store.save("state", 2, tree(), {"epoch": 2}, behind=True)
+        threading.Timer(0.2, held.set).start()
+        store.delete("state")
+        assert list(store.directory.iterdir()) == []
+
+    def test_arrays_that_are_donated_at_once(self, store):
+        """On a CPU an array's memory may serve as its copy on the host."""
+        step = jax.jit(lambda state: jax.tree.map(lambda x: x * 2 + 1, state), donate_argnums=0)
+        state = {"w": jnp.zeros((1000, 1000)), "b": jnp.arange(7.0)}
+        for number in range(1, 9):
+            expected = jax.tree.map(np.array, state)
+            store.save("state", number, state, {}, behind=True)
+            for _ in range(5):
+                state = step(state)
+            jax.block_until_ready(state)
+            found, _ = store.restore("state", state)
+            assert_same(found, expected)
+
+    def test_an_error_is_told_at_the_next_call(self, store, monkeypatch):
+        store.save("state", 1, tree(), {"epoch": 1})
+
+        def full(place):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "seal", full)
+            store.save("state", 2, tree(2.0), {"epoch": 2}, behind=True)
+            with pytest.raises(UserError, match="disk full while saving step 2"):
+                store.save("state", 3, tree(3.0), {"epoch": 3}, behind=True)
+        assert store.step("state") == 1
+        store.save("state", 3, tree(3.0), {"epoch": 3}, behind=True)
+        assert_same(store.restore("state", tree())[0], tree(3.0))
+
+    @pytest.mark.parametrize("failed", [False, True])
+    def test_finishing(self, store, held, failed):
+        """The save is there at the end of the block, and another error passes."""
+        threading.Timer(0.2, held.set).start()
+        with pytest.raises(KeyError) if failed else contextlib.nullcontext(), store.finishing():
+            store.save("state", 1, tree(), {}, behind=True)
+            if failed:
+                raise KeyError
+        assert Store(store.directory).step("state") == 1
 
 
 def files_of(store: Store, step: int) -> list[Path]:

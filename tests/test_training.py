@@ -180,7 +180,8 @@ class TestWhenItStops:
 class TestResume:
     METRICS = {1: 0.2, 3: 0.5, 4: 0.1, 6: 0.6}  # noqa: RUF012
 
-    def test_equals_the_unbroken_run_bit_for_bit(self, train, lines):
+    @pytest.mark.parametrize("behind", [False, True])
+    def test_equals_the_unbroken_run_bit_for_bit(self, train, lines, behind):
         unbroken = train(Walk(self.METRICS), "unbroken", epochs=8, patience=3)
         for killed_in in (3, 5, 6):
             with pytest.raises(KeyboardInterrupt):
@@ -190,9 +191,10 @@ class TestResume:
                     epochs=8,
                     patience=3,
                     save_seconds=0,
+                    save_behind=behind,
                 )
         task = Walk(self.METRICS)
-        resumed = train(task, "broken", epochs=8, patience=3, save_seconds=0)
+        resumed = train(task, "broken", epochs=8, patience=3, save_seconds=0, save_behind=behind)
         assert task.evaluated == [6, 7, 8]
         np.testing.assert_array_equal(resumed.params["w"], unbroken.params["w"])
         ours, theirs = dataclasses.asdict(resumed.course), dataclasses.asdict(unbroken.course)
@@ -239,8 +241,13 @@ class TestSignals:
 
     @pytest.mark.parametrize("number", interrupts.SIGNALS)
     @pytest.mark.parametrize("within", [False, True])
-    def test_the_run_is_saved_and_goes_on_exactly(self, train, lines, number, within, tmp_path):
+    @pytest.mark.parametrize("behind", [False, True])
+    def test_the_run_is_saved_and_goes_on_exactly(
+        self, train, lines, number, within, behind, tmp_path
+    ):
         settings = {"epochs": 8, "patience": 3}
+        if behind:
+            settings |= {"save_seconds": 0, "save_behind": True}
         unbroken = train(Walk(self.METRICS), "unbroken", **settings)
         broken = Walk(self.METRICS, signal_in=5, number=number, within=within)
         with interrupts.heard(), pytest.raises(interrupts.Interrupted) as caught:

@@ -173,13 +173,16 @@ def build(
     return task, {"test": test, "validation": valid}
 
 
-def loop_settings(config: ConfigDict, save_seconds: float) -> training.LoopSettings:
+def loop_settings(
+    config: ConfigDict, save_seconds: float, *, save_behind: bool = False
+) -> training.LoopSettings:
     """When the stage evaluates, stops and saves."""
     return training.LoopSettings(
         epochs=config.epochs,
         patience=config.patience,
         evaluate_every=config.evaluate_every,
         save_seconds=save_seconds,
+        save_behind=save_behind,
     )
 
 

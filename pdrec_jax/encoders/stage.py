@@ -253,7 +253,9 @@ def build(
     return task, {"test": test, "validation": valid}
 
 
-def loop_settings(config: ConfigDict, save_seconds: float) -> training.LoopSettings:
+def loop_settings(
+    config: ConfigDict, save_seconds: float, *, save_behind: bool = False
+) -> training.LoopSettings:
     """When the stage evaluates, stops and saves."""
     return training.LoopSettings(
         epochs=config.epochs,
@@ -262,6 +264,7 @@ def loop_settings(config: ConfigDict, save_seconds: float) -> training.LoopSetti
         min_epochs=config.min_epochs,
         evaluate_every=config.evaluate_every,
         save_seconds=save_seconds,
+        save_behind=save_behind,
     )
 
 
