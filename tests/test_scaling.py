@@ -40,7 +40,7 @@ def get_config():
         "encoder.width": 8, "encoder.blocks": 1, "encoder.max_length": 16,
         "encoder.batch_size": 30, "encoder.block": 128, "encoder.first_evaluation": 1,
         "encoder.variants": ("base", "hbr+nns+dpa"), "dpa.coarse": 10, "dpa.fine": 2,
-        "nns.kept": 16, "save_seconds": 0.0,
+        "nns.kept": 16, "save_seconds": 0.0, "save_async": "on",
     }}
     for field, value in fields.items():
         put(config, field, value)

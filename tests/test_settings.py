@@ -31,6 +31,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "seed": -1,
     "seeds_at_once": -1,
     "preferences_by": "caser",
+    "save_async": "yes",
     "simulation.seed": -2,
     "protocol": "Strict",
     "stage": "encoders",
