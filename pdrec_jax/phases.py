@@ -18,6 +18,7 @@ from pdrec_jax.diffusion.preferences import (
     load_preferences,
     save_preferences,
 )
+from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.inference import infer_preferences
 from pdrec_jax.encoders.task import EncoderTask
@@ -28,7 +29,12 @@ from pdrec_jax.given import Given, pool_rules
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import abstract
-from pdrec_jax.training import Fitted, LoopSettings, fit
+from pdrec_jax.training import Course, Fitted, LoopSettings, fit
+from pdrec_jax.workdir import Workdir
+
+# Fields of a diffusion model's section that do not decide what is trained. Another seed trains
+# another model of the same kind.
+_OF_NO_MODEL = ("seed", "block", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +77,62 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
     settings = diffusion_stage.loop_settings(
         section, given.config.save_seconds, save_behind=given.save_behind
     )
-    fitted = fit(task, settings, Store(workdir / key), log)
+    store = Store(workdir / key)
+    if given.config.diffusion_from and store.step("best") is None:
+        _take_model(given, key, task, store)
+    fitted = fit(task, settings, store, log)
     by_time = weighting == "time" and given.split.train.times is not None
     name = "TI-DiffRec" if by_time else "T-DiffRec"
     return _evaluated(given, key, name, fitted, scorers, given.users.diffusion, log)
+
+
+def of_seed(path: str, seed: int) -> Path:
+    """Where a seed reads what another run left: in that run's folder of the same seed.
+
+    A run of a single seed has one folder for all, so what it left is shared.
+    """
+    own = Path(path) / f"seed-{seed}"
+    return own if own.is_dir() else Path(path)
+
+
+def require_model(given: Given, workdir: Path) -> None:
+    """Checks that the diffusion model of another run can be taken, where this run has none yet.
+
+    Raises:
+      UserError: there is none, or it was trained on other data, under another protocol or with
+        other settings.
+    """
+    if given.config.diffusion_from and Store(workdir / "diffusion").step("best") is None:
+        _source_of_model(given, seeded(given.config, "diffusion"))
+
+
+def _source_of_model(given: Given, section: ConfigDict) -> Path:
+    """The run whose diffusion model serves for a section of the config, see ``require_model``."""
+    source = of_seed(given.config.diffusion_from, given.config.seed)
+    other = seeded(Workdir.open(source).config, "diffusion")
+    for name, value in section.items():
+        if name not in _OF_NO_MODEL and other[name] != value:
+            raise UserError(
+                f"config.diffusion_from: the model in {source} has diffusion.{name} "
+                f"{other[name]!r}, expected {value!r}"
+            )
+    made = Store(source).restore_meta("preferences")
+    for name in ("protocol", "split"):
+        expected = _origin(given)[name]
+        if made.get(name) != expected:
+            raise UserError(
+                f"config.diffusion_from: the model in {source} was trained with another {name} "
+                f"({_shown(made.get(name))}), expected {_shown(expected)}"
+            )
+    return source
+
+
+def _take_model(given: Given, key: str, task: DiffusionTask, store: Store) -> None:
+    """Copies a diffusion model of another run, as if it had been trained here."""
+    source = _source_of_model(given, seeded(given.config, "diffusion"))
+    params, meta = Store(source / key).restore("best", task.abstract()["params"])
+    course = dataclasses.replace(Course.read(meta), origin=meta["origin"] or str(source))
+    store.save("best", course.best_epoch, params, dataclasses.asdict(course))
 
 
 def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:

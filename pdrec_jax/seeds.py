@@ -54,27 +54,19 @@ def open_log(config: ConfigDict, place: Workdir) -> MetricLog:
     return MetricLog(place.path, progress=progress, tensorboard=config.tensorboard)
 
 
-def of_seed(config: ConfigDict) -> Path:
-    """Where a seed reads another run's preferences: from that run's folder of the same seed.
-
-    A run of a single seed has one folder for all, so its preferences are shared.
-    """
-    path = Path(config.preferences_from)
-    own = path / folder(config.seed)
-    return own if own.is_dir() else path
-
-
 def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
     """Reads another run's preferences, or makes sure that those of this run are there or will be.
 
     Raises:
-      UserError: the encoder stage is to run alone, with plugins, and there are none.
+      UserError: the encoder stage is to run alone, with plugins, and there are none; or the
+        diffusion model of another run does not serve.
     """
     config = given.config
+    phases.require_model(given, place.path)
     if config.stage != "encoder" or not phases.needs_preferences(config):
         return None
     if config.preferences_from:
-        return phases.read_preferences(given, of_seed(config))
+        return phases.read_preferences(given, phases.of_seed(config.preferences_from, config.seed))
     if place.phase("preferences") is None:
         raise UserError(
             "config.stage: the encoder stage alone needs preferences: name the workdir of a run "
@@ -220,7 +212,9 @@ def _train_together(
             log = stack.enter_context(open_log(given.config, place))
             preferences = None
             if variant != "base" and config.preferences_from:
-                preferences = phases.read_preferences(given, of_seed(given.config))
+                preferences = phases.read_preferences(
+                    given, phases.of_seed(config.preferences_from, given.config.seed)
+                )
             elif variant != "base":
                 preferences = phases.own_preferences(given, path, log)
             trainings.append(phases.encoder_training(given, variant, preferences, path))

@@ -40,6 +40,9 @@ FIELDS: dict[str, Field] = {
     "preferences_from": _text(
         "", "workdir whose preferences the encoder stage reads; empty for this run's own"
     ),
+    "diffusion_from": _text(
+        "", "workdir of a run whose diffusion model this run takes; empty to train one"
+    ),
     "preferences_by": _among(
         "diffusion",
         ("diffusion", "sasrec"),
@@ -317,6 +320,11 @@ def _validate_together(config: ConfigDict) -> None:
         raise UserError(
             "config.preferences_from: only the encoder stage reads preferences of another run; "
             f"add --config.stage=encoder, got {config.stage!r}"
+        )
+    if config.diffusion_from and config.stage == "encoder":
+        raise UserError(
+            "config.diffusion_from: the encoder stage alone reads preferences, name them with "
+            "config.preferences_from; all or diffusion is expected of config.stage, got 'encoder'"
         )
     if data.auxiliary and data.auxiliary == data.target:
         raise UserError(

@@ -25,7 +25,6 @@ from pdrec_jax.evaluation.protocol import get_protocol, user_sets
 from pdrec_jax.given import Given
 from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.recommend.models import Trained, load_encoder, trained_models
-from pdrec_jax.seeds import of_seed
 from pdrec_jax.settings import seeded, validate
 from pdrec_jax.workdir import Workdir
 
@@ -72,7 +71,9 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
     models = _in_order(place)
     given, data = _load(place, log)
     origin: Workdir | None = place
-    source = of_seed(config) if config.preferences_from else path
+    source = path
+    if config.preferences_from:
+        source = phases.of_seed(config.preferences_from, config.seed)
     if source != path:
         origin = Workdir.open(source) if (source / "config.json").is_file() else None
     preferences = None

@@ -23,9 +23,10 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "dpa.weight": (0.05, 0.1, 0.3, 0.5, 1.0),
     "dpa.fine": (1, 3, 5, 10),
 }
-# Fields that decide on the pools, so that another run's preferences do not serve.
-_OF_PREFERENCES = ("dpa.coarse", "nns.first_fraction", "nns.kept", "seed", "data.", "simulation.")
-_DIFFUSION = ("diffusion.", "preferences_by")
+# Fields that decide on the pools, so that another run's model serves, but not its preferences.
+_OF_POOLS = ("dpa.coarse", "nns.first_fraction", "nns.kept")
+# Those that decide on the model.
+_OF_MODEL = ("seed", "data.", "simulation.", "diffusion.", "preferences_by", "protocol")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,11 +136,13 @@ def sweep_jobs(setting: Setting, field: str, values: Sequence[Any]) -> list[Job]
     """A job for each value of a field; the diffusion model is shared where the field allows."""
     jobs = []
     encoder = setting.config.encoder.name
-    borrowed = not field.startswith((*_OF_PREFERENCES, *_DIFFUSION))
+    borrowed = not field.startswith(_OF_MODEL)
     for value in values:
         fields: dict[str, Any] = {field: value}
-        if borrowed:
-            source = str(diffusion_job(setting).workdir)
+        source = str(diffusion_job(setting).workdir)
+        if field in _OF_POOLS:
+            fields |= {"diffusion_from": source}
+        elif borrowed:
             fields |= {"stage": "encoder", "preferences_from": source}
         name = f"sweep-{encoder}-{field}={_slug(value)}"
         jobs.append(setting.job(name, f"{encoder}, {field} = {value!r}", fields))

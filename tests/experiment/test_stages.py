@@ -95,6 +95,66 @@ class TestPreferencesOfAnotherRun:
         assert not (tmp_path / "run").exists()
 
 
+class TestDiffusionModelOfAnotherRun:
+    def test_the_same_run_without_its_training(self, strict, call, tmp_path) -> None:
+        source = strict.stamps
+        done = call(tmp_path, f"--config.diffusion_from={strict.path}")
+        assert done.status == 0, done.err
+        ours, theirs = done.results["models"], strict.results["models"]
+        assert ours[0].pop("origin") == str(strict.path)
+        for model in (ours[0], theirs[0]):
+            model.pop("seconds", None)
+        assert (
+            ours
+            == [{k: v for k, v in m.items() if k != "seconds"} for m in theirs[:1]] + theirs[1:]
+        )
+        assert {line["stage"] for line in done.losses} == {"sasrec", "sasrec+hbr+nns+dpa"}
+        assert strict.stamps == source
+        assert "finished, these are" in call(tmp_path, f"--config.diffusion_from={strict.path}").out
+
+    def test_other_pools(self, strict, call, tmp_path) -> None:
+        flags = [f"--config.diffusion_from={strict.path}", "--config.nns.first_fraction=0.4"]
+        done = call(tmp_path, *flags, "--config.encoder.variants=nns")
+        assert done.status == 0, done.err
+        assert done.results["models"][0]["sampled"] == strict.results["models"][0]["sampled"]
+        assert done.results["plugins"] != strict.results["plugins"]
+
+    @pytest.mark.parametrize(
+        ("flag", "message"),
+        [
+            (
+                "protocol=reference",
+                "was trained with another protocol (strict), expected reference",
+            ),
+            ("simulation.seed=5", "was trained with another split ("),
+            ("diffusion.hidden=(8,)", "has diffusion.hidden ("),
+            ("diffusion.w_min=0.4", "has diffusion.w_min 0.5, expected 0.4"),
+        ],
+    )
+    def test_that_was_trained_for_something_else(
+        self, strict, call, tmp_path, flag, message
+    ) -> None:
+        done = call(
+            tmp_path / "run",
+            DIFFUSION,
+            f"--config.diffusion_from={strict.path}",
+            f"--config.{flag}",
+        )
+        assert done.status == 2
+        assert f"config.diffusion_from: the model in {strict.path} {message}" in done.err
+        assert "Traceback" not in done.err
+
+    def test_that_is_not_there(self, call, tmp_path) -> None:
+        done = call(tmp_path / "run", f"--config.diffusion_from={tmp_path}")
+        assert done.status == 2
+        assert f"error: {tmp_path}: the workdir of a run is expected" in done.err
+
+    def test_the_encoder_stage_reads_preferences(self, strict, call, tmp_path) -> None:
+        done = call(tmp_path / "run", ENCODER, f"--config.diffusion_from={strict.path}")
+        assert done.status == 2
+        assert "name them with config.preferences_from" in done.err
+
+
 def test_an_encoder_without_plugins_needs_no_preferences(strict, call, tmp_path) -> None:
     done = call(tmp_path, ENCODER, "--config.encoder.variants=base")
     assert done.results["models"] == strict.results["models"][1:2]

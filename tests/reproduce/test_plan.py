@@ -1,0 +1,32 @@
+"""Which runs a sweep needs, and what they take of one another."""
+
+from pathlib import Path
+
+import pytest
+
+from pdrec_jax.reproduce.plan import Setting, sweep_jobs
+from pdrec_jax.settings import default_config
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "taken"),
+    [
+        ("hbr.clip", (1.0, 2.0), "preferences_from"),
+        ("encoder.patience", (5, 10), "preferences_from"),
+        ("nns.first_fraction", (0.5, 0.9), "diffusion_from"),
+        ("dpa.coarse", (20, 50), "diffusion_from"),
+        ("diffusion.steps", (5, 10), None),
+        ("simulation.num_users", (50, 60), None),
+    ],
+)
+def test_what_a_sweep_takes_of_one_diffusion_run(field, values, taken) -> None:
+    setting = Setting("toy", "toy.py", default_config(), (), Path("runs"))
+    jobs = sweep_jobs(setting, field, values)
+    shared = [jobs.pop(0).workdir] if taken else []
+    assert len(jobs) == len(values)
+    for job, value in zip(jobs, values, strict=True):
+        assert next(iter(job.changed.items())) == (field, value)
+        for name in ("preferences_from", "diffusion_from"):
+            expected = str(shared[0]) if name == taken else ""
+            assert job.config[name] == expected
+        assert job.config.stage == ("encoder" if taken == "preferences_from" else "all")
