@@ -20,6 +20,7 @@ from pdrec_jax import compilation, memory, phases, processes, run_models, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.given import Given, Prepared, prepare
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.phases import Outcome
@@ -157,15 +158,30 @@ def run_one(
             "versions": _versions(),
             "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
         }
-        train = given.split.train
-        per_user = {"users": train.user_ids, "history_length": train.lengths, **arrays}
+        per_user = {**users_of(given), **arrays}
         place.save_per_user(per_user)
+        ranks = {name: each[None] for name, each in arrays.items() if name.endswith("_rank")}
+        results["groups"] = by_group(models, ranks, per_user)
         if processes.is_first():
             log.phase(f"report: {write_report(place.path, results, log.read(), per_user)}")
         place.finish(results)
     if alone:
         print(results_table(results), flush=True)
     return results
+
+
+def users_of(given: Given) -> dict[str, np.ndarray]:
+    """What is kept of every user beside the ranks, [U] each.
+
+    ``item_popularity`` is how many training events the test item has.
+    """
+    train = given.split.train
+    events = np.bincount(train.items, minlength=train.num_items + 1)
+    return {
+        "users": train.user_ids,
+        "history_length": train.lengths,
+        "item_popularity": events[given.split.test_items],
+    }
 
 
 def default_workdir(config: ConfigDict, simulated: bool) -> Path:

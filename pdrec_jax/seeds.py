@@ -24,6 +24,7 @@ from pdrec_jax import phases, processes, run_models
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
 from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
 from pdrec_jax.given import Given, Prepared, prepare, with_seed
 from pdrec_jax.metric_log import MetricLog
@@ -180,7 +181,8 @@ def _run_all(
     places = [
         Workdir(where, own, data["source"]) for where, own in zip(paths, configs, strict=True)
     ]
-    ranks = _stacked([each.per_user() for each in places])
+    per_user = [each.per_user() for each in places]
+    ranks = _stacked(per_user)
     times = [result["times"] for result in results]
     return {
         **head,
@@ -190,6 +192,7 @@ def _run_all(
         "comparisons": comparisons(
             results[0]["models"], ranks, config.evaluation.negatives, seed=config.seed
         ),
+        "groups": by_group(results[0]["models"], ranks, per_user[0]),
         "times": {key: round(sum(t.get(key, 0.0) for t in times), 2) for key in times[0]},
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
         "versions": results[0]["versions"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pdrec_jax.evaluation.groups import quantile_bins
 from pdrec_jax.files import atomic_write_bytes, write_errors
 from pdrec_jax.report.tables import BLOCKS, is_simulated, title
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 FOLDER = "plots"
 _INCHES = 7.0  # with 9 to 10 point text, what is read easily at 700 pixels
 _DPI = 200
-_MOST_BINS = 6
-_FEWEST_USERS = 10  # a bin; fewer make an interval that says nothing
 _INK = "#333333"
 _PALE = "#9aa0a6"
 _PLUGIN = "#0072b2"
@@ -141,30 +140,6 @@ def ndcg_at_10(ranks: np.ndarray) -> np.ndarray:
     ranks = np.asarray(ranks, np.float64)
     gains = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0.0)
     return np.where(np.isnan(ranks), np.nan, gains)
-
-
-def quantile_bins(lengths: np.ndarray, most: int = _MOST_BINS) -> tuple[np.ndarray, list[str]]:
-    """Groups users by history length into bins of about the same number of users.
-
-    Users of one length share a bin, so there are fewer bins where lengths tie, or where there are
-    too few users for `most` bins of ten.
-
-    Args:
-        lengths: [U'] integer history lengths, U' >= 1.
-        most: Most bins.
-
-    Returns:
-        [U'] int64 bin of each user, and the bins' labels: the shortest and longest length within
-        ("5-8").
-    """
-    count = max(1, min(most, len(lengths) // _FEWEST_USERS))
-    cuts = np.quantile(lengths, np.arange(1, count + 1) / count, method="inverted_cdf")
-    bins = np.searchsorted(np.unique(cuts), lengths, side="left")
-    labels = []
-    for index in range(bins.max() + 1):
-        low, high = int(lengths[bins == index].min()), int(lengths[bins == index].max())
-        labels.append(f"{low}" if low == high else f"{low}-{high}")
-    return bins, labels
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report import plots, tables
+from pdrec_jax.report.groups import markdown_groups
 
 FILE = "report.md"
 CONFIG_FILE = "config.json"
@@ -69,6 +70,7 @@ def write_report(
         "## Results\n\n" + tables.markdown_table(results),
         _training(results),
         _plots(workdir, results, metric_lines, per_user),
+        markdown_groups(results),
         _plugins(results),
         _costs(results),
         _config(workdir),

@@ -7,6 +7,7 @@ from typing import Any
 
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report import tables
+from pdrec_jax.report.groups import markdown_groups
 
 FILE = "report.md"
 _LEVEL = 0.05
@@ -63,6 +64,7 @@ def write_seeds_report(workdir: Path, results: Mapping[str, Any]) -> Path:
         f"Mean and standard deviation over {len(seeds)} seeds. The report of each: {links}.",
         "## Results\n\n" + tables.markdown_table({**results, "models": _with_deviations(results)}),
         *_markdown_comparisons(results),
+        *filter(None, [markdown_groups(results)]),
         f"**{tables.source_line(results)}**",
     ]
     atomic_write_text(path, "\n\n".join(sections) + "\n")

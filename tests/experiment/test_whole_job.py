@@ -89,7 +89,7 @@ class TestWholeJob:
         with np.load(strict.path / "per_user.npz", allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         kinds = {f"{key}/{kind}_rank" for key in KEYS for kind in ("sampled", "full")}
-        assert arrays.keys() == {"users", "history_length"} | kinds
+        assert arrays.keys() == {"users", "history_length", "item_popularity"} | kinds
         for model in strict.results["models"]:
             for kind in ("sampled", "full"):
                 ranks = arrays[f"{model['key']}/{kind}_rank"]

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.report import plots
@@ -187,29 +185,6 @@ def test_ndcg_at_10() -> None:
     gains = plots.ndcg_at_10(ranks)
     expected = [1, 1 / math.log2(2.5), 1 / math.log2(3), 1 / math.log2(11), 1 / math.log2(11.5)]
     np.testing.assert_allclose(gains, [*expected, 0, 0, np.nan], rtol=1e-12)
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 8))
-def test_quantile_bins_part_the_users(lengths: list[int], most: int) -> None:
-    array = np.array(lengths, np.int64)
-    bins, labels = plots.quantile_bins(array, most)
-    assert 1 <= len(labels) <= most
-    assert bins.shape == array.shape
-    assert sorted(set(bins.tolist())) == list(range(len(labels)))
-    # Longer histories never stand in an earlier bin, and users of one length share theirs.
-    order = np.argsort(array, kind="stable")
-    assert (np.diff(bins[order]) >= 0).all()
-    assert all(len(set(bins[array == length])) == 1 for length in set(lengths))
-    for index, label in enumerate(labels):
-        low, _, high = label.partition("-")
-        assert array[bins == index].min() == int(low)
-        assert array[bins == index].max() == int(high or low)
-
-
-def test_quantile_bins_are_even_where_nothing_ties() -> None:
-    bins, labels = plots.quantile_bins(np.arange(1, 601), 6)
-    assert np.bincount(bins).tolist() == [100] * 6
-    assert labels[0] == "1-100"
 
 
 def test_mean_interval_covers_the_mean() -> None:

@@ -1,0 +1,108 @@
+"""Where a model is good: NDCG@10 by length of the history and by popularity of the test item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pdrec_jax.evaluation.metrics import user_values
+from pdrec_jax.evaluation.over_seeds import BLOCKS
+from pdrec_jax.evaluation.significance import compare
+
+GROUPINGS = ("history_length", "item_popularity")
+METRIC = "NDCG@10"
+_MOST_BINS = 6
+_FEWEST_USERS = 10  # a bin; fewer make an interval that says nothing
+
+
+def quantile_bins(numbers: np.ndarray, most: int = _MOST_BINS) -> tuple[np.ndarray, list[str]]:
+    """Groups users by a whole number into bins of about the same number of users.
+
+    Users of one number share a bin, so there are fewer bins where numbers tie, or where there are
+    too few users for `most` bins of ten.
+
+    Args:
+      numbers: [U'], of each user, such as the length of the history; U' >= 1.
+      most: most bins.
+
+    Returns:
+      [U'] int64 bin of each user, and the bins' labels: the least and largest number within
+      ("5-8").
+    """
+    count = max(1, min(most, len(numbers) // _FEWEST_USERS))
+    cuts = np.quantile(numbers, np.arange(1, count + 1) / count, method="inverted_cdf")
+    bins = np.searchsorted(np.unique(cuts), numbers, side="left")
+    labels = []
+    for index in range(bins.max() + 1):
+        low, high = int(numbers[bins == index].min()), int(numbers[bins == index].max())
+        labels.append(f"{low}" if low == high else f"{low}-{high}")
+    return bins, labels
+
+
+def by_group(
+    models: Sequence[Mapping[str, Any]],
+    ranks: Mapping[str, np.ndarray],
+    per_user: Mapping[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Averages every model over groups of users, and compares each variant with its base.
+
+    All models of a ranking are averaged over the same users, those whom every one of them ranks
+    under every seed.
+
+    Args:
+      models: of the results; ``key`` and ``stage`` count.
+      ranks: ``KEY/BLOCK_rank`` [S, U].
+      per_user: ``history_length`` and ``item_popularity``, the training events of the test item,
+        [U] each; one that is absent (from a run of an earlier version) makes no groups.
+
+    Returns:
+      a dict for each group: ``by``, ``block``, ``group`` (its numbers), ``users``, ``NDCG@10`` by
+      model, and under ``gains`` by variant ``difference``, ``low`` and ``high`` of its bootstrap
+      interval and ``p_users``, uncorrected; None stands for a number that there is none of.
+    """
+    found = []
+    for block in BLOCKS:
+        values = {}
+        for model in models:
+            key = str(model["key"])
+            if f"{key}/{block}_rank" in ranks:
+                values[key] = user_values(METRIC, ranks[f"{key}/{block}_rank"])
+        values = {key: each for key, each in values.items() if not np.isnan(each).all()}
+        if not values:
+            continue
+        common = ~np.isnan(np.stack(list(values.values()))).any(axis=(0, 1))
+        if not common.any():
+            continue
+        for by in GROUPINGS:
+            if by not in per_user:
+                continue
+            bins, labels = quantile_bins(np.asarray(per_user[by])[common])
+            for number, label in enumerate(labels):
+                some = {key: each[:, common][:, bins == number] for key, each in values.items()}
+                found.append(
+                    {
+                        "by": by,
+                        "block": block,
+                        "group": label,
+                        "users": int((bins == number).sum()),
+                        METRIC: {key: float(each.mean()) for key, each in some.items()},
+                        "gains": _gains(some),
+                    }
+                )
+    return found
+
+
+def _gains(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+    """Compares variants [S, U'] with their bases."""
+    gains = {}
+    for key, own in values.items():
+        base = key.partition("+")[0]
+        if key == base or base not in values:
+            continue
+        (made,) = compare(own[None], values[base][None])
+        numbers = {name: getattr(made, name) for name in ("difference", "low", "high", "p_users")}
+        gains[key] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+    return gains
