@@ -1,7 +1,7 @@
 """The training objective of an encoder with any of the plugins (PDRec, 2024, Eq. 4-6).
 
 ``L = mean w BCE(s+, 1) + (1/K) sum_k mean BCE(s-_k, 0) + omega_d mean BCE(picks, 1)``: means over
-the positions that have a next item, K = 2 negatives a position with NNS (one uniform, one safe).
+the positions that have a next item, K negatives a position: with NNS a uniform and a safe one.
 """
 
 from collections.abc import Sequence

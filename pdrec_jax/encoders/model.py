@@ -34,9 +34,10 @@ class EncoderModel:
       temperature: of the cosine scores.
       layout: that the encoder wants.
       hbr: weight the positives.
-      nns: add a safe negative to the uniform one.
+      nns: add a safe negative to the uniform ones.
       dpa_fine: N, 0 without DPA.
       dpa_weight: omega_d.
+      negatives: uniform ones a position.
       mesh: of the devices; None for one device. On a mesh the item table's rows are padded.
     """
 
@@ -48,6 +49,7 @@ class EncoderModel:
     nns: bool = False
     dpa_fine: int = 0
     dpa_weight: float = 0.0
+    negatives: int = 1
     mesh: Mesh | None = None
 
     def encoder(self, params: Params) -> Encoder:
@@ -160,7 +162,8 @@ class StepInputs:
 
     Attributes:
       ids: items to embed, by what they are: ``positive``, ``uniform`` and ``safe`` [C] of the C
-        cells of all groups laid end to end, ``soft`` [B, M], ``rows0`` .. [R, L] a group each.
+        cells of all groups laid end to end, as many more uniform ones as there are, ``uniform1``
+        .., ``soft`` [B, M], ``rows0`` .. [R, L] a group each.
       groups: of each group the rows that have a next item, with DPA those of whole histories, and
         the encoder's own views.
       target: [C] int32, event of the next item.
@@ -199,6 +202,9 @@ def step_inputs(
     valid = jnp.concatenate([_flat(inputs.items) > 0 for inputs, _, _ in groups])
     ids = {"positive": data.items[target]}
     ids["uniform"] = draw_outside(key_uniform, data.outside, owner)
+    for number in range(1, model.negatives):
+        key = jax.random.fold_in(key_uniform, number)
+        ids[f"uniform{number}"] = draw_outside(key, data.outside, owner)
     if model.nns:
         ids["safe"] = draw_negatives(key_safe, data.pools, owner)
     if model.dpa_fine:
@@ -250,7 +256,7 @@ def loss_of_vectors(
         soft = cosine_logits(last, normalise(vectors["soft"]), model.temperature)
     loss = total_loss(
         logits("positive"),
-        [logits(name) for name in ("uniform", "safe") if name in vectors],
+        [logits(name) for name in vectors if name.startswith(("uniform", "safe"))],
         inputs.valid,
         data.weights[inputs.target] if model.hbr else None,
         soft,

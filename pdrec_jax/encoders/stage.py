@@ -139,6 +139,7 @@ def make_model(
         nns="nns" in plugins,
         dpa_fine=config.dpa.fine if "dpa" in plugins else 0,
         dpa_weight=config.dpa.weight if "dpa" in plugins else 0.0,
+        negatives=config.encoder.negatives,
     )
     return model, jax.jit(lambda: make()[1])
 
@@ -218,9 +219,11 @@ def build(
         model, initialise = dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
     data = training_data(config, split, preferences, model, protocol.hbr_floor)
     index = np.flatnonzero(ranked)
-    # Plugins end with training: without them in the description, all variants share their scorers'
-    # compiled code.
-    plain = dataclasses.replace(model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0)
+    # Plugins and negatives end with training: without them in the description, all variants share
+    # their scorers' compiled code.
+    plain = dataclasses.replace(
+        model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0, negatives=1
+    )
 
     def scorer(offsets: np.ndarray, items: np.ndarray, table: np.ndarray) -> Evaluation:
         return Evaluation(

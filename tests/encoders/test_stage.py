@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.encoders import stage
+from pdrec_jax.encoders.model import loss_of_vectors, step_inputs
 from pdrec_jax.encoders.optimise import train_epoch
 from pdrec_jax.encoders.stage import (
     build,
@@ -297,3 +298,52 @@ class TestBuild:
         assert task.scorer is scorers["test"]
         assert scorers["validation"] is None
         assert not scorers["test"].half_ties
+
+
+class TestNegatives:
+    """More uniform negatives than one."""
+
+    @pytest.fixture
+    def inputs(self, config, world):
+        """Returns the task of so many, and what a step of it reads."""
+
+        def made(negatives: int):
+            task = built(config, world, encoder__blocks=1, encoder__negatives=negatives)
+            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
+            params = task.initial()["params"]
+            key = jax.random.key(3)
+            return task, params, batch, step_inputs(params, task.model, task.data, batch, key)
+
+        return made
+
+    def test_each_is_outside_the_history_and_none_is_another(self, inputs):
+        task, _, batch, found = inputs(3)
+        _, _, _, one = inputs(1)
+        draws = [np.asarray(found.ids[name]) for name in ("uniform", "uniform1", "uniform2")]
+        np.testing.assert_array_equal(draws[0], one.ids["uniform"])
+        assert "uniform1" not in one.ids
+        valid = np.asarray(found.valid)
+        for number in range(3):
+            assert (draws[number] == draws[number - 1])[valid].mean() < 0.1
+        segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
+        offsets, items = task.offsets, np.asarray(task.data.items)
+        for cell in np.flatnonzero(valid):
+            user = int(batch.users[segments[cell]])
+            seen = items[offsets[user] : offsets[user + 1]]
+            assert not np.isin([draw[cell] for draw in draws], seen).any()
+
+    def test_the_loss_is_their_mean(self, inputs):
+        task, params, _, found = inputs(3)
+        one = dataclasses.replace(task.model, negatives=1)
+
+        def loss(model, inputs):
+            vectors = {name: params["item_embedding"][ids] for name, ids in inputs.ids.items()}
+            return float(loss_of_vectors(params, model, task.data, inputs, vectors)[0])
+
+        rest = {name: ids for name, ids in found.ids.items() if not name.startswith("uniform")}
+        alone = [
+            loss(one, dataclasses.replace(found, ids={**rest, "uniform": found.ids[name]}))
+            for name in ("uniform", "uniform1", "uniform2")
+        ]
+        assert len(set(alone)) == 3
+        assert loss(task.model, found) == pytest.approx(np.mean(alone), rel=1e-6)

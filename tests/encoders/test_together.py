@@ -181,12 +181,12 @@ class TestToTheEnd:
         saves = 0
         save = Store.save
 
-        def dying(store: Store, slot: str, *rest) -> None:
+        def dying(store: Store, slot: str, *rest, **named) -> None:
             nonlocal saves
             saves += 1
             if saves == 5:  # the second seed's second epoch
                 raise KeyboardInterrupt
-            save(store, slot, *rest)
+            save(store, slot, *rest, **named)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Store, "save", dying)
