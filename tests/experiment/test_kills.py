@@ -114,9 +114,10 @@ def lasting(workdir: Path) -> str:
 
 
 @pytest.mark.slow
-def test_random_kills(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", ["off", "on"])
+def test_random_kills(start: Start, tmp_path: Path, behind: str) -> None:
     """SIGKILL 25 times, half of them at any moment, half at any touch of a file."""
-    flags = ["--config.save_seconds=0"]
+    flags = ["--config.save_seconds=0", f"--config.save_async={behind}"]
     begun = time.monotonic()
     unbroken = start(tmp_path / "unbroken", *flags)
     out, err = unbroken.communicate()
