@@ -75,7 +75,7 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
       UserError: a bad file, or data that the config asks too much of.
     """
     log, source = sources.load(config, files)
-    protocol = protocols.get_protocol(config.protocol)
+    protocol = protocols.protocol_of(config)
     if config.data.mixed and log.domains is None:
         raise UserError(
             "config.data.mixed: a log of two domains is expected; name the other one with "

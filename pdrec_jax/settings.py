@@ -134,12 +134,22 @@ FIELDS: dict[str, Field] = {
     # Plugins.
     "hbr.rank_weight": _number(0.1, 0, 1, "omega_r, share of the rank term"),
     "hbr.clip": _number(3.0, 0, INFINITY, "c_w, the largest weight before scaling", open_low=True),
+    "hbr.floor": _among(
+        "protocol",
+        ("protocol", "observed", "shifted"),
+        "which score weighs 0: the lowest observed one, or one below it, or the protocol's choice",
+    ),
     "hbr.scale": _number(2.0, 0, INFINITY, "omega_f, factor of all weights", open_low=True),
     "nns.first_fraction": _number(
         0.5, 0, 0.98, "omega_m, share of the ranking that is too likely to be negative"
     ),
     "nns.kept": _count(512, "R, negatives kept a user"),
     "dpa.coarse": _count(50, "M, candidates of the diffusion model"),
+    "dpa.pool": _among(
+        "protocol",
+        ("protocol", "unobserved", "all"),
+        "what the candidates are taken from: unobserved items, all, or the protocol's choice",
+    ),
     "dpa.fine": _count(5, "N, picks of the encoder"),
     "dpa.weight": _number(0.3, 0, INFINITY, "omega_d, weight of the soft positives"),
     # Encoder.

@@ -32,6 +32,8 @@ OUT_OF_RANGE: dict[str, Any] = {
     "seeds_at_once": -1,
     "preferences_by": "caser",
     "save_async": "yes",
+    "hbr.floor": "lowest",
+    "dpa.pool": "seen",
     "simulation.seed": -2,
     "protocol": "Strict",
     "stage": "encoders",

@@ -7,6 +7,7 @@ can be held against the paper's Table 1. docs/design.md has them side by side.
 import dataclasses
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from pdrec_jax.data.splits import Split
 from pdrec_jax.errors import UserError
@@ -73,6 +74,22 @@ def get_protocol(name: str) -> Protocol:
         if protocol.name == name:
             return protocol
     raise UserError(f"protocol: expected 'strict' or 'reference', got {name!r}")
+
+
+def protocol_of(config: ConfigDict) -> Protocol:
+    """Returns the protocol of a config, with the choices that the plugins' own fields make.
+
+    Neither ``hbr.floor`` nor ``dpa.pool`` decides on what training may see.
+
+    Args:
+      config: the whole config.
+    """
+    protocol = get_protocol(config.protocol)
+    if config.hbr.floor != "protocol":
+        protocol = dataclasses.replace(protocol, hbr_floor=config.hbr.floor)
+    if config.dpa.pool != "protocol":
+        protocol = dataclasses.replace(protocol, dpa_unobserved=config.dpa.pool == "unobserved")
+    return protocol
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

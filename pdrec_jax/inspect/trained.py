@@ -21,7 +21,7 @@ from pdrec_jax.diffusion.inference import couple, score_all
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.diffusion.vectors import gather_batch, token_budget
 from pdrec_jax.errors import UserError
-from pdrec_jax.evaluation.protocol import get_protocol, user_sets
+from pdrec_jax.evaluation.protocol import protocol_of, user_sets
 from pdrec_jax.given import Given
 from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.recommend.models import Trained, load_encoder, trained_models
@@ -92,7 +92,7 @@ def _load(place: Workdir, log: Sequence[Path]) -> tuple[Given, dict[str, Any]]:
         raise UserError(
             f"{names}: another content, by its checksum, than {place.path} was trained on"
         )
-    protocol = get_protocol(config.protocol)
+    protocol = protocol_of(config)
     if config.data.mixed:
         split = with_source_events(events, between=protocol.trains_between)
     else:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from pdrec_jax.data.batches import PACKED, enough_rows
 from pdrec_jax.diffusion.windows import size_of_head, width_of_windows
 from pdrec_jax.encoders import registry
-from pdrec_jax.evaluation.protocol import get_protocol
+from pdrec_jax.evaluation.protocol import protocol_of
 from pdrec_jax.plan.cost import Collective, Cost
 from pdrec_jax.plan.roofline import Memory, Program
 from pdrec_jax.plan.sizes import Sizes, as_offsets
@@ -200,7 +200,7 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
         _memory(held, dense + scores, scores),
         _cost(loop + all_of_them, passed + read_all, into_h),
     )
-    protocol = get_protocol(config.protocol)
+    protocol = protocol_of(config)
     cuts = 1 if protocol.nns_last_fraction == 1 else 2
     looks = cuts * (_KEY_BITS + 2 + (sizes.items + 1).bit_length())
     kept, longest = config.nns.kept, sizes.longest

@@ -35,7 +35,7 @@ from pdrec_jax.encoders import ranking as encoder_ranking
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.encoders.task import STEPS_ON_MESH, EncoderTask
-from pdrec_jax.evaluation.protocol import get_protocol
+from pdrec_jax.evaluation.protocol import protocol_of
 from pdrec_jax.given import pool_rules
 from pdrec_jax.plan.sizes import Sizes, as_offsets
 from pdrec_jax.row_adam import Tails
@@ -149,7 +149,7 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
         unit,
         lambda: score.lower(model, params, coupled, batch(block), key, users),
     )
-    protocol = get_protocol(config.protocol)
+    protocol = protocol_of(config)
     rules = pool_rules(config, protocol)
     excluded = width + (2 if protocol.nns_excludes_heldout else 0)
 

@@ -16,8 +16,10 @@ from pdrec_jax.evaluation.protocol import (
     complement,
     draw_candidates,
     get_protocol,
+    protocol_of,
     user_sets,
 )
+from pdrec_jax.settings import default_config
 
 ITEMS = 40
 
@@ -43,6 +45,18 @@ class TestProtocols:
         assert get_protocol("reference") is REFERENCE
         with pytest.raises(UserError, match=r"^protocol: .*, got 'loose'$"):
             get_protocol("loose")
+
+    def test_the_choices_of_a_config(self):
+        config = default_config()
+        for name, own in (("strict", STRICT), ("reference", REFERENCE)):
+            config.protocol = name
+            assert protocol_of(config) is own
+        config.hbr.floor, config.dpa.pool = "observed", "unobserved"
+        changed = {"hbr_floor": "observed", "dpa_unobserved": True}
+        assert protocol_of(config) == dataclasses.replace(REFERENCE, **changed)
+        config.protocol, config.hbr.floor, config.dpa.pool = "strict", "shifted", "all"
+        changed = {"hbr_floor": "shifted", "dpa_unobserved": False}
+        assert protocol_of(config) == dataclasses.replace(STRICT, **changed)
 
     def test_they_differ_in_every_choice(self):
         for field in dataclasses.fields(STRICT):

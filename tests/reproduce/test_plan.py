@@ -15,6 +15,8 @@ from pdrec_jax.settings import default_config
         ("encoder.patience", (5, 10), "preferences_from"),
         ("nns.first_fraction", (0.5, 0.9), "diffusion_from"),
         ("dpa.coarse", (20, 50), "diffusion_from"),
+        ("dpa.pool", ("unobserved", "all"), "diffusion_from"),
+        ("hbr.floor", ("observed", "shifted"), "preferences_from"),
         ("diffusion.steps", (5, 10), None),
         ("simulation.num_users", (50, 60), None),
     ],
