@@ -141,8 +141,11 @@ class Store:
         else:
             self.finish()
 
-    def finish(self) -> None:
+    def finish(self, *, meet: bool = True) -> None:
         """Waits for a save that goes on in the background; of several processes all must.
+
+        Args:
+          meet: wait for the other processes as well.
 
         Raises:
           UserError: see ``save``.
@@ -152,8 +155,9 @@ class Store:
             return
         with going.failing(), deferred():
             going.complete()
-            # The others must not look before the name is there.
-            processes.barrier(f"saved {going.place} {going.step}")
+            if meet:
+                # The others must not look before the name is there.
+                processes.barrier(f"saved {going.place} {going.step}")
         # The threads that write copy in pieces, of which their heaps keep many.
         memory.release()
 
@@ -163,8 +167,9 @@ class Store:
         try:
             yield
         except BaseException:
+            # The others may be elsewhere, and never come to where this process would wait for them.
             with contextlib.suppress(Exception):
-                self.finish()
+                self.finish(meet=False)
             raise
         self.finish()
 

@@ -187,6 +187,18 @@ def take_part(port: int, number: int, place: Path) -> None:
             for change in (1.0, -1.0) * 20:
                 tree, _ = jax.block_until_ready(step(tree, change))
         assert store.step("state") == 3
+        # An error of one process alone does not wait for the others, who are not there.
+        store.save("alone", 1, tree, {}, behind=True)
+        if number == 0:
+            with pytest.raises(KeyError), store.finishing():
+                raise KeyError
+        else:
+            with store.finishing():
+                processes.barrier("elsewhere")
+        if number == 0:
+            processes.barrier("elsewhere")
+            processes.barrier(f"saved {place / 'alone'} 1")
+        store.delete("alone")
         like = jax.tree.map(
             lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), tree, where
         )
