@@ -17,17 +17,17 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from pdrec_jax import manifest, memory, processes
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.interrupts import deferred
-from pdrec_jax.sharding import MODEL, is_item_table
+from pdrec_jax.saved_trees import check_same
 
 # Orbax reports every save and restore at INFO, absent optional metadata as warnings, and logs the
 # traceback of an error that it raises as well.
@@ -191,7 +191,7 @@ class Store:
         step, sealed = self._chosen(slot, tell=True)
         with self._readable(slot, step, sealed), self._manager(place) as manager:
             saved = manager.item_metadata(step)["tree"]
-            other = self._check(place, getattr(saved, "tree", saved), like)
+            other = check_same(place, getattr(saved, "tree", saved), like)
             restored = manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -282,24 +282,6 @@ class Store:
                 f"({reason[:200]})"
             ) from error
 
-    def _check(self, place: Path, saved: Tree, like: Tree) -> bool:
-        """Compares names, shapes and types, since Orbax would pad or cast some differences.
-
-        Returns whether tables have other numbers of rows for the sake of another mesh alone.
-        """
-        found, expected, other = _leaves(saved), _leaves(like), False
-        for name in sorted(expected.keys() | found.keys()):
-            old, new = found.get(name), expected.get(name)
-            if old and new and old[:2] == new[:2]:
-                continue
-            if not old or not new or not _is_padding(name, old, new):
-                raise UserError(
-                    f"{place}: checkpoint of another model: {name} is {_shown(old)}, "
-                    f"expected {_shown(new)}"
-                )
-            other = True
-        return other
-
     def delete(self, slot: str) -> None:
         """Removes a slot, if it is there."""
         self.finish()
@@ -340,16 +322,13 @@ class _Going:
     def complete(self) -> None:
         """Completes it, or waits until its thread has, and raises what that has met."""
         assert self.manager is not None
-        try:
-            if self._thread is None:
-                self._write_and_name()
-            else:
-                self._thread.join()
-            if self._error is not None:
-                raise self._error
-        finally:
-            with contextlib.suppress(Exception):
-                self.manager.close()
+        if self._thread is None:
+            self._write_and_name()
+        else:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        self.manager.close()
         if processes.is_first():
             shutil.rmtree(self.aside, ignore_errors=True)
 
@@ -375,6 +354,9 @@ class _Going:
         try:
             yield
         except Exception as error:
+            if self.manager is not None:
+                with contextlib.suppress(Exception):
+                    self.manager.close()
             if processes.is_first():
                 shutil.rmtree(self.aside, ignore_errors=True)  # it could keep the disk full
             with contextlib.suppress(OSError):
@@ -406,46 +388,6 @@ def _told(faults: dict[int, str]) -> str:
     newest = next(iter(faults))
     others = f", so are {len(faults) - 1} older ones" if len(faults) > 1 else ""
     return f"the checkpoint of step {newest} is broken ({faults[newest]}){others}"
-
-
-class _Leaf(NamedTuple):
-    """What is compared of an array: shape, type, and the parts of its first axis."""
-
-    shape: tuple[int, ...]
-    kind: str
-    parts: int
-
-
-def _leaves(tree: Tree) -> dict[str, _Leaf]:
-    """Names each leaf by its path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    names = {}
-    for path, leaf in leaves:
-        parts = (getattr(p, "key", getattr(p, "idx", getattr(p, "name", p))) for p in path)
-        name, kind = ".".join(map(str, parts)), np.dtype(leaf.dtype).name
-        names[name] = _Leaf(tuple(leaf.shape), kind, _parts(getattr(leaf, "sharding", None)))
-    return names
-
-
-def _parts(sharding: Any) -> int:
-    """Into how many parts the axis ``model`` splits an array, saved or to be restored."""
-    if isinstance(sharding, NamedSharding):
-        return int(sharding.mesh.shape.get(MODEL, 1))
-    names = list(getattr(sharding, "axis_names", None) or [])
-    return int(sharding.shape[names.index(MODEL)]) if MODEL in names else 1
-
-
-def _shown(leaf: _Leaf | None) -> str:
-    return "absent" if leaf is None else f"{leaf.shape} {leaf.kind}"
-
-
-def _is_padding(name: str, found: _Leaf, expected: _Leaf) -> bool:
-    """Whether an item table is the same but for the rows that fill it up to its mesh."""
-    if not (is_item_table(name.split(".")) and found.shape[1:] == expected.shape[1:]):
-        return False
-    # Some number of real rows must have led to both.
-    least = max(leaf.shape[0] - leaf.parts for leaf in (found, expected))
-    return found.kind == expected.kind and least < min(found.shape[0], expected.shape[0])
 
 
 # As words, for the libraries that raise no OSError.

@@ -30,7 +30,7 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import abstract
 from pdrec_jax.training import Course, Fitted, LoopSettings, fit
-from pdrec_jax.workdir import Workdir
+from pdrec_jax.workdir import Workdir, seed_folder
 
 # Fields of a diffusion model's section that do not decide what is trained. Another seed trains
 # another model of the same kind.
@@ -91,7 +91,7 @@ def of_seed(path: str, seed: int) -> Path:
 
     A run of a single seed has one folder for all, so what it left is shared.
     """
-    own = Path(path) / f"seed-{seed}"
+    own = Path(path) / seed_folder(seed)
     return own if own.is_dir() else Path(path)
 
 

@@ -31,7 +31,7 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
 from pdrec_jax.training import Run, fit_together
-from pdrec_jax.workdir import Workdir
+from pdrec_jax.workdir import Workdir, seed_folder
 
 RunOne = Callable[[ConfigDict, list[Path] | None, Path, Prepared | None], dict[str, Any]]
 
@@ -76,11 +76,6 @@ def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
     return None
 
 
-def folder(seed: int) -> str:
-    """Returns the name of a seed's folder."""
-    return f"seed-{seed}"
-
-
 def seed_configs(config: ConfigDict) -> list[ConfigDict]:
     """Returns the config of each seed's run; all of them are on one log, simulated or not."""
     configs = []
@@ -123,7 +118,7 @@ def run(
         name
         for own in configs
         for name in run_models.damaged(
-            own, Workdir(path / folder(own.seed), own, head["data"]["source"])
+            own, Workdir(path / seed_folder(own.seed), own, head["data"]["source"])
         )
     ]
     if (
@@ -142,7 +137,7 @@ def run(
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = prepare(configs[0], files)
     prepared = [(with_seed(given, own), data) for own in configs]
-    paths = [path / folder(seed) for seed in numbers]
+    paths = [path / seed_folder(seed) for seed in numbers]
     for own, (each, _), where in zip(configs, prepared, paths, strict=True):
         preferences_at_hand(each, Workdir(where, own, data["source"]))
     with place.held(data):

@@ -92,7 +92,7 @@ class Workdir:
         if config.seeds > 1:
             raise UserError(
                 f"{path}: holds several seeds, name the folder of one, such as "
-                f"{path / f'seed-{config.seed}'}"
+                f"{path / seed_folder(config.seed)}"
             )
         return cls(path, config, data.get("source", ""))
 
@@ -263,6 +263,11 @@ class Workdir:
         if processes.is_first():
             atomic_write_text(self.path / _RESULTS, json.dumps(results, indent=2) + "\n")
         processes.barrier(f"finished {self.path}")
+
+
+def seed_folder(seed: int) -> str:
+    """Returns the name of a seed's folder in a run of several."""
+    return f"seed-{seed}"
 
 
 def _seal(record: dict[str, Any], arrays: Path) -> str:

@@ -29,6 +29,7 @@ SHARED = frozenset(
         "sharding",
         "processes",
         "checkpoints",
+        "saved_trees",
         "command",
         "compilation",
         "memory",
