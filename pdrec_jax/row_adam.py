@@ -141,19 +141,18 @@ def tails(adam: AdamW, rates: np.ndarray) -> Tails:
     return Tails(sums[: count + 1].astype(np.float32), shrinkage[: count + 1].astype(np.float32))
 
 
-def open_table(rows: Rows, step: Array, count: int) -> Table:
-    """Starts from a table [I, D] that is up to date with a step.
+def open_table(rows: Rows, age: Array, count: int) -> Table:
+    """Starts from a table [I, D].
 
     Args:
       rows: the whole table.
-      step: [] int32, steps done.
+      age: [I] or [] int32, the steps that the rows are up to date with.
       count: n, rows that each step will write.
     """
     size, width = rows.values.shape
-    step = jnp.asarray(step, jnp.int32)
+    age = jnp.broadcast_to(jnp.asarray(age, jnp.int32), size)
     none = jnp.zeros((count, width))
-    late = Late(Rows(none, none, none), jnp.full(count, size, jnp.int32), step)
-    age = jnp.full(size, step, jnp.int32)
+    late = Late(Rows(none, none, none), jnp.full(count, size, jnp.int32), jnp.int32(0))
     return Table(*rows, age, jnp.zeros(size, jnp.int32), late)
 
 
@@ -295,3 +294,26 @@ def close_table(adam: AdamW, table: Table, step: Array, tail: Tails) -> Rows:
     whole, start = Rows(*table[:3]), jnp.zeros((), jnp.int32)
     carried = whole, caught(whole, start), start
     return write(*jax.lax.fori_loop(1, -(-size // block), one, carried))
+
+
+def values_at(adam: AdamW, rows: Rows, age: Array, step: Array, tail: Tails) -> Array:
+    """Returns the values of a whole table as they are after a step, [I, D]; it stays as it was.
+
+    Args:
+      adam: its constants.
+      rows: [I, D] each, settled.
+      age: [I] int32, the steps that they are up to date with.
+      step: [] int32, steps done.
+      tail: of ``tails``.
+    """
+    size = age.shape[0]
+    block = min(size, _BLOCK)
+
+    def one(number: Array, values: Array) -> Array:
+        # The last block may overlap the one before: it is made twice from the same old rows.
+        begin = jnp.minimum(number * block, size - block)
+        *some, ages = (jax.lax.dynamic_slice_in_dim(part, begin, block) for part in (*rows, age))
+        new = caught_up(adam, Rows(*some), ages, step, tail).values
+        return jax.lax.dynamic_update_slice_in_dim(values, new, begin, 0)
+
+    return jax.lax.fori_loop(0, -(-size // block), one, jnp.zeros_like(rows.values))

@@ -20,8 +20,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pdrec_jax.errors import UserError
 
 DATA, MODEL = "data", "model"
-ITEM_TABLES = (("item_kernel",), ("output", "kernel"), ("output", "bias"), ("item_embedding",))
-"""Ends of the names of parameters that have a row an item; so do their moments' names end."""
+ITEM_TABLES = (
+    ("item_kernel",),
+    ("output", "kernel"),
+    ("output", "bias"),
+    ("item_embedding",),
+    ("row_age",),
+)
+"""Ends of the names of arrays that have a row an item; so end those of parameters' moments."""
 
 Tree = Any
 

@@ -72,7 +72,7 @@ class Task(Protocol):
         """Gradient steps an epoch."""
 
     def initial(self) -> Tree:
-        """Returns the state before the first epoch; ``state["params"]`` is what is kept."""
+        """Returns the state before the first epoch; its ``params`` are those of ``parameters``."""
 
     def abstract(self) -> Tree:
         """Returns the shapes of ``initial``, and on a mesh where they lie."""
@@ -86,6 +86,9 @@ class Task(Protocol):
         True in the midst of the epoch. ``done`` are then the losses to go on from. Returns the new
         state, and what ``epoch_values`` returns.
         """
+
+    def parameters(self, state: Tree) -> Tree:
+        """Returns what is evaluated and kept of a state; it may share arrays with the state."""
 
     def evaluate(self, params: Tree) -> float:
         """Returns the metric that chooses the epoch, NDCG@10."""
@@ -224,7 +227,7 @@ class Run:
         """Adds the metric ``ndcg`` to an epoch's values, where the epoch is to be evaluated."""
         due = _evaluates(self.course.epoch + 1, self.settings)
         if due and math.isfinite(values["loss"]):
-            values["ndcg"] = self.task.evaluate(state["params"])
+            values["ndcg"] = self.task.evaluate(self.task.parameters(state))
 
     def settle(self, state: Tree, values: dict[str, float], seconds: float) -> None:
         """Takes in an epoch that was trained and measured.
@@ -253,7 +256,7 @@ class Run:
         self.shown = {"epoch": epoch, "loss": values["loss"]}
         if "ndcg" in values:
             if values["ndcg"] > course.best:
-                self._best = jax.tree.map(jnp.copy, state["params"])
+                self._best = jax.tree.map(jnp.copy, self.task.parameters(state))
                 course = dataclasses.replace(course, best=values["ndcg"], best_epoch=epoch, stale=0)
             else:
                 course = dataclasses.replace(course, stale=course.stale + 1)

@@ -18,6 +18,7 @@ from pdrec_jax.row_adam import (
     read_rows,
     settle,
     tails,
+    values_at,
     write_rows,
 )
 
@@ -39,7 +40,14 @@ def small_blocks(monkeypatch) -> None:
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def run(adam, start, ids, gradients, rates, begin, tail):
     """Scans steps ``begin + 1 ..`` and closes the table; also what each step read."""
-    table = open_table(Rows(*start), jnp.int32(begin), READS)
+    table, seen = scan(adam, start, begin, ids, gradients, rates, begin, tail)
+    return close_table(adam, table, jnp.int32(begin + len(ids)), tail), seen
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def scan(adam, start, age, ids, gradients, rates, begin, tail):
+    """Scans steps ``begin + 1 ..``; returns the table, settled, and what each step read."""
+    table = open_table(Rows(*start), age, READS)
 
     def step(table, inputs):
         number, row_ids, gradient, rate = inputs
@@ -49,7 +57,7 @@ def run(adam, start, ids, gradients, rates, begin, tail):
 
     numbers = jnp.arange(begin + 1, begin + 1 + len(ids), dtype=jnp.int32)
     table, seen = jax.lax.scan(step, table, (numbers, ids, gradients, rates))
-    return close_table(adam, table, numbers[-1], tail), seen
+    return settle(table), seen
 
 
 def dense_twin(adam, values, ids, gradients, rates):
@@ -113,6 +121,28 @@ def test_closing_between_epochs_changes_nothing(adam: AdamW) -> None:
     parts, _ = run(adam, parts, ids[half:], gradients[half:], rates[half:], half, tail)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("adam", ADAMS)
+def test_a_table_left_open_between_epochs_is_that_of_one_epoch(adam: AdamW) -> None:
+    """To the last bit: what rows have missed is counted from the step that they are at."""
+    rng = np.random.default_rng(0)
+    start = [rng.random((ROWS, WIDTH), np.float32) for _ in range(3)]
+    ids = rng.integers(0, ROWS, (STEPS, READS)).astype(np.int32)
+    ids[:, :2] = 3  # some rows are read all the time, others seldom
+    gradients = rng.normal(size=(STEPS, READS, WIDTH)).astype(np.float32)
+    rates = rates_of(2, STEPS // 2).astype(np.float32)
+    tail, half = jax.tree.map(jnp.asarray, tails(adam, rates)), STEPS // 2
+    whole, _ = scan(adam, start, 0, ids, gradients, rates, 0, tail)
+    first, _ = scan(adam, start, 0, ids[:half], gradients[:half], rates[:half], 0, tail)
+    second = ids[half:], gradients[half:], rates[half:]
+    table, _ = scan(adam, first[:3], first.age, *second, half, tail)
+    assert first.age.min() < half
+    for name in ("values", "first", "second", "age"):
+        np.testing.assert_array_equal(getattr(table, name), getattr(whole, name))
+    closed = close_table(adam, whole, jnp.int32(STEPS), tail)
+    looked_at = values_at(adam, Rows(*table[:3]), table.age, jnp.int32(STEPS), tail)
+    np.testing.assert_allclose(looked_at, closed.values, atol=1e-6)
 
 
 @pytest.mark.parametrize("adam", ADAMS)

@@ -41,6 +41,7 @@ def get_config():
         "encoder.batch_size": 30, "encoder.block": 128, "encoder.first_evaluation": 1,
         "encoder.variants": ("base", "hbr+nns+dpa"), "dpa.coarse": 10, "dpa.fine": 2,
         "nns.kept": 16, "save_seconds": 0.0, "save_async": "on",
+        "encoder.row_adam_above": 100,  # on one device; on a mesh Adam is dense
     }}
     for field, value in fields.items():
         put(config, field, value)

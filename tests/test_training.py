@@ -76,6 +76,9 @@ class Walk:
         advance(1)
         return state, epoch_values(np.append(np.float32(done or losses[:3]), losses[3:]), 0.1)
 
+    def parameters(self, state: Any) -> Any:
+        return state["params"]
+
     def evaluate(self, params: Any) -> float:
         assert params["w"].shape == (3,)
         self.evaluated.append(self.epoch)

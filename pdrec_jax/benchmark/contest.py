@@ -341,5 +341,7 @@ class Training:
 
     def run(self, task: Any) -> dict[str, Any]:
         """Runs the first epoch of a ``training.Task`` again; returns the new state."""
+        if "row_age" in self.state:  # counted from the first step
+            self.state["row_age"] = jnp.zeros_like(self.state["row_age"])
         self.state, _ = task.run_epoch(self.state, 1, lambda steps: None)
         return self.state

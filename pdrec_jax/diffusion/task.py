@@ -242,6 +242,10 @@ class DiffusionTask:
         rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
         return tails(AdamW(decay=config.weight_decay), np.repeat(rates, self.steps))
 
+    def parameters(self, state: dict[str, Any]) -> Params:
+        """Returns the parameters of a state."""
+        return state["params"]
+
     def evaluate(self, params: Params) -> float:
         """Returns the selection metric."""
         return self.scorer.sampled(params).metrics().get(SELECTION, 0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from pdrec_jax.encoders.model import (
     Batch,
@@ -24,12 +25,14 @@ from pdrec_jax.row_adam import (
     Rows,
     Table,
     Tails,
-    close_table,
+    caught_up,
     open_table,
     read_rows,
     settle,
+    values_at,
     write_rows,
 )
+from pdrec_jax.sharding import constrain
 
 _TABLE = "item_embedding"
 
@@ -66,17 +69,13 @@ def train_epoch_by_rows(
     model: EncoderModel,
     seed: int,
 ) -> tuple[dict[str, Any], Array]:
-    """``train_epoch`` where a step costs what its rows of the table cost, see ``row_adam``."""
+    """``train_epoch`` where a step costs what its rows of the table cost, see ``row_adam``.
+
+    Rows that no step read stay behind, by ``state["row_age"]``: to bring all of them up to date
+    would cost what the table costs, in every epoch.
+    """
     base = jax.random.key(seed)
-
-    def split(tree: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
-        return tree[_TABLE], {name: value for name, value in tree.items() if name != _TABLE}
-
-    moments = state["optimiser"]
-    (values, params), (first, mu), (second, nu) = map(
-        split, (state["params"], moments.mu, moments.nu)
-    )
-    rows, other_moments = Rows(values, first, second), moments._replace(mu=mu, nu=nu)
+    params, other_moments, rows = _parted(state)
 
     def gradients(
         params: Params, table: Table, given: tuple[Batch, Array]
@@ -114,18 +113,49 @@ def train_epoch_by_rows(
 
     inputs = batches, numbers
     first_step = jax.tree.map(lambda leaf: leaf[0], inputs)
-    some = open_table(rows, numbers[0], 0)
+    some = open_table(rows, state["row_age"], 0)
     count = jax.eval_shape(gradients, params, some, first_step)[2][0].shape[0]
-    carried = params, other_moments, open_table(rows, numbers[0], count)
+    carried = params, other_moments, open_table(rows, state["row_age"], count)
     (params, optimiser, table), losses = jax.lax.scan(step, carried, inputs)
-    values, first, second = close_table(ADAM, table, numbers[-1] + 1, tail)
-    state = {
-        "params": {**params, _TABLE: values},
-        "optimiser": optimiser._replace(
-            mu={**optimiser.mu, _TABLE: first}, nu={**optimiser.nu, _TABLE: second}
-        ),
-    }
-    return state, losses
+    table = settle(table)
+    return _joined(params, optimiser, Rows(*table[:3]), table.age), losses
+
+
+@jax.jit
+def current_params(state: dict[str, Any], tail: Tails) -> Params:
+    """Returns the parameters after a state's steps, rows that are behind brought up to date."""
+    params, optimiser, rows = _parted(state)
+    return {**params, _TABLE: values_at(ADAM, rows, state["row_age"], optimiser.count, tail)}
+
+
+@functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+def caught_up_state(state: dict[str, Any], tail: Tails, mesh: Mesh | None) -> dict[str, Any]:
+    """Brings all rows of a state up to date with its steps, for steps on the whole table."""
+    params, optimiser, rows = _parted(state)
+    rows = caught_up(ADAM, rows, state["row_age"], optimiser.count, tail)
+    age = jnp.full_like(state["row_age"], optimiser.count)
+    return constrain(_joined(params, optimiser, rows, age), mesh)
+
+
+def _parted(state: dict[str, Any]) -> tuple[Params, Any, Rows]:
+    """Parameters and optimiser without the table, and the table with its moments."""
+
+    def split(tree: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+        return tree[_TABLE], {name: value for name, value in tree.items() if name != _TABLE}
+
+    moments = state["optimiser"]
+    (values, params), (first, mu), (second, nu) = map(
+        split, (state["params"], moments.mu, moments.nu)
+    )
+    return params, moments._replace(mu=mu, nu=nu), Rows(values, first, second)
+
+
+def _joined(params: Params, optimiser: Any, rows: Rows, age: Array) -> dict[str, Any]:
+    """The state of the parts that ``_parted`` returns."""
+    moments = optimiser._replace(
+        mu={**optimiser.mu, _TABLE: rows.first}, nu={**optimiser.nu, _TABLE: rows.second}
+    )
+    return {"params": {**params, _TABLE: rows.values}, "optimiser": moments, "row_age": age}
 
 
 def _with_gradient(ids: dict[str, Array], soft: Array, fine: int) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
@@ -27,7 +28,8 @@ def train_step(
     """Takes one step of Adam on all parameters.
 
     Args:
-      state: ``params`` and ``optimiser``.
+      state: ``params``, ``optimiser`` and, of a large table, ``row_age``, see
+        ``EncoderTask.initial``; all rows up to date.
       data: all users.
       batch: users and layout.
       key: of this step.
@@ -40,4 +42,7 @@ def train_step(
     loss, gradient = jax.value_and_grad(training_loss)(state["params"], model, data, batch, key)
     updates, optimiser = OPTIMISER.update(gradient, state["optimiser"])
     params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
-    return {"params": params, "optimiser": optimiser}, loss
+    new = {"params": params, "optimiser": optimiser}
+    if "row_age" in state:
+        new["row_age"] = jnp.full_like(state["row_age"], optimiser.count)
+    return new, loss

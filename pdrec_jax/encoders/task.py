@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -20,7 +21,12 @@ from pdrec_jax.encoders.model import (
     TrainingData,
 )
 from pdrec_jax.encoders.on_mesh import event_budget, of_steps, train_steps_on
-from pdrec_jax.encoders.optimise import train_epoch, train_epoch_by_rows
+from pdrec_jax.encoders.optimise import (
+    caught_up_state,
+    current_params,
+    train_epoch,
+    train_epoch_by_rows,
+)
 from pdrec_jax.encoders.ranking import Evaluation
 from pdrec_jax.encoders.step import ADAM, OPTIMISER
 from pdrec_jax.evaluation.metrics import SELECTION
@@ -62,11 +68,19 @@ class EncoderTask:
     name: str
 
     def initial(self) -> dict[str, Any]:
-        """Returns parameters and optimiser state."""
+        """Returns parameters and optimiser state.
+
+        Where the table of items is large also ``row_age`` [I] int32, the steps that its rows are up
+        to date with; on a mesh too, so that a run can go on there, and come back.
+        """
 
         def make() -> dict[str, Any]:
             params = self.initialise()
-            return {"params": params, "optimiser": OPTIMISER.init(params)}
+            state = {"params": params, "optimiser": OPTIMISER.init(params)}
+            rows = len(params["item_embedding"])
+            if rows > self.config.row_adam_above:
+                state["row_age"] = jnp.zeros(rows, jnp.int32)
+            return state
 
         return made_in_place(make, self.model.mesh)()
 
@@ -119,11 +133,13 @@ class EncoderTask:
         rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
         return np.arange((epoch - 1) * self.steps, epoch * self.steps), rate
 
-    def by_rows(self, params: Params) -> bool:
+    def by_rows(self, state: dict[str, Any]) -> bool:
         """Whether the optimiser goes row by row, see ``row_adam``; on a mesh it never does."""
-        if self.model.mesh is not None:
-            return False
-        return len(params["item_embedding"]) > self.config.row_adam_above
+        return self.model.mesh is None and "row_age" in state
+
+    def parameters(self, state: dict[str, Any]) -> Params:
+        """Returns the parameters after the steps of a state."""
+        return current_params(state, self._tail) if self.by_rows(state) else state["params"]
 
     def run_epoch(
         self,
@@ -142,7 +158,7 @@ class EncoderTask:
         numbers, rate = self.clock(epoch)
         left = jax.tree.map(lambda leaf: leaf[len(done) :], self.layout(epoch))
         given = state, self.data, left, numbers[len(done) :], rate
-        if self.by_rows(state["params"]):
+        if self.by_rows(state):
             state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = train_epoch(*given, self.model, config.seed)
@@ -159,6 +175,8 @@ class EncoderTask:
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """``run_epoch`` on a mesh, a few steps a dispatch, each with its users' data."""
         numbers, rate = self.clock(epoch)
+        if "row_age" in state and int(jnp.min(state["row_age"])) < numbers[len(done)]:
+            state = caught_up_state(state, self._tail, self.model.mesh)  # it was on one device
         layout, losses = self.layout(epoch), [np.array(done, np.float32)]
         budget = max(event_budget(self.offsets, np.asarray(layout.users)), self._usual_events)
         for begin in range(len(done), self.steps, STEPS_ON_MESH):

@@ -38,7 +38,7 @@ class Trainable(Protocol):
     def clock(self, epoch: int) -> tuple[np.ndarray, float]:
         """The numbers of an epoch's steps and its learning rate."""
 
-    def by_rows(self, params: dict[str, Any]) -> bool:
+    def by_rows(self, state: dict[str, Any]) -> bool:
         """Whether the optimiser goes row by row."""
 
     def run_epoch(self, state: dict[str, Any], epoch: int, advance: Any) -> Trained:
@@ -64,7 +64,7 @@ def run_epochs(
     layouts = [task.layout(epoch) for task in tasks]
     groups: dict[Any, list[int]] = {}
     for index, layout in enumerate(layouts):
-        alone = index if tasks[index].by_rows(states[index]["params"]) else None
+        alone = index if tasks[index].by_rows(states[index]) else None
         shape = tuple(np.shape(leaf) for leaf in jax.tree.leaves(layout))
         groups.setdefault((alone, shape), []).append(index)
     trained: dict[int, Trained] = {}

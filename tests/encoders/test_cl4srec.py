@@ -205,6 +205,6 @@ class TestStep:
             losses.append(values["loss"])
         assert np.mean(losses[-2:]) < 0.95 * losses[0]
         for kind in ("sampled", "full"):
-            ranks = getattr(scorers["test"], kind)(state["params"])
+            ranks = getattr(scorers["test"], kind)(task.parameters(state))
             assert len(ranks.ranks) == everybody.size
             assert ranks.ranks.max() < 200
