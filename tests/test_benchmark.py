@@ -223,6 +223,15 @@ def test_both_catalogues_are_compared_where_there_are_two() -> None:
     ]
 
 
+def test_a_step_has_the_same_work_at_any_number_of_items() -> None:
+    """So what it costs more with more items is the catalogue's."""
+    lengths = []
+    for items in (2_000, 20_000):
+        sizes = dataclasses.replace(TINY, items=items, source_items=0)
+        lengths.append(make_workload(sizes, "simulated").split.train.lengths)
+    np.testing.assert_array_equal(*lengths)
+
+
 def test_a_real_log_takes_the_place_of_the_simulated_one(real_data, monkeypatch) -> None:
     monkeypatch.setenv("PDREC_DATA", str(real_data))
     make_workload.cache_clear()

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.data import sources
+from pdrec_jax.data.interactions import Interactions
+from pdrec_jax.data.simulator import draw_lengths, simulate
 from pdrec_jax.data.splits import Split, leave_one_out
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import (
@@ -87,15 +89,19 @@ def make_workload(sizes: Sizes, source: str) -> Workload:
       UserError: see ``make_config``; or a log cannot be read.
     """
     config = make_config(sizes, source)
-    log, found = sources.load(config, sources.find_files(config))
+    files = sources.find_files(config)
+    label = "SIMULATED log"
+    if files is None:
+        log = _simulated(config)
+    else:
+        log, found = sources.load(config, files)
+        label = f"real log ({', '.join(file['name'] for file in found['files'])})"
     split = leave_one_out(log)
     test, valid = (
         draw_candidates(STRICT, split, config.seed, heldout=heldout)
         for heldout in ("test", "valid")
     )
     train = split.train
-    files = ", ".join(file["name"] for file in found["files"])
-    label = f"real log ({files})" if found["source"] == "real" else "SIMULATED log"
     return Workload(
         config=config,
         protocol=STRICT,
@@ -106,3 +112,12 @@ def make_workload(sizes: Sizes, source: str) -> Workload:
         label=f"{label}, {train.num_users:,} users, {train.num_items:,} items, "
         f"mean history {train.lengths.mean():.1f}",
     )
+
+
+def _simulated(config: ConfigDict) -> Interactions:
+    """A log whose histories, and so a step's work, are as long at any size of the catalogue."""
+    simulation, seed = config.simulation, config.seed
+    users, items, mean = simulation.num_users, simulation.num_items, simulation.mean_length
+    lengths = draw_lengths(np.random.default_rng(seed), users, items, mean)
+    source_items = simulation.num_source_items
+    return simulate(users, items, seed=seed, source_items=source_items, lengths=lengths).log

@@ -140,6 +140,7 @@ def simulate(
     accidental_rate: float = 0.1,
     drift: float = 0.3,
     popularity_exponent: float = 0.7,
+    lengths: NDArray[np.int64] | None = None,
 ) -> Simulation:
     """Draws a log of the shape of the paper's Toy log, at any size, with its truth.
 
@@ -157,6 +158,8 @@ def simulate(
         accidental_rate: share of accidental clicks.
         drift: rate at which an interest gives way to another, a year.
         popularity_exponent: 0 makes all items alike.
+        lengths: `[U]` target events a user, of `draw_lengths`, for logs whose histories are to be
+            equally long whatever else differs; None draws them here, around `mean_length`.
 
     Returns:
         The log and its truth.
@@ -176,11 +179,12 @@ def simulate(
     rng = np.random.default_rng(seed)
     topics = max(items // _ITEMS_A_TOPIC, min(2 * _TOPICS_A_CATEGORY, items // 8), 1)
     domains = [_catalogue(rng, items, topics, popularity_exponent)]
-    lengths = _lengths(rng, users, items, mean_length)
+    if lengths is None:
+        lengths = draw_lengths(rng, users, items, mean_length)
     source_lengths = np.zeros_like(lengths)
     if source_items:
         domains.append(_catalogue(rng, source_items, topics, popularity_exponent))
-        source_lengths = _lengths(rng, users, source_items, source_mean_length)
+        source_lengths = draw_lengths(rng, users, source_items, source_mean_length)
 
     owners = np.repeat(np.arange(users), lengths + source_lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths + source_lengths)])
@@ -230,8 +234,17 @@ def _catalogue(rng: np.random.Generator, items: int, topics: int, exponent: floa
     )
 
 
-def _lengths(rng: np.random.Generator, users: int, items: int, mean: float) -> NDArray[np.int64]:
-    """`[U]` events a user: 3 and a log-normal number more."""
+def draw_lengths(
+    rng: np.random.Generator, users: int, items: int, mean: float
+) -> NDArray[np.int64]:
+    """Draws `[U]` events a user: 3 and a log-normal number more, at most half of the items.
+
+    Args:
+        rng: is moved on.
+        users: U.
+        items: of the catalogue.
+        mean: of the lengths, before the cut; at least 3.
+    """
     spread = _LENGTH_SPREAD
     more = (mean - _MIN_LENGTH) * np.exp(spread * rng.standard_normal(users) - spread**2 / 2)
     # Rounding at random keeps the mean where rounding down would not.

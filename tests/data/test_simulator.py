@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrec_jax.data.interactions import from_events, merge_domains
-from pdrec_jax.data.simulator import Simulation, simulate
+from pdrec_jax.data.simulator import Simulation, draw_lengths, simulate
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.errors import UserError
 
@@ -44,6 +44,14 @@ class TestShape:
         lengths = simulate(5000, 10_000, seed=0, mean_length=mean).log.lengths
         assert lengths.min() >= 3
         assert lengths.mean() == pytest.approx(mean, rel=0.05)
+
+    def test_given_lengths(self):
+        """Histories of one length each, whatever the catalogue."""
+        lengths = draw_lengths(np.random.default_rng(1), 400, 900, 12.0)
+        for items in (900, 5000):
+            log = simulate(400, items, seed=3, lengths=lengths).log
+            np.testing.assert_array_equal(log.lengths, lengths)
+            assert log.items.max() <= items
 
     def test_times(self, sim):
         log = sim.log
