@@ -191,7 +191,8 @@ def test_the_encoder_is_timed_without_and_with_plugins() -> None:
     assert base.title.startswith("SASRec training step, 8 users")
     assert plugins.title.startswith("SASRec+HBR+NNS+DPA training step, 8 users")
     for slow, fast in (base.contestants, plugins.contestants):
-        assert slow.flops == pytest.approx(fast.flops * 8 * 24 / (5 * 24))
+        # The 8 users of a batch of this log fit 4 rows.
+        assert slow.flops == pytest.approx(fast.flops * 8 * 24 / (4 * 24))
     assert plugins.contestants[0].flops == 2 * base.contestants[0].flops
 
 
