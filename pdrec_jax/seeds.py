@@ -25,7 +25,7 @@ from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.groups import by_group
-from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
+from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds, variants_and_base
 from pdrec_jax.given import Given, Prepared, prepare, with_seed
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
@@ -185,7 +185,10 @@ def _run_all(
         "data": data,
         "models": over_seeds([result["models"] for result in results]),
         "comparisons": comparisons(
-            results[0]["models"], ranks, config.evaluation.negatives, seed=config.seed
+            variants_and_base(results[0]["models"]),
+            ranks,
+            config.evaluation.negatives,
+            seed=config.seed,
         ),
         "groups": by_group(results[0]["models"], ranks, per_user[0]),
         "times": {key: round(sum(t.get(key, 0.0) for t in times), 2) for key in times[0]},

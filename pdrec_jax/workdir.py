@@ -75,11 +75,15 @@ class Workdir:
             raise UserError(f"{self.path}: not empty and not a run; name another --workdir")
 
     @classmethod
-    def open(cls, path: str | Path) -> Workdir:
+    def open(cls, path: str | Path, *, several: bool = False) -> Workdir:
         """Opens the run that is in a directory, with the config that it was begun with.
 
+        Args:
+          path: of the run.
+          several: whether it may be one of several seeds, which are a run each.
+
         Raises:
-          UserError: there is no run, or one of several seeds, which are a run each.
+          UserError: there is no run, or one of several seeds where one is expected.
         """
         path = Path(path)
         saved, data = _read_json(path / _CONFIG), _read_json(path / _DATA)
@@ -89,7 +93,7 @@ class Workdir:
             config = _resolved(saved)
         except (UserError, TypeError) as error:
             raise UserError(f"{path / _CONFIG}: {error}") from error
-        if config.seeds > 1:
+        if config.seeds > 1 and not several:
             raise UserError(
                 f"{path}: holds several seeds, name the folder of one, such as "
                 f"{path / seed_folder(config.seed)}"

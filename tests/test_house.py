@@ -67,6 +67,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "inspect": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
     | {"recommend", "main", "given", "inspect"},
+    # Reads what runs have left; nobody may know it.
+    "compare": SHARED | {"evaluation", "report"},
     # Compiles what a job would run, and runs nothing; nobody may know it.
     "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "given", "main"} | {"plan"},
     # Takes in and gives back the reference's models.

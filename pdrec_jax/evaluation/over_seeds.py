@@ -13,6 +13,7 @@ from pdrec_jax.evaluation.significance import compare, holm
 
 BLOCKS = ("sampled", "full")
 _PARTS = (*BLOCKS, "validation")
+METRICS = (*(f"{name}@{k}" for name in ("NDCG", "HR") for k in CUTOFFS), "AUC", "MRR")
 
 
 def over_seeds(models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -49,47 +50,51 @@ def over_seeds(models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, 
     return combined
 
 
+def variants_and_base(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs the key of every variant of an encoder with that of its base, where there are both."""
+    encoders = [str(model["key"]) for model in models if model.get("stage") == "encoder"]
+    pairs = [(key, key.partition("+")[0]) for key in encoders]
+    return [(key, base) for key, base in pairs if key != base and base in encoders]
+
+
 def comparisons(
-    models: Sequence[Mapping[str, Any]],
+    pairs: Sequence[tuple[str, str]],
     ranks: Mapping[str, np.ndarray],
     negatives: int,
     *,
+    metrics: Sequence[str] = METRICS,
     seed: int = 0,
     draws: int = 2000,
 ) -> list[dict[str, Any]]:
-    """Compares every variant of an encoder with its base, on every metric.
+    """Compares models, each with its base.
 
     The p-values of a block (sampled or full ranking), of all models and metrics, are one family,
     and corrected together.
 
     Args:
-      models: of the results.
-      ranks: ``KEY/BLOCK_rank`` [S, U].
+      pairs: keys of a model and of its base.
+      ranks: ``KEY/BLOCK_rank`` [S, U]; a pair that lacks one is passed over.
       negatives: of the sampled ranking.
+      metrics: some of ``METRICS``.
       seed: of the bootstrap.
       draws: of the bootstrap.
 
     Returns:
       a dict for each comparison: ``key``, ``base``, ``block``, ``metric``, the fields of
       ``significance.Comparison``, ``p_users_holm`` and ``p_seeds_holm``; None stands for a number
-      that there is none of. Empty without a base, or without a variant.
+      that there is none of.
     """
-    encoders = [str(model["key"]) for model in models if model.get("stage") == "encoder"]
-    names = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS] + ["AUC", "MRR"]
     found: list[dict[str, Any]] = []
     for block in BLOCKS:
+        # How many negatives a user had in the full ranking is not kept, so no AUC there.
+        kept = [name for name in metrics if name != "AUC" or block == "sampled"]
         family: list[dict[str, Any]] = []
-        for key in encoders:
-            base = key.partition("+")[0]
-            if key == base or base not in encoders:
-                continue
+        for key, base in pairs if kept else ():
             pair = [
                 ranks[name] for each in (key, base) if (name := f"{each}/{block}_rank") in ranks
             ]
             if len(pair) < 2:
                 continue
-            # How many negatives a user had in the full ranking is not kept, so no AUC there.
-            kept = [name for name in names if name != "AUC" or block == "sampled"]
             ours, theirs = (
                 np.stack([user_values(metric, each, negatives) for metric in kept]) for each in pair
             )

@@ -63,7 +63,7 @@ def write_seeds_report(workdir: Path, results: Mapping[str, Any]) -> Path:
         f"# {tables.title(results)}",
         f"Mean and standard deviation over {len(seeds)} seeds. The report of each: {links}.",
         "## Results\n\n" + tables.markdown_table({**results, "models": _with_deviations(results)}),
-        *_markdown_comparisons(results),
+        *markdown_comparisons(results),
         *filter(None, [markdown_groups(results)]),
         f"**{tables.source_line(results)}**",
     ]
@@ -75,7 +75,8 @@ def _with_deviations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for model in results.get("models") or []:
         rows.append(dict(model))
-        rows.append({"name": "  +-", **(model.get("deviation") or {})})
+        if model.get("deviation"):
+            rows.append({"name": "  +-", **model["deviation"]})
     return rows
 
 
@@ -107,7 +108,8 @@ def _comparisons(results: Mapping[str, Any], block: str) -> list[str]:
     return lines
 
 
-def _markdown_comparisons(results: Mapping[str, Any]) -> list[str]:
+def markdown_comparisons(results: Mapping[str, Any]) -> list[str]:
+    """Lays out ``comparisons`` as Markdown, a section a block; empty where there are none."""
     parts = []
     for block in tables.BLOCKS:
         by_model, names = _of(results, block), _names(results)

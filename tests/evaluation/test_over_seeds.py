@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.evaluation.metrics import user_values
-from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds
+from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds, variants_and_base
 from pdrec_jax.evaluation.significance import holm, paired_t
 
 MODELS = [
@@ -15,6 +15,7 @@ MODELS = [
     {"key": "sasrec+hbr", "stage": "encoder"},
     {"key": "sasrec+hbr+nns", "stage": "encoder"},
 ]
+PAIRS = variants_and_base(MODELS)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_means_and_deviations():
 
 
 def test_every_variant_against_its_base(ranks):
-    found = comparisons(MODELS, ranks, 99, draws=50)
+    found = comparisons(PAIRS, ranks, 99, draws=50)
     assert len(found) == 2 * (12 + 11)
     assert {each["key"] for each in found} == {"sasrec+hbr", "sasrec+hbr+nns"}
     for each in found:
@@ -69,7 +70,7 @@ def test_every_variant_against_its_base(ranks):
 
 
 def test_a_block_is_one_family(ranks):
-    found = comparisons(MODELS, ranks, 99, draws=50)
+    found = comparisons(PAIRS, ranks, 99, draws=50)
     for block, count in (("sampled", 24), ("full", 22)):
         family = [each for each in found if each["block"] == block]
         assert len(family) == count
@@ -80,6 +81,6 @@ def test_a_block_is_one_family(ranks):
 
 
 def test_nothing_to_compare(ranks):
-    assert comparisons(MODELS[:2], ranks, 99) == []
-    assert comparisons([MODELS[2]], ranks, 99) == []
-    assert comparisons(MODELS, {}, 99) == []
+    assert variants_and_base(MODELS[:2]) == []
+    assert variants_and_base([MODELS[2]]) == []
+    assert comparisons(PAIRS, {}, 99) == []

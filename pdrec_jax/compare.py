@@ -1,0 +1,234 @@
+"""Compares models of different runs, user by user.
+
+python -m pdrec_jax.compare BASE RUN [RUN ..]
+
+BASE and RUN are workdirs of finished runs, of one seed or several, with ``:KEY`` behind where a run
+has several models: ``runs/tuned:sasrec+nns``. The runs must have ranked the same users among the
+same candidates; they may differ in anything else, such as the settings of a base and of a variant
+that were tuned each for itself. What is compared are the seeds that all of them have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.over_seeds import BLOCKS, METRICS, comparisons, over_seeds
+from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.report.seeds import markdown_comparisons, seeds_table
+from pdrec_jax.report.tables import markdown_table, source_line, title
+from pdrec_jax.settings import get
+from pdrec_jax.workdir import Workdir, seed_folder
+
+_FILE = "comparison"
+# What decides who is ranked among which candidates, beside the log itself.
+_SAME = ("protocol", "evaluation.negatives", "data.mixed")
+_USERS = ("users", "history_length", "item_popularity")  # the last is not kept by older runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A model of a run.
+
+    Attributes:
+      given: as the command line names it.
+      name: for tables.
+      key: of the model within its run.
+      seeds: the run of each seed.
+    """
+
+    given: str
+    name: str
+    key: str
+    seeds: dict[int, Workdir]
+
+
+def find(given: str) -> Candidate:
+    """Finds a model by ``RUN`` or ``RUN:KEY``.
+
+    Args:
+      given: as above; KEY may be left out where the run has one model, or one encoder.
+
+    Raises:
+      UserError: there is no such run or model, or it is not finished.
+    """
+    path, _, key = given.rpartition(":")
+    if not path or Path(given).is_dir():
+        path, key = given, ""
+    place = Workdir.open(path, several=True)
+    first = place.config.seed
+    seeds = {first: place}
+    if place.config.seeds > 1:
+        numbers = range(first, first + place.config.seeds)
+        seeds = {seed: Workdir.open(place.path / seed_folder(seed)) for seed in numbers}
+    for seed, one in seeds.items():
+        if one.results() is None:
+            raise UserError(f"{one.path}: not finished; seed {seed} of a finished run is expected")
+    models = _models(seeds[first])
+    if not key:
+        encoders = [name for name, model in models.items() if model.get("stage") == "encoder"]
+        fit = encoders or list(models)
+        if len(fit) != 1:
+            raise UserError(f"{given}: name one of its models, as in {path}:{list(models)[-1]}")
+        (key,) = fit
+    if not all(key in _models(one) for one in seeds.values()):
+        raise UserError(f"{given}: no model {key!r}; there are {', '.join(models)}")
+    return Candidate(given, f"{Path(path).name}: {models[key]['name']}", key, seeds)
+
+
+def _models(place: Workdir) -> dict[str, Any]:
+    with place.reading_results():
+        return {str(model["key"]): model for model in (place.results() or {})["models"]}
+
+
+def compare_runs(
+    base: Candidate, others: Sequence[Candidate], metrics: Sequence[str] = METRICS
+) -> dict[str, Any]:
+    """Compares models with a base over the seeds that all have.
+
+    Args:
+      base: what the others are compared with.
+      others: at least one.
+      metrics: see ``over_seeds.comparisons``; all of them are one family.
+
+    Returns:
+      results in the form of those of several seeds.
+
+    Raises:
+      UserError: no common seed, or other users or candidates.
+    """
+    everyone = [base, *others]
+    seeds = sorted(set.intersection(*(set(each.seeds) for each in everyone)))
+    if not seeds:
+        raise UserError(
+            "no seed is common to all: "
+            + ", ".join(f"{each.given} has {_listed(each.seeds)}" for each in everyone)
+        )
+    for other in others:
+        for seed in seeds:
+            _require_alike(base.seeds[seed], other.seeds[seed])
+    ranks, models = {}, []
+    for each in everyone:
+        arrays = [each.seeds[seed].per_user() for seed in seeds]
+        for block in BLOCKS:
+            name = f"{each.key}/{block}_rank"
+            if all(name in one for one in arrays):
+                ranks[f"{each.given}/{block}_rank"] = np.stack([one[name] for one in arrays])
+        found = [[_models(each.seeds[seed])[each.key]] for seed in seeds]
+        with each.seeds[seeds[0]].reading_results():
+            (mean,) = over_seeds(found)
+        if len(seeds) == 1:
+            del mean["deviation"]
+        models.append({**mean, "key": each.given, "name": each.name})
+    first = base.seeds[seeds[0]]
+    pairs = [(other.given, base.given) for other in others]
+    negatives = first.config.evaluation.negatives
+    return {
+        "name": first.config.name,
+        "protocol": first.config.protocol,
+        "seed": seeds[0],
+        **({"seeds": seeds} if len(seeds) > 1 else {}),
+        "negatives": negatives,
+        "data": first.data,
+        "models": models,
+        "comparisons": comparisons(pairs, ranks, negatives, metrics=metrics, seed=seeds[0]),
+    }
+
+
+def _listed(seeds: dict[int, Workdir]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _require_alike(one: Workdir, other: Workdir) -> None:
+    """Checks that two runs ranked the same users among the same candidates."""
+    for field in _SAME:
+        ours, theirs = (get(place.config, field) for place in (one, other))
+        if ours != theirs:
+            raise UserError(
+                f"{other.path}: config.{field} is {theirs!r}, and {ours!r} in {one.path}; models "
+                "that rank the same users among the same candidates can be compared"
+            )
+    ours, theirs = one.per_user(), other.per_user()
+    same = {
+        name: np.array_equal(ours[name], theirs[name])
+        for name in _USERS
+        if name in ours and name in theirs
+    }
+    logs = [[file["sha256"] for file in place.data["files"]] for place in (one, other)]
+    if logs[0] != logs[1] or not all(same.values()):
+        raise UserError(f"{other.path}: a run on the log of {one.path} is expected")
+
+
+def _metrics(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(METRICS) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"some of {', '.join(METRICS)} are expected: {text!r}")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m pdrec_jax.compare",
+        description="Compares models of different runs, user by user.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("base", metavar="BASE", help="workdir of a finished run, or RUN:MODEL")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="likewise; compared with BASE")
+    parser.add_argument(
+        "--metrics",
+        type=_metrics,
+        default=METRICS,
+        help="with commas; choose them before you look: p-values are corrected for those alone",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {_FILE}.md and .json there")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: arguments, without the program's name; those of the process where not given.
+
+    Returns:
+      the exit status, see ``command.answered``.
+    """
+
+    def work() -> None:
+        arguments = _parser().parse_args(argv)
+        given = [arguments.base, *arguments.runs]
+        if len(set(given)) < len(given):
+            raise UserError("a model is named twice")
+        base, *others = map(find, given)
+        results = compare_runs(base, others, arguments.metrics)
+        print(seeds_table(results))
+        if arguments.out is not None:
+            _write(arguments.out, results)
+
+    return answered(work, "nothing was written")
+
+
+def _write(out: Path, results: dict[str, Any]) -> None:
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    sections = [
+        f"# {title(results)}",
+        markdown_table(results),
+        *markdown_comparisons(results),
+        f"**{source_line(results)}**",
+    ]
+    atomic_write_text(out / f"{_FILE}.md", "\n\n".join(sections) + "\n")
+    atomic_write_text(out / f"{_FILE}.json", json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))
