@@ -61,9 +61,13 @@ def open_window_table(
       count: F, far tokens of a step.
       part: whether windows may have fewer rows than W, see ``WindowTable.held``.
     """
+    step = jnp.asarray(step, jnp.int32)
+    rest = open_table(rows, step, count)
+    # The late window is as old as the step, which ``settle_window_table`` writes down.
+    rest = rest._replace(late=rest.late._replace(step=step))
     return WindowTable(
         Rows(*(one[head.slots] for one in rows)),
-        open_table(rows, step, count),
+        rest,
         Rows(*(one[:width] for one in rows)),
         jnp.zeros((), jnp.int32),
         jnp.zeros(width, bool) if part else None,
