@@ -14,8 +14,8 @@ s + j, and
     Q_{n,j} = product of (1 - rate_{n+i} d) over i = 1 .. j,
 
 which depends on n alone. So a row may be left as it is until it is read, and is then brought up to
-date in one go. Equal to AdamW on the whole table, but for its epsilon, which counts once and not in
-each of the k steps, and for rounding.
+date in one go. Equal to AdamW on the whole table, but for its epsilon, which counts in all k steps
+as it does in the first of them, and for rounding.
 
 Letters: I rows, D width, n rows read by a step, some of them more than once.
 """
@@ -181,8 +181,11 @@ def caught_up(adam: AdamW, rows: Rows, age: Array, step: Array, tail: Tails) -> 
     missed = step - age
     shrunk = jnp.exp(tail.shrinkage[step] - tail.shrinkage[age])[:, None]
     way = shrunk * tail.sums[age][:, None] - _power(adam.ratio, missed) * tail.sums[step]
+    # Adam adds epsilon to the root of the moment whose bias is corrected, and G has the correction.
+    bias = -jnp.expm1((age + 1).astype(jnp.float32) * np.log(adam.b2)) / adam.b2
+    epsilon = (adam.epsilon * jnp.sqrt(bias))[:, None]
     # A row that never had a gradient has moments of 0 and only decays.
-    values = shrunk * rows.values - way * rows.first / (jnp.sqrt(rows.second) + adam.epsilon)
+    values = shrunk * rows.values - way * rows.first / (jnp.sqrt(rows.second) + epsilon)
     return Rows(values, rows.first * _power(adam.b1, missed), rows.second * _power(adam.b2, missed))
 
 

@@ -238,25 +238,22 @@ class Run:
           seconds: that the epoch took.
 
         Raises:
-          UserError: a loss that is not finite.
+          UserError: a loss that is not finite, or parameters that would be kept.
         """
         settings, course = self.settings, self.course
         epoch, self.state = course.epoch + 1, state
         if not math.isfinite(values["loss"]):
             step = f"step {values['step']:.0f} of " if "step" in values else ""
-            kept = "no state was saved before it"
-            if self._last_saved is not None:
-                kept = f"the last good state is that of epoch {self._last_saved} in "
-                kept += f"{self.store.directory / 'state'}"
-            raise UserError(
-                f"{self.task.name}: the loss is {values['loss']} in {step}epoch {epoch} at "
-                f"learning rate {values['learning_rate']:.3g}; {kept}. A smaller learning rate in "
-                "another workdir usually helps"
-            )
+            raise self._diverged(f"the loss is {values['loss']} in {step}epoch {epoch}", values)
         self.shown = {"epoch": epoch, "loss": values["loss"]}
         if "ndcg" in values:
             if values["ndcg"] > course.best:
-                self._best = jax.tree.map(jnp.copy, self.task.parameters(state))
+                params = jax.tree.map(jnp.copy, self.task.parameters(state))
+                # The last step's are in no loss yet; and what is not a number ranks above nothing,
+                # so that a relevant item without a score would come first.
+                if not _all_finite(params):
+                    raise self._diverged(f"parameters are not finite after epoch {epoch}", values)
+                self._best = params
                 course = dataclasses.replace(course, best=values["ndcg"], best_epoch=epoch, stale=0)
             else:
                 course = dataclasses.replace(course, stale=course.stale + 1)
@@ -267,6 +264,17 @@ class Run:
         self.log.write(self.task.name, epoch, **values, seconds=round(seconds, 3))
         if processes.any_of(time.monotonic() - self._saved_at >= settings.save_seconds):
             self.save(behind=settings.save_behind)
+
+    def _diverged(self, what: str, values: dict[str, float]) -> UserError:
+        """What is raised where numbers have left the range of floats."""
+        kept = "no state was saved before it"
+        if self._last_saved is not None:
+            kept = f"the last good state is that of epoch {self._last_saved} in "
+            kept += f"{self.store.directory / 'state'}"
+        return UserError(
+            f"{self.task.name}: {what} at learning rate {values['learning_rate']:.3g}; {kept}. A "
+            "smaller learning rate in another workdir usually helps"
+        )
 
     def save(self, *, behind: bool = False) -> None:
         """Saves the state, by the number of its steps."""
@@ -307,6 +315,12 @@ class Run:
             self.store.delete("state")
             self.finished = True
         return self.finished
+
+
+@jax.jit
+def _all_finite(tree: Tree) -> jax.Array:
+    """Whether every number of a tree is finite, [] bool."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fitted:

@@ -106,6 +106,25 @@ def test_equal_to_adam_on_the_whole_table(adam: AdamW, seed: int) -> None:
         np.testing.assert_array_equal(found[ROWS - 1], values[ROWS - 1])
 
 
+@pytest.mark.parametrize("adam", [AdamW(b2=0.98), AdamW()])
+@pytest.mark.parametrize("size", [1e-6, 1e-7])
+def test_epsilon_counts_as_it_does_in_the_first_step_of_a_gap(adam: AdamW, size: float) -> None:
+    """Next to small gradients, and early, where Adam's corrections for bias are largest."""
+    start, steps = np.zeros((1, WIDTH), np.float32), 3
+    gradients = np.full((STEPS, 1, WIDTH), size, np.float32)
+    ids = np.zeros((STEPS, 1), np.int32)
+    gradients[steps:] = 0  # and then the row waits
+    rates = np.full(STEPS, 0.01, np.float32)
+    expected = dense_twin(adam, start, ids, gradients, rates)[0]
+    begun = dense_twin(adam, start, ids[:steps], gradients[:steps], rates[:steps])
+    rows = Rows(*(jnp.asarray(part, jnp.float32) for part in begun[:3]))
+    age = jnp.full(1, steps, jnp.int32)
+    tail = jax.tree.map(jnp.asarray, tails(adam, rates))
+    found = values_at(adam, rows, age, jnp.int32(STEPS), tail)
+    moved = np.asarray(found) - begun[0]
+    np.testing.assert_allclose(moved, expected - begun[0], rtol=0.1)
+
+
 @pytest.mark.parametrize("adam", ADAMS)
 def test_closing_between_epochs_changes_nothing(adam: AdamW) -> None:
     rng = np.random.default_rng(0)

@@ -227,6 +227,13 @@ class TestDivergence:
         assert Store(store).step("state") == 2 * Walk.steps
         assert [line["epoch"] for line in lines()] == [1, 2]
 
+    def test_parameters_that_no_loss_has_seen_yet(self, train, monkeypatch):
+        """The last step of an epoch may leave what only the next one's loss would show."""
+        broken = {"w": jnp.array([1.0, np.nan, 2.0])}
+        monkeypatch.setattr(Walk, "parameters", lambda task, state: broken)
+        with pytest.raises(UserError, match=r"^walk: parameters are not finite after epoch 1 at "):
+            train(Walk({1: 1.0}))
+
     def test_before_the_first_save(self, train):
         with pytest.raises(UserError, match=r"in step 3 of epoch 2 .*; no state was saved before"):
             train(Walk(nan_at=2))

@@ -169,15 +169,26 @@ def _cut_block(
 def require_room(split: Split, rules: PoolRules) -> None:
     """Checks that a catalogue holds M items that a user has not seen, for every user.
 
+    Where the candidates are of all items, one for the negatives is enough.
+
     Raises:
       UserError: it is too small.
     """
-    num_items = split.train.num_items
-    most_seen = int(split.train.lengths.max(initial=0)) + 2
-    if num_items - most_seen < max(rules.candidates, 1):
+    train, num_items = split.train, split.train.num_items
+    wanted = max(rules.candidates, 1) if rules.candidates_unobserved else 1
+    # A log may repeat items, so only of long histories is it counted how many there are.
+    for user in np.flatnonzero(train.lengths + 2 > num_items - wanted):
+        own = train.items[train.offsets[user] : train.offsets[user + 1]]
+        heldout = split.valid_items[user], split.test_items[user]
+        seen = len(np.union1d(own, heldout))
+        if num_items - seen < wanted:
+            raise UserError(
+                f"config.dpa.coarse: {rules.candidates} candidates are wanted, but a user has seen "
+                f"{seen} of {num_items} items"
+            )
+    if rules.candidates > num_items:
         raise UserError(
-            f"config.dpa.coarse: {rules.candidates} candidates are wanted, but a user has seen "
-            f"{most_seen} of {num_items} items"
+            f"config.dpa.coarse: {rules.candidates} candidates are wanted of {num_items} items"
         )
 
 

@@ -37,9 +37,13 @@ _DROPOUT_LEVELS = 512  # dropout reads the 9 bits of a random word that the norm
 
 
 def keep_factors(bits: Array, rate: float) -> Array:
-    """Dropout factors, 0 or 1 / (1 - rate), from the low bits of random words."""
-    kept = (bits & (_DROPOUT_LEVELS - 1)) >= round(rate * _DROPOUT_LEVELS)
-    return kept.astype(jnp.float32) / (1 - rate)
+    """Dropout factors, 0 or 1 / (1 - rate), from the low bits of random words.
+
+    The rate is that of the nearest of 512 levels, and below 1.
+    """
+    dropped = min(round(rate * _DROPOUT_LEVELS), _DROPOUT_LEVELS - 1)
+    kept = (bits & (_DROPOUT_LEVELS - 1)) >= dropped
+    return kept.astype(jnp.float32) / (1 - dropped / _DROPOUT_LEVELS)
 
 
 class Head(NamedTuple):

@@ -77,9 +77,9 @@ class EncoderTask:
         def make() -> dict[str, Any]:
             params = self.initialise()
             state = {"params": params, "optimiser": OPTIMISER.init(params)}
-            rows = len(params["item_embedding"])
-            if rows > self.config.row_adam_above:
-                state["row_age"] = jnp.zeros(rows, jnp.int32)
+            # Of items, and not of rows, which a mesh fills up.
+            if self.data.outside.num_items > self.config.row_adam_above:
+                state["row_age"] = jnp.zeros(len(params["item_embedding"]), jnp.int32)
             return state
 
         return made_in_place(make, self.model.mesh)()

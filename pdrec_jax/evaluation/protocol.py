@@ -23,11 +23,10 @@ class Protocol:
       name: printed with every figure.
       select_on_test: choose the epoch by the test item (True) or the validation item.
       nns_excludes_heldout: the negatives' pool leaves out validation and test items too.
-      nns_last_fraction: the lowest-ranked share that the pool keeps, 1 for all.
+      nns_last_fraction: where the negatives' pool ends in the ranking; 0.99 drops the lowest 1 %.
       dpa_unobserved: soft positives come from unobserved items only.
       hbr_floor: ``observed`` or ``shifted`` (``plugins.hbr``).
       half_ties: a tied candidate counts half a place.
-      source_slots: the interaction vectors span the source domain's items, always empty, too.
       test_among_negatives: the test item can be drawn as one of its own negatives.
       trains_between: in the cross-domain task, source events between the validation and the test
         item are trained on.

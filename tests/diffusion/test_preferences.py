@@ -18,6 +18,7 @@ from pdrec_jax.diffusion.preferences import (
     cut_pools,
     load_preferences,
     negative_pool,
+    require_room,
     save_preferences,
 )
 from pdrec_jax.errors import UserError
@@ -223,6 +224,20 @@ class TestComputePreferences:
         name = split.train.user_ids[5]
         with pytest.raises(UserError, match=rf"first_fraction: 0\.98 leaves user {name} no item"):
             compute(rules, exclude_heldout=True, scores=extreme)
+
+    def test_items_that_a_user_repeats_count_once(self):
+        """A log of plays may be longer than the catalogue."""
+        items = np.concatenate([np.tile(np.arange(1, 6), 40), [1, 2, 3, 4]])
+        places = np.repeat([0, 1], [200, 4]), items - 1
+        log = from_events(*places, user_ids=[1, 2], item_ids=np.arange(1, 21))
+        split = leave_one_out(log)
+        require_room(split, dataclasses.replace(STRICT, candidates=15))
+        with pytest.raises(UserError, match=r"16 candidates .* has seen 5 of 20 items$"):
+            require_room(split, dataclasses.replace(STRICT, candidates=16))
+        # Of all items there are 20, one of which is left to be negative.
+        require_room(split, dataclasses.replace(REFERENCE, candidates=20))
+        with pytest.raises(UserError, match=r"21 candidates are wanted of 20 items$"):
+            require_room(split, dataclasses.replace(REFERENCE, candidates=21))
 
     def test_catalogue_too_small(self, compute):
         with pytest.raises(UserError, match=r"59 candidates .* of 60 items$"):

@@ -76,9 +76,10 @@ class TestTrainingLoss:
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), windowed, dense
         )
 
-    @pytest.mark.parametrize(("rate", "kept"), [(0.0, 1.0), (0.5, 0.5), (0.9, 0.1)])
-    def test_dropout_keeps_the_mean(self, rate, kept):
+    @pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 0.99, 0.9999])
+    def test_dropout_keeps_the_mean(self, rate):
         bits = hashed_bits(jax.random.key(0), (100_000,))
         factors = np.asarray(keep_factors(bits, rate))
-        assert set(np.unique(factors)) <= {np.float32(0), np.float32(1 / (1 - rate))}
-        assert (factors > 0).mean() == pytest.approx(kept, abs=0.006)
+        assert (factors > 0).mean() == pytest.approx(1 - rate, abs=0.006)
+        # Over all levels of the bits the mean is 1, whatever the rate.
+        assert np.mean(keep_factors(jnp.arange(512, dtype=jnp.uint32), rate)) == pytest.approx(1)
