@@ -178,19 +178,21 @@ def _run_all(
     ]
     per_user = [each.per_user() for each in places]
     ranks = _stacked(per_user)
+    models = _common([result["models"] for result in results])
     times = [result["times"] for result in results]
+    stages = {result["stage"] for result in results}
     return {
         **head,
-        "stage": results[0]["stage"],
+        "stage": stages.pop() if len(stages) == 1 else config.stage,
         "data": data,
-        "models": over_seeds([result["models"] for result in results]),
+        "models": over_seeds(models),
         "comparisons": comparisons(
-            variants_and_base(results[0]["models"]),
+            variants_and_base(models[0]),
             ranks,
             config.evaluation.negatives,
             seed=config.seed,
         ),
-        "groups": by_group(results[0]["models"], ranks, per_user[0]),
+        "groups": by_group(models[0], ranks, per_user[0]),
         "times": {key: round(sum(t.get(key, 0.0) for t in times), 2) for key in times[0]},
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
         "versions": results[0]["versions"],
@@ -267,6 +269,13 @@ def _cores() -> int:
 
 
 def _stacked(arrays: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Puts the ranks of all seeds together, [S, U] by ``KEY/KIND_rank``."""
-    names = [name for name in arrays[0] if name.endswith("_rank")]
+    """Puts the ranks that all seeds have together, [S, U] by ``KEY/KIND_rank``."""
+    everywhere = set.intersection(*(set(found) for found in arrays))
+    names = [name for name in arrays[0] if name.endswith("_rank") and name in everywhere]
     return {name: np.stack([found[name] for found in arrays]) for name in names}
+
+
+def _common(models: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The models that all seeds have: a run of one stage may have found some with both done."""
+    everywhere = set.intersection(*({model["key"] for model in found} for found in models))
+    return [[model for model in found if model["key"] in everywhere] for found in models]

@@ -94,6 +94,11 @@ def test_more_seeds_later(two, call, tmp_path):
     assert more.results["seeds"] == [0, 1, 2]
     kept = {name: stamp for name, stamp in more.stamps.items() if name in stamps}
     assert kept == stamps
+    # Of the fourth there is the diffusion model alone, and so that is what all have.
+    less = call(tmp_path, "--config.seeds=4", SAME_LOG, "--config.stage=diffusion")
+    assert (less.status, less.results["stage"]) == (0, "diffusion")
+    assert [model["key"] for model in less.results["models"]] == KEYS[:1]
+    assert less.results["comparisons"] == []
 
 
 def test_one_and_several_do_not_mix(two, call, strict):
