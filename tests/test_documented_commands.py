@@ -39,6 +39,7 @@ NOT_RUN = {
     r"^([A-Z_]+=\S+ )?make (setup|format|lint|test)\b|^\.ci/run": "is what CI itself runs",
     r"^make docs\b": "test_docs.py builds the site",
     r"-m pytest\b": "is a part of the tests",
+    r"^taskset ": "needs the cores that it names",
     r"pip install|^python3 -m venv|^git clone": "needs the network; CI makes its environment so",
     r"data\.source=real": "needs the real logs, and an hour",
     r"prepare --dataset=": "downloads from GitHub",
