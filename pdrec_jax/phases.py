@@ -362,7 +362,7 @@ def _evaluated(
         "users": int(users.sum()),
         **figures,
         "validation": validation.sampled(fitted.params).metrics() if validation else None,
-        "paper": published(given.config.name, key),
+        "paper": published(given.config.name, name),
     }
     if course.origin:
         model["origin"] = course.origin

@@ -56,3 +56,11 @@ def test_both_diffusion_models(strict, call, tmp_path):
         tmp_path / "alone", "--config.diffusion.weighting=position", "--config.stage=diffusion"
     )
     assert alone.results["models"][0]["sampled"] == models[1]["sampled"]
+
+
+def test_the_papers_figure_is_that_of_the_model_of_the_name(call, tmp_path):
+    flags = ["--config.name=toy", "--config.diffusion.weighting=position"]
+    done = call(tmp_path, *flags, "--config.diffusion.both=True", "--config.stage=diffusion")
+    assert [(model["name"], model["paper"]) for model in done.results["models"]] == [
+        ("T-DiffRec", {}), ("TI-DiffRec", {"NDCG@10": 0.1823}),
+    ]  # fmt: skip

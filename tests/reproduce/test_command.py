@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -15,7 +16,8 @@ OUT = Path("runs/reproduce")
 
 
 def keys_of(config) -> list[str]:
-    keys = [] if config.stage == "encoder" else ["diffusion", "diffusion-position"]
+    other = "position" if config.diffusion.weighting == "time" else "time"
+    keys = [] if config.stage == "encoder" else ["diffusion", f"diffusion-{other}"]
     if config.stage != "diffusion":
         names = [v for v in config.encoder.variants if v != "base"]
         keys += [config.encoder.name, *(f"{config.encoder.name}+{name}" for name in names)]
@@ -24,10 +26,14 @@ def keys_of(config) -> list[str]:
 
 @pytest.fixture
 def runs(monkeypatch):
-    """The runs that were asked for; each leaves results at once. `runs.die_at` kills one."""
+    """The runs that were asked for; each leaves results at once.
+
+    `runs.die_at` kills one, and `runs.names` says what a run calls the model of a key.
+    """
 
     class Runs(list):
         die_at = None
+        names: ClassVar[dict[str, str]] = {}
 
     made = Runs()
 
@@ -38,11 +44,13 @@ def runs(monkeypatch):
             raise KeyboardInterrupt
         names = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS] + ["AUC", "MRR"]
         figures = {name: 0.23 for name in names}
-        models = [
-            {"key": key, "sampled": figures, "deviation": {"sampled": dict.fromkeys(names, 0.001)}}
-            for key in keys_of(config)
-        ]
         seeds = list(range(config.seed, config.seed + config.seeds))
+        models: list[dict[str, Any]] = [{"key": key, "sampled": figures} for key in keys_of(config)]
+        for model in models:
+            if model["key"] in made.names:
+                model["name"] = made.names[model["key"]]
+            if len(seeds) > 1:
+                model["deviation"] = {"sampled": dict.fromkeys(names, 0.001)}
         results = {"seed": config.seed, "stage": config.stage, "models": models,
                    "data": {"source": config.data.source}}  # fmt: skip
         if len(seeds) > 1:
@@ -77,6 +85,27 @@ def test_table_1(reproduce, runs, real_log):
     again = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", real_log)
     assert again.status == 0
     assert len(runs) == 2  # nothing is missing
+
+
+def test_weighed_by_position(reproduce, runs, real_log):
+    flags = ("--table=1", "--encoders=sasrec", "--config.diffusion.weighting=position", real_log)
+    assert reproduce(*flags).status == 0
+    lines = (OUT / "strict" / "table1.md").read_text().splitlines()
+    rows = [line for line in lines if "DiffRec |" in line]
+    # The run's own is T-DiffRec, the paper's figure is that of the other one.
+    ours = "<br>0.2300<br> | "
+    assert rows == [
+        f"| T-DiffRec | {ours * 6}".rstrip(),
+        f"| TI-DiffRec | {ours * 2}0.1823<br>0.2300<br>+0.0477 ! | {ours * 3}".rstrip(),
+    ]
+
+
+def test_what_a_run_calls_its_model(reproduce, runs, real_log):
+    runs.names = {"diffusion": "T-DiffRec"}  # a log without times
+    assert reproduce("--table=1", "--encoders=sasrec", real_log).status == 0
+    text = (OUT / "strict" / "table1.md").read_text()
+    assert text.count("| T-DiffRec |") == 2
+    assert "0.1823" not in text
 
 
 def test_killed_and_run_again(reproduce, runs, real_log):
@@ -134,7 +163,7 @@ def test_a_sweep(reproduce, runs, real_log):
     names = ["diffusion", "sweep-sasrec-hbr.clip=1.0", "sweep-sasrec-hbr.clip=2.5"]
     assert [Path(workdir).name for workdir in runs] == names
     text = (OUT / "strict" / "sweep-hbr.clip.md").read_text()
-    assert "| hbr.clip = 2.5 | <br>0.2300 ± 0.0010<br> |" in text
+    assert "| hbr.clip = 2.5 | <br>0.2300<br> |" in text
     runs.clear()
     # The pools hang on this one: the model serves, but not its preferences.
     assert reproduce("--sweep=nns.first_fraction=0.5,0.9", real_log).status == 0
