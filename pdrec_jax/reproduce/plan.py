@@ -133,12 +133,16 @@ def ablation_job(setting: Setting) -> Job:
 
 
 def sweep_jobs(setting: Setting, field: str, values: Sequence[Any]) -> list[Job]:
-    """A job for each value of a field; the diffusion model is shared where the field allows."""
+    """A job for each value of a field, with all plugins unless other variants are set by hand.
+
+    The diffusion model is shared where the field allows.
+    """
     jobs = []
     encoder = setting.config.encoder.name
+    variants = {} if "encoder.variants" in setting.by_hand else {"encoder.variants": VARIANTS[-1:]}
     borrowed = not field.startswith(_OF_MODEL)
     for value in values:
-        fields: dict[str, Any] = {field: value}
+        fields: dict[str, Any] = {field: value} | variants | {field: value}
         source = str(diffusion_job(setting).workdir)
         if field in _OF_POOLS:
             fields |= {"diffusion_from": source}

@@ -118,14 +118,7 @@ def sweep(name: str, title: str, fields: dict[str, tuple[Any, ...]] | None = Non
     """Figure 5, or a sweep over any fields: all plugins, a run a value."""
     fields = SWEEPS if fields is None else fields
 
-    def prepared(setting: Setting) -> Setting:
-        config = setting.config.copy_and_resolve_references()
-        if "encoder.variants" not in setting.by_hand:
-            config.encoder.variants = ("hbr+nns+dpa",)
-        return dataclasses.replace(setting, config=config)
-
     def jobs(setting: Setting) -> list[Job]:
-        setting = prepared(setting)
         found: dict[Path, Job] = {}
         for field, values in fields.items():
             found |= {job.workdir: job for job in sweep_jobs(setting, field, values)}

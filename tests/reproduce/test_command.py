@@ -1,15 +1,19 @@
 """What the command plans, runs, leaves out and writes; the runs themselves are stand-ins."""
 
-import json
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from ml_collections import ConfigDict
 
 from pdrec_jax import experiment
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import CUTOFFS
+from pdrec_jax.main import parse
 from pdrec_jax.reproduce.__main__ import main
+from pdrec_jax.settings import flatten
+from pdrec_jax.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = Path("runs/reproduce")
@@ -28,18 +32,25 @@ def keys_of(config) -> list[str]:
 def runs(monkeypatch):
     """The runs that were asked for; each leaves results at once.
 
-    `runs.die_at` kills one, and `runs.names` says what a run calls the model of a key.
+    `runs.die_at` kills one, `runs.names` says what a run calls the model of a key, and
+    `runs.configs` has the config of each, by workdir.
     """
 
     class Runs(list):
         die_at = None
         names: ClassVar[dict[str, str]] = {}
+        configs: ClassVar[dict[str, ConfigDict]] = {}
 
     made = Runs()
+    made.configs = {}
 
     def run(config, by_hand, workdir):
         made.append(workdir)
-        Path(workdir).mkdir(parents=True, exist_ok=True)
+        config, files = experiment.resolve(config, by_hand)
+        made.configs[workdir] = config
+        source = "simulated" if files is None else "real"
+        place = Workdir(workdir, config, source)
+        place.begin({"source": source, "files": []})
         if made.die_at == len(made):
             raise KeyboardInterrupt
         names = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS] + ["AUC", "MRR"]
@@ -52,10 +63,10 @@ def runs(monkeypatch):
             if len(seeds) > 1:
                 model["deviation"] = {"sampled": dict.fromkeys(names, 0.001)}
         results = {"seed": config.seed, "stage": config.stage, "models": models,
-                   "data": {"source": config.data.source}}  # fmt: skip
+                   "data": {"source": source}}  # fmt: skip
         if len(seeds) > 1:
             results["seeds"] = seeds
-        (Path(workdir) / "results.json").write_text(json.dumps(results))
+        place.finish(results)
 
     monkeypatch.setattr(experiment, "run", run)
     return made
@@ -124,6 +135,44 @@ def test_killed_and_run_again(reproduce, runs, real_log):
     assert planned.endswith("1 of 2 runs are left\n")
     assert reproduce(*flags).status == 0
     assert [Path(workdir).name for workdir in runs] == ["diffusion", "sasrec", "sasrec"]
+
+
+def test_a_diffusion_run_is_gone_on_with_by_another_command(reproduce, runs, real_log):
+    runs.die_at = 1
+    assert reproduce("--table=1", "--encoders=sasrec", real_log).status == 130
+    done = reproduce("--sweep=hbr.clip=1", real_log)
+    assert (done.status, done.err) == (0, "")
+    names = ["diffusion", "diffusion", "sweep-sasrec-hbr.clip=1.0"]
+    assert [Path(workdir).name for workdir in runs] == names
+    variants = [config.encoder.variants for config in runs.configs.values()]
+    assert variants == [("base", "hbr+nns+dpa"), ("hbr+nns+dpa",)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--table=1",),
+        ("--figure=4", "--encoders=sasrec", "--seeds=2"),
+        ("--figure=5", "--protocol=reference"),
+        ("--sweep=dpa.coarse=20,50", "--config.encoder.variants=('base', 'nns')"),
+        ("--sweep=encoder.variants=('base',),('hbr', 'nns')",),
+        ("--sweep=diffusion.hidden=(8,),(16,)", "--config.name=a b"),
+        ("--sweep=dpa.pool=all,unobserved", "--config.simulation.overrides=(('seed', 3),)"),
+    ],
+)
+@pytest.mark.parametrize("source", ["real", "simulated"])
+def test_the_commands_of_a_dry_run_are_the_runs(
+    reproduce, runs, real_log, simulated, flags, source
+):
+    flags = (*flags, real_log if source == "real" else simulated)
+    planned = reproduce(*flags, "--dry-run")
+    assert planned.status == 0
+    commands = [parse(shlex.split(line)[2:]) for line in planned.out.splitlines() if line[0] == " "]
+    assert reproduce(*flags).status == 0
+    assert [command.workdir for command in commands] == runs
+    for command in commands:
+        config, _ = experiment.resolve(command.config, command.by_hand)
+        assert dict(flatten(config)) == dict(flatten(runs.configs[command.workdir]))
 
 
 def test_dry_run_writes_nothing(reproduce, runs, real_log, tmp_path):
