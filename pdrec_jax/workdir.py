@@ -25,7 +25,6 @@ from pdrec_jax.settings import default_config, differences, flatten, put
 
 _CONFIG, _DATA, _RESULTS, _PER_USER = "config.json", "data.json", "results.json", "per_user.npz"
 _SEAL, _RECORD = "sha256", "record"  # of a phase
-_ANOTHER = "name another --workdir or remove it"
 
 
 class Workdir:
@@ -37,13 +36,17 @@ class Workdir:
       path: may be missing.
       config: resolved; must be that of the run already in the directory, if there is one.
       source: ``real`` or ``simulated``, likewise.
+      flag: of the command line, which names the directory.
 
     Raises:
       UserError: the directory holds another run, or files that are no run.
     """
 
-    def __init__(self, path: str | Path, config: ConfigDict, source: str):
+    def __init__(
+        self, path: str | Path, config: ConfigDict, source: str, *, flag: str = "--workdir"
+    ):
         self.path, self._source = Path(path), source
+        self._flag, self._another = flag, f"name another {flag} or remove it"
         self._resolved = config
         self._doubted: set[str] = set()  # phases that were warned of
         self._undone: set[str] = set()
@@ -57,11 +60,11 @@ class Workdir:
             raise UserError(f"{self.path}: a directory is expected")
         self._saved_data = _read_json(self.path / _DATA)
         if self._saved_data is not None and not _is_data(self._saved_data):
-            raise UserError(f"{self.path / _DATA}: not what a run writes; {_ANOTHER}")
+            raise UserError(f"{self.path / _DATA}: not what a run writes; {self._another}")
         if self._saved_data and self._saved_data.get("source") != source:
             raise UserError(
                 f"{self.path}: holds a run on {self._saved_data.get('source')} data, and this one "
-                f"would be on {source} data; {_ANOTHER}"
+                f"would be on {source} data; {self._another}"
             )
         saved = _read_json(self.path / _CONFIG)
         if saved is not None:
@@ -69,10 +72,10 @@ class Workdir:
             if changed:
                 raise UserError(
                     f"{self.path}: holds a run with another config, which differs in "
-                    f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {_ANOTHER}"
+                    f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {self._another}"
                 )
         elif self.path.is_dir() and not all(map(_is_ours, _entries(self.path))):
-            raise UserError(f"{self.path}: not empty and not a run; name another --workdir")
+            raise UserError(f"{self.path}: not empty and not a run; name another {self._flag}")
 
     @classmethod
     def open(cls, path: str | Path, *, several: bool = False) -> Workdir:
@@ -86,13 +89,9 @@ class Workdir:
           UserError: there is no run, or one of several seeds where one is expected.
         """
         path = Path(path)
-        saved, data = _read_json(path / _CONFIG), _read_json(path / _DATA)
-        if saved is None or data is None:
+        config, data = saved_config(path), _read_json(path / _DATA)
+        if config is None or data is None:
             raise UserError(f"{path}: the workdir of a run is expected, with {_CONFIG} and {_DATA}")
-        try:
-            config = _resolved(saved)
-        except (UserError, TypeError) as error:
-            raise UserError(f"{path / _CONFIG}: {error}") from error
         if config.seeds > 1 and not several:
             raise UserError(
                 f"{path}: holds several seeds, name the folder of one, such as "
@@ -156,7 +155,7 @@ class Workdir:
             names = ", ".join(file["name"] for file in data["files"])
             raise UserError(
                 f"{self.path}: holds a run on another content of {names}, by its checksum; "
-                f"{_ANOTHER}"
+                f"{self._another}"
             )
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -267,6 +266,21 @@ class Workdir:
         if processes.is_first():
             atomic_write_text(self.path / _RESULTS, json.dumps(results, indent=2) + "\n")
         processes.barrier(f"finished {self.path}")
+
+
+def saved_config(path: Path) -> ConfigDict | None:
+    """Returns the config that the run in a directory was begun with, None where there is none.
+
+    Raises:
+      UserError: it is damaged, or has fields that are not known here.
+    """
+    saved = _read_json(path / _CONFIG)
+    if saved is None:
+        return None
+    try:
+        return _resolved(saved)
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path / _CONFIG}: {error}") from error
 
 
 def seed_folder(seed: int) -> str:

@@ -87,14 +87,14 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     settings = [_setting(name, arguments.configs, arguments.out, flags) for name in names]
 
     target = _target(arguments)
-    from pdrec_jax.experiment import resolve, run
+    from pdrec_jax.experiment import run
     from pdrec_jax.reproduce.targets import METRICS
 
     if arguments.metric not in METRICS:
         raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
     jobs = [job for setting in settings for job in target.jobs(setting)]
     for job in jobs:  # what is wrong with any of them is said before the first one runs
-        resolve(job.config, job.by_hand)
+        job.check()
     if arguments.dry_run:
         _tell(jobs)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.encoders import registry
 from pdrec_jax.errors import UserError
-from pdrec_jax.settings import put
+from pdrec_jax.experiment import resolve
+from pdrec_jax.settings import differences, get, put
+from pdrec_jax.workdir import Workdir, saved_config
 
 ENCODERS = ("sasrec", "gru4rec", "cl4srec")  # of the paper, in the order in which they run
 VARIANTS = ("base", "hbr", "hbr+nns", "hbr+nns+dpa")
@@ -27,6 +29,9 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
 _OF_POOLS = ("dpa.coarse", "dpa.pool", "nns.first_fraction", "nns.kept")
 # Those that decide on the model.
 _OF_MODEL = ("seed", "data.", "simulation.", "diffusion.", "preferences_by", "protocol")
+# Those that decide on nothing that the diffusion stage leaves to others.
+_OF_ENCODER = ("encoder.", "hbr.", "dpa.fine", "dpa.weight")
+_FOLDERS = ("preferences_from", "diffusion_from")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,24 +56,87 @@ class Job:
     what: str
     changed: Mapping[str, Any]
 
+    @functools.cached_property
+    def resolved(self) -> tuple[ConfigDict, str]:
+        """The config as the run has it, on a simulated log a shortened one, and the data's source.
+
+        Raises:
+          UserError: what is wrong with the config, or a log that is missing.
+        """
+        config, files = resolve(self.config, self.by_hand)
+        return config, "simulated" if files is None else "real"
+
+    @property
+    def place(self) -> Workdir:
+        """The directory of the run.
+
+        Raises:
+          UserError: it holds a run with another config or on data of another source, whose results
+            are not the job's.
+        """
+        return Workdir(self.workdir, *self.resolved, flag="--out")
+
     @property
     def results(self) -> dict[str, Any] | None:
-        """The results, None unless all that the job asks for is there."""
-        path = self.workdir / "results.json"
-        if not path.is_file():
+        """The results, None unless all that the job asks for is there.
+
+        Raises:
+          UserError: they are another run's, see ``place``, or damaged.
+        """
+        place, (config, _) = self.place, self.resolved
+        found = place.results()
+        if found is None:
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        last = self.config.seed + self.config.seeds - 1
-        numbers = found.get("seeds", [found.get("seed")])
-        enough = numbers[-1] == last and found.get("stage") in (self.config.stage, "all")
-        return found if enough else None
+        with place.reading_results():
+            numbers = found.get("seeds", [found.get("seed")])
+            enough = numbers[-1] == config.seed + config.seeds - 1
+        return found if enough and found.get("stage") in (config.stage, "all") else None
 
     @property
     def state(self) -> str:
-        """``finished``, ``begun`` or ``missing``."""
+        """``finished``, ``begun`` or ``missing``.
+
+        Raises:
+          UserError: see ``results``.
+        """
         if self.results is not None:
             return "finished"
         return "begun" if self.workdir.exists() else "missing"
+
+    def check(self) -> None:
+        """Finds what would stop the job at its turn.
+
+        Raises:
+          UserError: see ``results``.
+        """
+        _ = self.results
+
+    def as_begun(self, unread: tuple[str, ...] = ()) -> Job:
+        """The job with its folder's own values where they change nothing for it.
+
+        Other values there would make it another run for no reason: a folder of all runs that was
+        moved, or is spelled in another way, or a diffusion run that another table's command began.
+
+        Args:
+          unread: fields, or beginnings of their names, which nothing in the run depends on.
+
+        Returns:
+          this job, where the folder has no run or another one.
+        """
+        saved = saved_config(self.workdir)
+        if saved is None:
+            return self
+        changed = differences(self.resolved[0], saved)
+        if not changed:
+            return self
+        config = self.config.copy_and_resolve_references()
+        for field in changed:
+            # Ours name a folder beside this one, so two parts tell it from all others.
+            moved = field in _FOLDERS and _ending(get(saved, field)) == _ending(get(config, field))
+            if not (moved or field.startswith(unread)):
+                return self
+            put(config, field, get(saved, field))
+        return dataclasses.replace(self, config=config, by_hand={*self.by_hand, *changed})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,26 +157,40 @@ class Setting:
     by_hand: Collection[str]
     root: Path
 
-    def job(self, name: str, what: str, fields: Mapping[str, Any]) -> Job:
+    def workdir(self, name: str, config: ConfigDict | None = None) -> Path:
+        """The folder of that name, of a job with a config of its own or with the setting's."""
+        config = config or self.config
+        folder = f"{self.dataset}-{config.protocol}-{config.seed}" + "-seeds" * (config.seeds > 1)
+        return self.root / folder / name
+
+    def job(
+        self, name: str, what: str, fields: Mapping[str, Any], unread: tuple[str, ...] = ()
+    ) -> Job:
         """Makes a job that sets some fields.
 
+        Args:
+          name: of its folder.
+          what: the run in words.
+          fields: by dotted path.
+          unread: see ``Job.as_begun``.
+
         Raises:
-          UserError: no such field.
+          UserError: no such field, or the config of the run in the folder is damaged.
         """
         config = self.config.copy_and_resolve_references()
         for path, value in fields.items():
             put(config, path, value)
-        folder = f"{self.dataset}-{config.protocol}-{config.seed}" + "-seeds" * (config.seeds > 1)
-        where = self.root / folder / name
-        by_hand = {*self.by_hand, *fields}
+        where, by_hand = self.workdir(name, config), {*self.by_hand, *fields}
         words = f"{self.dataset}: {what}"
-        return Job(self.dataset, self.path, config, by_hand, where, words, fields)
+        job = Job(self.dataset, self.path, config, by_hand, where, words, fields)
+        return job.as_begun(unread)
 
 
 def diffusion_job(setting: Setting) -> Job:
     """Both diffusion models, and the preferences that every other job reads."""
     fields = {"stage": "diffusion", "diffusion.both": True}
-    return setting.job("diffusion", "TI-DiffRec and T-DiffRec", fields)
+    unread = _OF_ENCODER if setting.config.preferences_by == "diffusion" else ()
+    return setting.job("diffusion", "TI-DiffRec and T-DiffRec", fields, unread)
 
 
 def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIANTS) -> Job:
@@ -117,7 +199,7 @@ def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIAN
         "stage": "encoder",
         "encoder.name": encoder,
         "encoder.variants": tuple(variants),
-        "preferences_from": str(diffusion_job(setting).workdir),
+        "preferences_from": str(setting.workdir("diffusion")),
     }
     return setting.job(encoder, f"{encoder}: {', '.join(variants)}", fields)
 
@@ -143,7 +225,7 @@ def sweep_jobs(setting: Setting, field: str, values: Sequence[Any]) -> list[Job]
     borrowed = not field.startswith(_OF_MODEL)
     for value in values:
         fields: dict[str, Any] = {field: value} | variants | {field: value}
-        source = str(diffusion_job(setting).workdir)
+        source = str(setting.workdir("diffusion"))
         if field in _OF_POOLS:
             fields |= {"diffusion_from": source}
         elif borrowed:
@@ -171,6 +253,10 @@ def known_encoders(asked: Sequence[str] | None) -> tuple[str, ...]:
             continue
         found.append(name)
     return tuple(found)
+
+
+def _ending(path: str) -> tuple[str, ...]:
+    return Path(path).parts[-2:]
 
 
 def _slug(value: Any) -> str:

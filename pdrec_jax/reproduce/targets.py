@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Target:
 
     Attributes:
       name: of its files.
-      jobs: its runs, in order, for the datasets in order.
+      jobs: its runs, in order, for the datasets in order; made once for a setting, for each of them
+        takes a while to find its log and to check its config.
       table: its table from what was run so far.
       curves: a figure of lines instead of bars.
       drawn: whether it is a figure.
@@ -58,6 +60,7 @@ class Target:
 def main_table(number: int, encoders: Sequence[str]) -> Target:
     """Table 1, or 3 for the configs of the cross-domain pairs: all models, all metrics."""
 
+    @functools.cache
     def jobs(setting: Setting) -> list[Job]:
         return [diffusion_job(setting), *(encoder_job(setting, name) for name in encoders)]
 
@@ -97,18 +100,18 @@ def statistics() -> Target:
 def ablation(encoders: Sequence[str]) -> Target:
     """Figure 4: what each plugin adds, and what is lost without TI-DiffRec."""
 
-    def encoder_jobs(setting: Setting) -> list[Job]:
-        return [encoder_job(setting, name) for name in encoders]
-
+    @functools.cache
     def jobs(setting: Setting) -> list[Job]:
-        return [diffusion_job(setting), *encoder_jobs(setting), ablation_job(setting)]
+        made = [encoder_job(setting, name) for name in encoders]
+        return [diffusion_job(setting), *made, ablation_job(setting)]
 
     def table(settings: Sequence[Setting]) -> Table:
         rows = []
         for setting in settings:
-            rows += [row for job in encoder_jobs(setting) for row in _variants(job)]
+            _, *made, without = jobs(setting)
+            rows += [row for job in made for row in _variants(job)]
             key = "sasrec+hbr+nns+dpa"
-            rows.append(_row(ablation_job(setting), key, "SASRec w/o TI-DiffRec", paper=False))
+            rows += _rows(without, {key: "SASRec w/o TI-DiffRec"}, paper=False)
         return _table("Figure 4", settings, rows)
 
     return Target("figure4", jobs, table, drawn=True)
@@ -118,6 +121,7 @@ def sweep(name: str, title: str, fields: dict[str, tuple[Any, ...]] | None = Non
     """Figure 5, or a sweep over any fields: all plugins, a run a value."""
     fields = SWEEPS if fields is None else fields
 
+    @functools.cache
     def jobs(setting: Setting) -> list[Job]:
         found: dict[Path, Job] = {}
         for field, values in fields.items():
@@ -132,9 +136,11 @@ def sweep(name: str, title: str, fields: dict[str, tuple[Any, ...]] | None = Non
                 if field not in fields:
                     continue
                 variants = job.config.encoder.variants
-                for variant in variants:
-                    label = f"{field} = {value}" + f" ({variant})" * (len(variants) > 1)
-                    rows.append(_row(job, _key(job, variant), label, paper=False))
+                names = {
+                    _key(job, variant): f"{field} = {value}" + f" ({variant})" * (len(variants) > 1)
+                    for variant in variants
+                }
+                rows += _rows(job, names, paper=False)
         return _table(title, settings, rows)
 
     return Target(name, jobs, table, drawn=True, curves=True)
@@ -142,19 +148,20 @@ def sweep(name: str, title: str, fields: dict[str, tuple[Any, ...]] | None = Non
 
 def _diffusion_rows(job: Job) -> list[Row]:
     """T- and TI-DiffRec, of which the run's own weighting is the one without a suffix."""
-    rows = []
-    for weighting, name in _DIFFUSION.items():
-        own = weighting == job.config.diffusion.weighting
-        rows.append(_row(job, "diffusion" if own else f"diffusion-{weighting}", name))
-    return rows
+    own = job.config.diffusion.weighting
+    return _rows(
+        job,
+        {
+            "diffusion" if weighting == own else f"diffusion-{weighting}": name
+            for weighting, name in _DIFFUSION.items()
+        },
+    )
 
 
 def _variants(job: Job) -> list[Row]:
     title, _ = registry.find(job.config.encoder.name)
-    return [
-        _row(job, _key(job, variant), title + _suffix(variant).upper())
-        for variant in job.config.encoder.variants
-    ]
+    variants = job.config.encoder.variants
+    return _rows(job, {_key(job, each): title + _suffix(each).upper() for each in variants})
 
 
 def _key(job: Job, variant: str) -> str:
@@ -165,20 +172,39 @@ def _suffix(variant: str) -> str:
     return "" if variant == "base" else f"+{variant}"
 
 
-def _row(job: Job, key: str, name: str, *, paper: bool = True) -> Row:
+def _rows(job: Job, names: Mapping[str, str], *, paper: bool = True) -> list[Row]:
+    """The rows of some models of a job, without figures where it is not finished.
+
+    Args:
+      job: whose results are read.
+      names: of the rows, by the models' keys.
+      paper: whether the rows are models of the paper, whose figures stand beside ours.
+
+    Raises:
+      UserError: the results are another run's or damaged.
+    """
     results = job.results or {}
-    models = {model["key"]: model for model in results.get("models", [])}
-    simulated = (results.get("data") or {}).get("source") == "simulated"
-    model = models.get(key, {})
-    if paper:  # the run knows better: on a log without times all is T-DiffRec
-        name = model.get("name", name)
-    known = published(job.config.name, name) if paper and not simulated else {}
-    deviation = (model.get("deviation") or {}).get("sampled", {})
-    cells = [
-        Cell(known.get(metric), (model.get("sampled") or {}).get(metric), deviation.get(metric))
-        for metric in METRICS.values()
-    ]
-    return Row(job.dataset, name, cells)
+    rows = []
+    with job.place.reading_results():
+        models = {model["key"]: model for model in results.get("models", [])}
+        simulated = results.get("data", {}).get("source") == "simulated"
+        for key, name in names.items():
+            model = models.get(key, {})
+            if paper:  # the run knows better: on a log without times all is T-DiffRec
+                name = model.get("name", name)
+            known = published(job.config.name, name) if paper and not simulated else {}
+            ours = model.get("sampled", {})
+            deviations = model.get("deviation", {}).get("sampled", {})
+            cells = [
+                Cell(known.get(metric), _number(ours, metric), _number(deviations, metric))
+                for metric in METRICS.values()
+            ]
+            rows.append(Row(job.dataset, name, cells))
+    return rows
+
+
+def _number(figures: Mapping[str, Any], metric: str) -> float | None:
+    return float(figures[metric]) if metric in figures else None
 
 
 def _table(title: str, settings: Sequence[Setting], rows: Sequence[Row]) -> Table:
