@@ -51,7 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         help=f"config files, by default {', '.join(_DATASETS)}, for Table 3 {', '.join(_PAIRS)}",
     )
-    parser.add_argument("--encoders", type=_names, help="by default all of the paper's")
+    parser.add_argument(
+        "--encoders",
+        type=_names,
+        help="by default all of the paper's; of a sweep and Figure 5 the config's",
+    )
     parser.add_argument("--seeds", metavar="S", help="as --config.seeds")
     parser.add_argument("--protocol", help="as --config.protocol")
     parser.add_argument("--metric", default="N@10", help="what a figure shows")
@@ -129,14 +133,19 @@ def _target(arguments: argparse.Namespace) -> Target:
     from pdrec_jax.reproduce.plan import known_encoders
 
     encoders = known_encoders(arguments.encoders)
+    asked = encoders if arguments.encoders else ()
     if arguments.sweep is not None:
         field, values = _values(arguments.sweep)
-        return targets.sweep(f"sweep-{field}", f"Sweep of {field}", {field: values})
+        if asked and field == "encoder.name":
+            raise UserError("--encoders: none is expected with a sweep of encoder.name itself")
+        return targets.sweep(f"sweep-{field}", f"Sweep of {field}", {field: values}, asked)
     if arguments.figure:
         if arguments.figure == "4":
             return targets.ablation(encoders)
-        return targets.sweep("figure5", "Figure 5")
+        return targets.sweep("figure5", "Figure 5", encoders=asked)
     if arguments.table == "2":
+        if asked:
+            raise UserError("--encoders: none is expected with --table=2, which trains nothing")
         return targets.statistics()
     return targets.main_table(int(arguments.table), encoders)
 
@@ -180,8 +189,7 @@ def _write(
     folder = arguments.out / f"{settings[0].config.protocol}"
     files = cells.write(table, folder, target.name)
     if target.drawn:
-        column = arguments.metric
-        files += figures.draw(table, column, folder, target.name, curves=target.curves)
+        files += figures.draw(table, arguments.metric, folder, target.name)
     return files
 
 

@@ -61,12 +61,29 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
+class Point:
+    """Where a row stands in a figure of curves.
+
+    Attributes:
+      field: that is swept.
+      value: of the field.
+      curve: what tells this curve of the field from others, such as the variant; empty where there
+        is one.
+    """
+
+    field: str
+    value: str
+    curve: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
-    """A model of a dataset."""
+    """A model of a dataset; of a sweep, with its place in the figure."""
 
     dataset: str
     name: str
     cells: Sequence[Cell]
+    point: Point | None = None
 
 
 @dataclasses.dataclass(frozen=True)

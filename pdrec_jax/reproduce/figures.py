@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_bytes, write_errors
-from pdrec_jax.reproduce.cells import Table
+from pdrec_jax.reproduce.cells import Point, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D")  # as colours go round
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
                "legend.frameon": False, "figure.constrained_layout.use": True,
                "text.parse_math": False, "svg.hashsalt": "pdrec"}  # fmt: skip
 
 
-def draw(table: Table, column: str, folder: Path, name: str, *, curves: bool) -> list[Path]:
+def draw(table: Table, column: str, folder: Path, name: str) -> list[Path]:
     """Draws one column of a table, a panel a dataset, as NAME.png and NAME.svg.
 
     Args:
-      table: rows with nothing run are left out.
+      table: rows with nothing run are left out; those with a ``point`` become curves, others bars.
       column: which.
       folder: made if missing.
       name: of the files.
-      curves: rows "FIELD = VALUE" become a line a field instead of bars.
 
     Returns:
       the files; empty where nothing was run.
@@ -46,12 +46,11 @@ def draw(table: Table, column: str, folder: Path, name: str, *, curves: bool) ->
     except ImportError as error:
         raise UserError("figures need matplotlib, the extra 'plots'") from error
     index = list(table.columns).index(column)
-    panels: dict[str, list[tuple[str, float, float]]] = {}
+    panels: dict[str, list[tuple[Row, float, float]]] = {}
     for row in table.rows:
         cell = row.cells[index]
         if cell.ours is not None:
-            point = (row.name, cell.ours, cell.deviation or 0.0)
-            panels.setdefault(row.dataset, []).append(point)
+            panels.setdefault(row.dataset, []).append((row, cell.ours, cell.deviation or 0.0))
     if not panels:
         return []
     with write_errors(folder):
@@ -60,11 +59,15 @@ def draw(table: Table, column: str, folder: Path, name: str, *, curves: bool) ->
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.0, 3.2 * len(panels)))
         FigureCanvasAgg(figure)
-        for place, (dataset, points) in enumerate(panels.items()):
+        for place, (dataset, shown) in enumerate(panels.items()):
             axes = figure.add_subplot(len(panels), 1, place + 1)
             axes.set_title(dataset, loc="left")
             axes.set_ylabel(f"test {column}")
-            (_curves if curves else _bars)(axes, points)
+            points = [(row.point, mean, error) for row, mean, error in shown if row.point]
+            if points:
+                _curves(axes, points)
+            else:
+                _bars(axes, [(row.name, mean, error) for row, mean, error in shown])
         figure.supxlabel(table.title, fontsize=7)
         for ending, extra in (("png", {"Software": None}), ("svg", {"Date": None})):
             image = io.BytesIO()
@@ -85,17 +88,18 @@ def _bars(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     axes.set_ylim(bottom=max(0.0, low - 0.3 * (max(means) - low) - 0.002))
 
 
-def _curves(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    fields: dict[str, list[tuple[str, float, float]]] = {}
-    for name, mean, error in points:
-        field, _, value = name.partition(" = ")
-        fields.setdefault(field, []).append((value, mean, error))
-    for index, (field, line) in enumerate(fields.items()):
-        values, means, errors = zip(*line, strict=True)
+def _curves(axes: Axes, points: Sequence[tuple[Point, float, float]]) -> None:
+    curves: dict[tuple[str, str], list[tuple[str, float, float]]] = {}
+    for point, mean, error in points:
+        curve = curves.setdefault((point.field, point.curve), [])
+        curve.append((point.value, mean, error))
+    for index, ((field, name), curve) in enumerate(curves.items()):
+        values, means, errors = zip(*curve, strict=True)
         # Side by side, for values of different fields have nothing in common.
         axes.errorbar(
             [f"{field}\n{value}" for value in values], means, errors,
-            color=_COLOURS[index % 6], marker="o", markersize=4, capsize=2, label=field,
+            color=_COLOURS[index % 6], marker=_MARKERS[index // 6 % 4], markersize=4, capsize=2,
+            label=f"{field} ({name})" if name else field,
         )  # fmt: skip
     axes.tick_params(axis="x", labelsize=6)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside many curves

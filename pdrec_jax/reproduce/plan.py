@@ -214,17 +214,27 @@ def ablation_job(setting: Setting) -> Job:
     )
 
 
-def sweep_jobs(setting: Setting, field: str, values: Sequence[Any]) -> list[Job]:
+def sweep_jobs(
+    setting: Setting, field: str, values: Sequence[Any], encoder: str | None = None
+) -> list[Job]:
     """A job for each value of a field, with all plugins unless other variants are set by hand.
 
     The diffusion model is shared where the field allows.
+
+    Args:
+      setting: of the dataset.
+      field: that is swept; a job's first one.
+      values: of the field.
+      encoder: the config's where not given.
     """
     jobs = []
-    encoder = setting.config.encoder.name
-    variants = {} if "encoder.variants" in setting.by_hand else {"encoder.variants": VARIANTS[-1:]}
+    of_encoder: dict[str, Any] = {} if encoder is None else {"encoder.name": encoder}
+    if "encoder.variants" not in setting.by_hand:
+        of_encoder |= {"encoder.variants": VARIANTS[-1:]}
+    encoder = encoder or setting.config.encoder.name
     borrowed = not field.startswith(_OF_MODEL)
     for value in values:
-        fields: dict[str, Any] = {field: value} | variants | {field: value}
+        fields: dict[str, Any] = {field: value} | of_encoder | {field: value}
         source = str(setting.workdir("diffusion"))
         if field in _OF_POOLS:
             fields |= {"diffusion_from": source}

@@ -12,7 +12,7 @@ from pdrec_jax.data import sources
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.encoders import registry
 from pdrec_jax.evaluation.paper import TOLERANCE, published
-from pdrec_jax.reproduce.cells import FLAG, Cell, Row, Table
+from pdrec_jax.reproduce.cells import FLAG, Cell, Point, Row, Table
 from pdrec_jax.reproduce.plan import (
     SWEEPS,
     Job,
@@ -46,7 +46,6 @@ class Target:
       jobs: its runs, in order, for the datasets in order; made once for a setting, for each of them
         takes a while to find its log and to check its config.
       table: its table from what was run so far.
-      curves: a figure of lines instead of bars.
       drawn: whether it is a figure.
     """
 
@@ -54,7 +53,6 @@ class Target:
     jobs: Callable[[Setting], list[Job]]
     table: Callable[[Sequence[Setting]], Table]
     drawn: bool = False
-    curves: bool = False
 
 
 def main_table(number: int, encoders: Sequence[str]) -> Target:
@@ -117,15 +115,28 @@ def ablation(encoders: Sequence[str]) -> Target:
     return Target("figure4", jobs, table, drawn=True)
 
 
-def sweep(name: str, title: str, fields: dict[str, tuple[Any, ...]] | None = None) -> Target:
-    """Figure 5, or a sweep over any fields: all plugins, a run a value."""
-    fields = SWEEPS if fields is None else fields
+def sweep(
+    name: str,
+    title: str,
+    fields: Mapping[str, tuple[Any, ...]] = SWEEPS,
+    encoders: Sequence[str] = (),
+) -> Target:
+    """Figure 5, or a sweep over any fields: all plugins, a run a value.
+
+    Args:
+      name: of the files.
+      title: of the table.
+      fields: the values of each.
+      encoders: a run a value for each of them; the config's where there is none.
+    """
 
     @functools.cache
     def jobs(setting: Setting) -> list[Job]:
         found: dict[Path, Job] = {}
         for field, values in fields.items():
-            found |= {job.workdir: job for job in sweep_jobs(setting, field, values)}
+            for encoder in encoders or (None,):
+                made = sweep_jobs(setting, field, values, encoder)
+                found |= {job.workdir: job for job in made}
         return list(found.values())
 
     def table(settings: Sequence[Setting]) -> Table:
@@ -133,17 +144,26 @@ def sweep(name: str, title: str, fields: dict[str, tuple[Any, ...]] | None = Non
         for setting in settings:
             for job in jobs(setting):
                 field, value = next(iter(job.changed.items()))
-                if field not in fields:
-                    continue
-                variants = job.config.encoder.variants
-                names = {
-                    _key(job, variant): f"{field} = {value}" + f" ({variant})" * (len(variants) > 1)
-                    for variant in variants
-                }
-                rows += _rows(job, names, paper=False)
+                if field in fields:
+                    rows += _swept(job, field, value, len(encoders) > 1)
         return _table(title, settings, rows)
 
-    return Target(name, jobs, table, drawn=True, curves=True)
+    return Target(name, jobs, table, drawn=True)
+
+
+def _swept(job: Job, field: str, value: Any, several: bool) -> list[Row]:
+    """A row for each variant of a value, named by what there is more than one of."""
+    encoder, variants = job.config.encoder.name, job.config.encoder.variants
+    rows = []
+    for variant in variants:
+        curve = ", ".join([encoder] * several + [variant] * (len(variants) > 1))
+        name = f"{field} = {value}" + f" ({curve})" * bool(curve)
+        point = Point(field, str(value), curve)
+        rows += [
+            dataclasses.replace(row, point=point)
+            for row in _rows(job, {_key(job, variant): name}, paper=False)
+        ]
+    return rows
 
 
 def _diffusion_rows(job: Job) -> list[Row]:

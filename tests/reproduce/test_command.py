@@ -1,5 +1,6 @@
 """What the command plans, runs, leaves out and writes; the runs themselves are stand-ins."""
 
+import csv
 import shlex
 from pathlib import Path
 from typing import Any, ClassVar
@@ -150,12 +151,39 @@ def test_a_diffusion_run_is_gone_on_with_by_another_command(reproduce, runs, rea
     assert variants == [("base", "hbr+nns+dpa"), ("hbr+nns+dpa",)]
 
 
+def test_a_sweep_of_several_encoders_and_variants(reproduce, runs, real_log):
+    flags = ("--encoders=gru4rec,sasrec", "--config.encoder.variants=('base', 'hbr')", real_log)
+    assert reproduce("--sweep=hbr.clip=1,2", *flags).status == 0
+    names = [f"sweep-{name}-hbr.clip={value}" for name in ("gru4rec", "sasrec") for value in "12"]
+    assert [Path(workdir).name for workdir in runs] == [
+        "diffusion", *(f"{name}.0" for name in names)
+    ]  # fmt: skip
+    lines = (OUT / "strict" / "sweep-hbr.clip.csv").read_text().splitlines()
+    rows = [row[1] for row in csv.reader(lines) if row[2] == "N@10" and row[4] == "0.23"]
+    assert rows == [
+        f"hbr.clip = {value} ({name}, {variant})"
+        for name in ("gru4rec", "sasrec") for value in ("1.0", "2.0") for variant in ("base", "hbr")
+    ]  # fmt: skip
+    svg = (OUT / "strict" / "sweep-hbr.clip.svg").read_text()
+    legend = [
+        f"<!-- hbr.clip ({n}, {v}) -->" for n in ("gru4rec", "sasrec") for v in ("base", "hbr")
+    ]
+    assert [svg.count(text) for text in legend] == [1, 1, 1, 1]
+
+
+def test_figure_5_of_an_encoder_that_is_asked_for(reproduce, runs, real_log):
+    done = reproduce("--figure=5", "--encoders=gru4rec", "--dry-run", real_log)
+    assert done.out.count("toy: gru4rec, ") == 18
+    assert "sasrec" not in done.out
+
+
 @pytest.mark.parametrize(
     "flags",
     [
         ("--table=1",),
         ("--figure=4", "--encoders=sasrec", "--seeds=2"),
         ("--figure=5", "--protocol=reference"),
+        ("--sweep=hbr.scale=1", "--encoders=gru4rec,cl4srec"),
         ("--sweep=dpa.coarse=20,50", "--config.encoder.variants=('base', 'nns')"),
         ("--sweep=encoder.variants=('base',),('hbr', 'nns')",),
         ("--sweep=diffusion.hidden=(8,),(16,)", "--config.name=a b"),
@@ -363,6 +391,15 @@ def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simul
         ),
         (("--table=1", "--quick"), "unexpected argument '--quick'"),
         (("--figure=4", "--metric=F1"), "--metric: one of N@1, "),
+        (
+            ("--table=2", "--encoders=sasrec"),
+            "--encoders: none is expected with --table=2, which trains nothing",
+        ),
+        (
+            ("--sweep=encoder.name=sasrec,gru4rec", "--encoders=sasrec"),
+            "--encoders: none is expected with a sweep of encoder.name itself",
+        ),
+        (("--figure=5", "--encoders=caser"), "encoder.name: expected one of"),
         (("--sweep=hbr.clip",), "--sweep: FIELD=V1,V2,.. is expected"),
         (("--sweep=hbr.clap=1",), "config.hbr.clap: unknown field, did you mean"),
         (("--sweep=hbr.clip=1,no",), "--sweep: a number above 0 is expected"),
