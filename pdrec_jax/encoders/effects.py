@@ -19,7 +19,7 @@ def popularity_percentile(split: Split, items: np.ndarray) -> float:
       split: popularity is counted over its training events.
       items: ids, any shape.
     """
-    counts = np.bincount(split.train.items, minlength=split.train.num_items + 1)[1:]
+    counts = split.train.popularity[1:]
     ordered = np.sort(counts)
     own = counts[items.reshape(-1) - 1]
     below, through = (np.searchsorted(ordered, own, side=side) for side in ("left", "right"))
