@@ -32,7 +32,7 @@ def test_two_processes_on_a_mapped_log(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
-    environ = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environ = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
     running = [
         subprocess.Popen(
             [sys.executable, __file__, str(port), str(number), str(tmp_path / "log")],

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pdrec_jax.files import write_errors
 
-EVENTS_A_BLOCK = 1 << 22
+EVENTS_A_BLOCK = 1 << 20
 
 
 class Column:
@@ -102,7 +102,7 @@ def counts(values: NDArray, size: int) -> NDArray[np.int64]:
 def user_blocks(
     offsets: NDArray[np.int64], events: int = EVENTS_A_BLOCK
 ) -> Iterator[tuple[int, int]]:
-    """Cuts the users of compressed rows into neighbours with some million events together.
+    """Cuts the users of compressed rows into neighbours with about a million events together.
 
     Args:
         offsets: `[U+1]`.

@@ -89,24 +89,30 @@ class Evaluation:
     def _kept(self) -> list[_Block]:
         return list(self._packed())
 
-    def _packed(self) -> Iterator[_Block]:
-        mesh = self.model.mesh
-        size = round_up(self.block, axis(mesh, DATA))
+    @functools.cached_property
+    def _cut(self) -> tuple[list[np.ndarray], tuple[int, ...], int]:
+        """Users in blocks of one size, filled up; rows and events that each block fits in."""
+        size = round_up(self.block, axis(self.model.mesh, DATA))
         cut = [self.users[i : i + size] for i in range(0, len(self.users), size)]
         full = [np.concatenate([b, np.full(size - len(b), b[0])]) for b in cut]
-        length = self.model.max_length
-        layout = self.model.layout
-        rows = enough_rows(self.offsets, full, length, layout)
-        budget = event_budget(self.offsets, np.stack(full)) if full else 0
-        for block, users in zip(cut, full, strict=True):
+        rows = enough_rows(self.offsets, full, self.model.max_length, self.model.layout)
+        return full, rows, event_budget(self.offsets, np.stack(full)) if full else 0
+
+    def _packed(self) -> Iterator[_Block]:
+        length, layout = self.model.max_length, self.model.layout
+        full, rows, budget = self._cut
+        left = len(self.users)
+        for users in full:
+            real = min(left, len(users))
+            left -= real
             cells = pack(self.offsets, users, length, rows, layout)
             batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
             if not self.by_batch:
-                yield _Block(users, jax.device_put(batch), self._histories, len(block))
+                yield _Block(users, jax.device_put(batch), self._histories, real)
             else:
                 offsets, (items,) = cut_out(self.offsets, users, budget, self.items)
                 batch = as_the_only(batch, self.offsets)
-                yield _Block(users, batch, (offsets, items), len(block))
+                yield _Block(users, batch, (offsets, items), real)
 
     @functools.cached_property
     def _histories(self) -> tuple[Array, Array]:

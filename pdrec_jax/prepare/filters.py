@@ -56,7 +56,7 @@ def guess_unit(times: NDArray[np.float64]) -> str:
     Returns:
         Key of the unit.
     """
-    # Of some millions, whatever the log's size: the middle of the times is no matter of one more.
+    # Of a million or fewer, whatever the size of the log: they have the same middle, or nearly.
     size = np.abs(times[:: len(times) // EVENTS_A_BLOCK + 1])
     # Zeros stand for no time and say nothing of the unit.
     typical = float(np.median(size[size > 0])) if size.any() else 0.0

@@ -64,12 +64,14 @@ def test_the_same_results_losses_and_ranks(places, folder, call, monkeypatch) ->
     assert again.status == 0
     assert "finished" in again.out
     (folder / "ids.txt").write_text("3\n5\n")
-    out = folder / "recs.csv"
-    flags = [f"--users={folder / 'ids.txt'}", "--k=3", f"--out={out}"]
-    assert recommend([f"--workdir={found.path}", *flags]) == 0
-    mapped = out.read_text()
-    assert recommend([f"--workdir={expected.path}", *flags, "--overwrite"]) == 0
-    assert out.read_text() == mapped
+    told = []
+    for run in done:
+        out = run.path / "recs.csv"
+        flags = [f"--users={folder / 'ids.txt'}", "--k=3", f"--out={out}"]
+        assert recommend([f"--workdir={run.path}", *flags]) == 0
+        told.append(out.read_text())
+    assert told[0] == told[1]
+    assert told[0].count("\n") == 7
 
 
 def test_a_damaged_log_is_one_line(places, folder, call) -> None:
