@@ -24,7 +24,7 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.prepare.batches import Batch, Skipped, read_batches
 from pdrec_jax.prepare.fields import ID_FAULTS, TIME_FAULTS, to_ids, to_times
 
-_WORDS_TOGETHER = 1 << 20  # ids whose places are settled at once, at least
+_ROWS_TOGETHER = 1 << 20  # whose ids are settled at once, at least
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
@@ -224,15 +224,15 @@ class _Spool:
         self._codes = Column(np.int32)
         self._chunks: list[Any] = []
         self._words: Any = None
-        self._new = 0
+        self._rows = 0
 
     def add(self, encoded: Any) -> None:
         if not len(encoded):
             return
         self._chunks.append(encoded)
-        self._new += len(encoded.dictionary)
-        # As many new words as there are old ones, so that each is looked at a few times in all.
-        if self._new > max(_WORDS_TOGETHER, 0 if self._words is None else len(self._words)):
+        self._rows += len(encoded)
+        # As many rows as there are words, so that looking at all words adds little to a row.
+        if self._rows > max(_ROWS_TOGETHER, 0 if self._words is None else len(self._words)):
             self._settle()
 
     def _settle(self) -> None:
@@ -250,7 +250,7 @@ class _Spool:
         self._words = chunked.chunk(0).dictionary
         for chunk in chunked.chunks[len(known) :]:
             self._codes.add(np.asarray(chunk.indices))
-        self._chunks, self._new = [], 0
+        self._chunks, self._rows = [], 0
 
     def vocabulary(self) -> Vocabulary:
         self._settle()

@@ -24,11 +24,11 @@ FIELDS = ("offsets", "items", "times", "user_ids", "item_ids")
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch) -> None:
-    """Blocks of a few records, and dictionaries that are settled often."""
+    """Blocks of a few records, and ids that are settled often."""
     for module in (scratch, interactions, filters):
         monkeypatch.setattr(module, "EVENTS_A_BLOCK", 53)
     monkeypatch.setattr(scratch.user_blocks, "__defaults__", (53,))
-    monkeypatch.setattr(raw_log, "_WORDS_TOGETHER", 7)
+    monkeypatch.setattr(raw_log, "_ROWS_TOGETHER", 7)
     # Else the unit is guessed from a sample.
     monkeypatch.setattr(figures, "_SAMPLE", 700)
 
