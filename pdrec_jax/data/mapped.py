@@ -136,7 +136,7 @@ def write_mapped(
         raise
 
 
-def read_mapped(directory: Path, *, ids: Ids = "any") -> Interactions:
+def read_mapped(directory: str | Path, *, ids: Ids = "any") -> Interactions:
     """Maps a log that `write_mapped` wrote; no column is read into memory.
 
     The first process of a run holds the files against their checksums, the others look at their
@@ -152,6 +152,7 @@ def read_mapped(directory: Path, *, ids: Ids = "any") -> Interactions:
     Raises:
         UserError: a file is missing, damaged or of another length, or a later version wrote it.
     """
+    directory = Path(directory)
     # Here, since `prepare`, which only writes such logs, need not wait for JAX.
     from pdrec_jax import processes
 
