@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdrec_jax import manifest
+from pdrec_jax import manifest, processes
 from pdrec_jax.data import interactions, mapped, scratch
 from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.catalogue import catalogue_of
@@ -195,6 +195,14 @@ class TestFaults:
         whole[-3] ^= 1
         (place / "times.npy").write_bytes(whole)
         assert "times.npy has other bytes than were saved" in self.complaint(place)
+
+    def test_other_processes_than_the_first_look_at_sizes(self, place, monkeypatch) -> None:
+        monkeypatch.setattr(processes, "is_first", lambda: False)
+        whole = (place / "log.json").read_bytes()
+        (place / "log.json").write_bytes(whole[:-1] + b" ")
+        assert read_mapped(place).num_users == 40
+        (place / "log.json").write_bytes(whole + b" ")
+        assert "log.json has" in self.complaint(place)
 
     def test_another_version(self, place) -> None:
         about = json.loads((place / "log.json").read_text())
