@@ -30,11 +30,11 @@ def test_both_forms_hold_the_same_log(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_anonymous_memory_does_not_grow_with_a_mapped_log(tmp_path) -> None:
-    users, millions = 20_000, (4, 16)
+    users, millions = 100_000, (4, 16)
     peaks = []
     for number in millions:
         place = tmp_path / str(number)
-        mapped.write_both(place, users, 5_000, number * 10**6)
+        mapped.write_both(place, users, 20_000, number * 10**6)
         words = [f"--dir={place}", f"--measure={place / 'log'}"]
         done = subprocess.run(
             [sys.executable, "-m", "pdrec_jax.benchmark.mapped", *words],
