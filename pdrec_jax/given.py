@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,16 +27,16 @@ class Given:
       protocol: named in the config.
       split: the data.
       users: who takes part where.
-      candidates: of the test item, [U, 1 + N].
-      validation: of the validation item, [U, 1 + N]; the test's where the test chooses the epoch.
+      candidates: of the test item, [U, 1 + N]; drawn when asked for where the log is mapped.
+      validation: of the validation item, likewise; the test's where the test chooses the epoch.
     """
 
     config: ConfigDict
     protocol: protocols.Protocol
     split: Split
     users: protocols.UserSets
-    candidates: np.ndarray
-    validation: np.ndarray
+    candidates: protocols.Candidates
+    validation: protocols.Candidates
 
     @property
     def mesh(self) -> Mesh | None:
@@ -114,8 +113,12 @@ def _given(
     split: Split,
     users: protocols.UserSets,
 ) -> Given:
-    def draw(heldout: str) -> np.ndarray:
+    def draw(heldout: str) -> protocols.Candidates:
         negatives = config.evaluation.negatives
+        if split.train.mapped:
+            drawn = protocols.DrawnCandidates(protocol, split, config.seed, heldout, negatives)
+            drawn.require_room()
+            return drawn
         return protocols.draw_candidates(
             protocol, split, config.seed, heldout=heldout, negatives=negatives
         )

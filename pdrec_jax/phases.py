@@ -244,7 +244,7 @@ def _origin(given: Given) -> dict[str, Any]:
     split = given.split
     digest = hashlib.sha256()
     for array in (split.train.offsets, split.train.items, split.valid_items, split.test_items):
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).data)  # a view: of a mapped log no copy is made
     return {
         "protocol": given.protocol.name,
         "split": digest.hexdigest(),

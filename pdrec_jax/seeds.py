@@ -164,8 +164,9 @@ def _run_all(
             first = own.copy_and_resolve_references()
             first.stage = "diffusion"
             run_one(first, files, where, one)
-    # On a mesh all devices work for one seed.
-    at_once = config.seeds_at_once if prepared[0][0].mesh is None else 1
+    # On a mesh all devices work for one seed, and the data of a mapped log is for one at a time.
+    alone = prepared[0][0].mesh is not None or prepared[0][0].split.train.mapped
+    at_once = 1 if alone else config.seeds_at_once
     if config.stage != "diffusion" and at_once != 1:
         for variant in config.encoder.variants:
             _train_together(config, variant, prepared, paths)

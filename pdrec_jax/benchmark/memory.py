@@ -37,6 +37,11 @@ def host_now() -> int | None:
     return _status("VmRSS")
 
 
+def anonymous_now() -> int | None:
+    """Memory of the process that no file backs, in bytes, None where it is not known."""
+    return _status("RssAnon")
+
+
 def device_peak() -> int | None:
     """Most memory in use on the first device since the process began, in bytes; None on a CPU."""
     statistics = jax.devices()[0].memory_stats() or {}

@@ -70,15 +70,8 @@ def extend_train(split: Split) -> tuple[NDArray, NDArray, NDArray | None]:
     Returns:
       offsets [U+1], items [E+U] and times [E+U] (None where the log has none).
     """
-    if split.history is not None:
-        return split.history.offsets, split.history.items, split.history.times
-    train = split.train
-    ends = train.offsets[1:]
-    offsets = train.offsets + np.arange(train.num_users + 1)
-    items = np.insert(train.items, ends, split.valid_items)
-    if train.times is None or split.valid_times is None:
-        return offsets, items, None
-    return offsets, items, np.insert(train.times, ends, split.valid_times)
+    history = split.before_test()
+    return history.offsets, history.items, history.times
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

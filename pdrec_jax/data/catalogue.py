@@ -105,12 +105,12 @@ def catalogue_of(split: Split, files: Sequence[Path] | None) -> Catalogue:
         files: its logs, None where it is simulated.
     """
     train = split.train
-    events = np.concatenate([train.items, split.valid_items, split.test_items])
+    heldout = np.concatenate([split.valid_items, split.test_items])
     return Catalogue(
         train.item_ids,
         train.num_target_items,
         split.num_source_items,
-        np.bincount(events, minlength=train.num_items + 1),
+        train.popularity + np.bincount(heldout, minlength=train.num_items + 1),
         tuple(str(path.resolve()) for path in files or ()),
     )
 

@@ -6,10 +6,12 @@ Letters: U users, I items, E events.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pdrec_jax.data.scratch import EVENTS_A_BLOCK, counts, is_mapped, user_blocks
 from pdrec_jax.errors import UserError
 
 TARGET, SOURCE = 0, 1
@@ -30,7 +32,9 @@ class Interactions:
     """The events of all users, grouped by user and in order of time within each.
 
     One flat array instead of a list a user keeps a log of millions of events in a few contiguous
-    blocks. All arrays are read-only, so a log can be shared between stages without a copy.
+    blocks. All arrays are read-only, so a log can be shared between stages without a copy. They may
+    be mapped from files: then nothing as long as the log need be in memory, and what is checked or
+    counted here goes by blocks.
 
     Attributes:
         offsets: `[U+1]` int64; user `u` owns the events `offsets[u]:offsets[u+1]`.
@@ -96,19 +100,29 @@ class Interactions:
                 "num_target_items: without domains every item is of the target domain",
             )
         else:
-            _require(
-                bool(np.array_equal(self.domains, self.items > self.num_target_items)),
-                "domains: 0 up to item num_target_items and 1 above it is expected",
-            )
+            for some in self._slices():
+                _require(
+                    np.array_equal(self.domains[some], self.items[some] > self.num_target_items),
+                    "domains: 0 up to item num_target_items and 1 above it is expected",
+                )
 
     def _check_times(self) -> None:
         if self.times is None:
             return
-        _require(bool(np.isfinite(self.times).all()), "times: finite numbers are expected")
-        later = self.times[1:] >= self.times[:-1]
-        starts = self.offsets[1:-1]
-        later[starts[(starts > 0) & (starts < self.num_events)] - 1] = True
-        _require(bool(later.all()), "times: non-decreasing times within a user are expected")
+        for some in self._slices():
+            # One more than the block, so that its last event is held against the next.
+            times = self.times[some.start : some.stop + 1]
+            _require(bool(np.isfinite(times).all()), "times: finite numbers are expected")
+            later = times[1:] >= times[:-1]
+            between = np.searchsorted(self.offsets, [some.start, some.stop], side="right")
+            starts = self.offsets[slice(*between)]
+            later[starts[starts < self.num_events] - some.start - 1] = True
+            _require(bool(later.all()), "times: non-decreasing times within a user are expected")
+
+    def _slices(self) -> Iterator[slice]:
+        """The events in blocks, of which a copy may be made."""
+        for begin in range(0, self.num_events, EVENTS_A_BLOCK):
+            yield slice(begin, min(begin + EVENTS_A_BLOCK, self.num_events))
 
     @property
     def num_users(self) -> int:
@@ -137,6 +151,29 @@ class Interactions:
             return self.lengths
         before = np.concatenate([[0], np.cumsum(self.domains == TARGET)])
         return np.diff(before[self.offsets])
+
+    @property
+    def popularity(self) -> NDArray[np.int64]:
+        """`[I+1]` int64, events of each item; 0 for the padding item."""
+        return counts(self.items, self.num_items + 1)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the events lie in files that are mapped, and not in memory."""
+        return is_mapped(self.items)
+
+    def blocks(self) -> Iterator[Interactions]:
+        """The log in blocks of users, each a view with all items; see `user_blocks`."""
+        for begin, end in user_blocks(self.offsets):
+            first, last = self.offsets[[begin, end]]
+            yield dataclasses.replace(
+                self,
+                offsets=self.offsets[begin : end + 1] - first,
+                items=self.items[first:last],
+                times=None if self.times is None else self.times[first:last],
+                domains=None if self.domains is None else self.domains[first:last],
+                user_ids=self.user_ids[begin:end],
+            )
 
     @property
     def event_users(self) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.scratch import Column, is_mapped, user_blocks
 from pdrec_jax.errors import UserError
 
 
@@ -43,22 +44,27 @@ def complement_table(
       offsets: [U+1], CSR.
       items: [E] int32 in 1..I.
       num_items: I.
-      on_host: leave the arrays there.
+      on_host: leave the arrays there; the keys of items that are mapped are mapped too.
 
     Raises:
       UserError: a user has interacted with all items, so there is nothing to draw.
     """
-    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    pairs = np.unique(users.astype(np.int64) * (num_items + 1) + items)
-    users, items = pairs // (num_items + 1), pairs % (num_items + 1)
-    counts = np.bincount(users, minlength=len(offsets) - 1)
+    if on_host and is_mapped(items):
+        column, parts = Column(np.int32), []
+        for first, last in user_blocks(offsets):
+            events = slice(offsets[first], offsets[last])
+            some, own = _keys(offsets[first : last + 1] - events.start, items[events], num_items)
+            parts.append(some)
+            column.add(own)
+        counts, keys = np.concatenate(parts), column.finish()
+    else:
+        counts, keys = _keys(offsets, items, num_items)
     if counts.max(initial=0) >= num_items:
         raise UserError(
             f"negatives: user {int(counts.argmax())} has interacted with all {num_items} items "
             "(users counted from 0), so that no negative is left; a larger catalogue is needed"
         )
     starts = np.concatenate([[0], np.cumsum(counts)])
-    keys = items - 1 - (np.arange(len(items)) - starts[users])
     array: Any = np.asarray if on_host else jnp.asarray
     return ComplementTable(
         # On the host there may be more events than 32 bits count.
@@ -67,6 +73,16 @@ def complement_table(
         num_items,
         int(counts.max(initial=0)).bit_length(),
     )
+
+
+def _keys(offsets: np.ndarray, items: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many distinct items each user has, [U], and the keys of all of them, [N]."""
+    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    pairs = np.unique(users.astype(np.int64) * (num_items + 1) + items)
+    users, items = pairs // (num_items + 1), pairs % (num_items + 1)
+    counts = np.bincount(users, minlength=len(offsets) - 1)
+    starts = np.cumsum(counts) - counts
+    return counts, items - 1 - (np.arange(len(items)) - starts[users])
 
 
 def draw_outside(key: Array, table: ComplementTable, users: Array) -> Array:

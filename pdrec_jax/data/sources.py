@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Collection
@@ -11,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pdrec_jax.data.interactions import Interactions, merge_domains
+from pdrec_jax.data.mapped import checksum, read_mapped
 from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
@@ -18,6 +20,8 @@ from pdrec_jax.settings import FIELDS, fill, misfit
 
 # What `python -m pdrec_jax.prepare` leaves in the directory of a log of one's own.
 PREPARED, PREPARED_LOG = "prepared.json", "log.parquet"
+# In place of the log's file, where it was prepared to be mapped.
+PREPARED_COLUMNS = "log"
 
 _VARIABLE = "PDREC_DATA"
 
@@ -91,7 +95,8 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     if data.source == "simulated":
         return None
     if data.path:
-        return [Path(data.path) / PREPARED_LOG]
+        columns = Path(data.path) / PREPARED_COLUMNS
+        return [columns if columns.is_dir() else Path(data.path) / PREPARED_LOG]
     if not data.target:
         if data.source == "auto" and not data.auxiliary:
             return None
@@ -163,6 +168,12 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
             )
         return made.log, found
     data = config.data
+    if files[0].is_dir():
+        log = read_mapped(files[0], ids=data.ids)
+        if not data.time:
+            log = dataclasses.replace(log, times=None)
+        sealed = [{"name": files[0].name, "sha256": checksum(files[0])}]
+        return log, _found(config, log, sealed)
     columns = (data.time, data.auxiliary_time or data.time)
     logs = [
         read_log(path, user=data.user, item=data.item, time=time or None, ids=data.ids)
@@ -172,7 +183,11 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
     if len(logs) > 1:
         log = merge_domains(log, logs[1], source_first=data.auxiliary_first)
     listed = [{"name": path.name, "sha256": sha256(path)} for path in files]
-    found = {"source": "real", "files": listed}
+    return log, _found(config, log, listed)
+
+
+def _found(config: ConfigDict, log: Interactions, files: list[dict[str, str]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"source": "real", "files": files}
     if log.times is None and config.diffusion.weighting == "time":
         found["note"] = "the log has no times: behaviours are weighed by position, as in T-DiffRec"
-    return log, found
+    return found

@@ -6,11 +6,13 @@ Letters: U users, E events.
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdrec_jax.data.interactions import SOURCE, TARGET, Interactions, frozen
+from pdrec_jax.data.scratch import Column
 from pdrec_jax.errors import UserError
 
 _MIN_EVENTS = 3  # one to train on, one to validate, one to test
@@ -30,7 +32,7 @@ class Split:
         test_times: `[U]` float64, its time; None when the log has none.
         dropped_users: users with fewer than 3 target events, who are in none of the above.
         history: what a user did before the test event, where that is more than `train` and the
-            validation event after it; None where it is just that.
+            validation event after it, or is kept on the disk; None where it is just that.
     """
 
     train: Interactions
@@ -54,6 +56,22 @@ class Split:
                 object.__setattr__(self, name, frozen(name, value, dtype))
                 if value.shape != (self.train.num_users,):
                     raise UserError(f"{name}: one value a user is expected")
+
+    def before_test(self) -> Interactions:
+        """What each user did before the test event: the input of the test."""
+        if self.history is not None:
+            return self.history
+        train = self.train
+        ends = train.offsets[1:]
+        times = None
+        if train.times is not None and self.valid_times is not None:
+            times = np.insert(train.times, ends, self.valid_times)
+        return dataclasses.replace(
+            train,
+            offsets=train.offsets + np.arange(train.num_users + 1),
+            items=np.insert(train.items, ends, self.valid_items),
+            times=times,
+        )
 
     @property
     def source_lengths(self) -> NDArray[np.int64]:
@@ -79,7 +97,8 @@ def leave_one_out(log: Interactions) -> Split:
         log: of one domain, or of two from `merge_domains`.
 
     Returns:
-        The split, over the users with at least 3 target events.
+        The split, over the users with at least 3 target events. That of a mapped log is mapped too:
+        it is made in blocks of users, and all that is as long as the log lies on the disk.
 
     Raises:
         UserError: fewer than 2 users have that many.
@@ -87,15 +106,20 @@ def leave_one_out(log: Interactions) -> Split:
     References:
         Ma et al., "Plug-in Diffusion Model for Sequential Recommendation", AAAI 2024, Sec. 5.1.
     """
-    counts = log.target_lengths
-    long_enough = counts >= _MIN_EVENTS
-    kept = int(long_enough.sum())
+    kept = int((log.target_lengths >= _MIN_EVENTS).sum())
     if kept < 2:
         raise UserError(
             f"{kept} of {log.num_users} users have {_MIN_EVENTS} or more target events, "
             "at least 2 such users are expected"
         )
-    dropped = log.num_users - kept
+    return _split_in_blocks(log) if log.mapped else _split(log)
+
+
+def _split(log: Interactions) -> Split:
+    """`leave_one_out` of a log in memory, or of a block of users, however few are left."""
+    counts = log.target_lengths
+    long_enough = counts >= _MIN_EVENTS
+    dropped = log.num_users - int(long_enough.sum())
     if dropped:
         log = log.select(long_enough)
     is_target = np.ones(log.num_events, bool) if log.domains is None else log.domains == TARGET
@@ -114,6 +138,67 @@ def leave_one_out(log: Interactions) -> Split:
         test_times=None if log.times is None else log.times[test],
         dropped_users=dropped,
     )
+
+
+def _split_in_blocks(log: Interactions) -> Split:
+    """`leave_one_out` of a mapped log, which is of one domain."""
+    if log.domains is not None:
+        raise ValueError("a mapped log of one domain is expected")
+    train, history = _MappedLog(log), _MappedLog(log)
+    heldout: dict[str, list[NDArray]] = {
+        name: [] for name in ("valid_items", "valid_times", "test_items", "test_times")
+    }
+    dropped = 0
+    for block in log.blocks():
+        part = _split(block)
+        dropped += part.dropped_users
+        train.add(part.train)
+        history.add(part.before_test())
+        for name, values in heldout.items():
+            if (found := getattr(part, name)) is not None:
+                values.append(found)
+    together = {name: np.concatenate(v) if v else None for name, v in heldout.items()}
+    return Split(
+        train=train.finish(),
+        mixed=None,
+        valid_items=cast(NDArray[np.int32], together["valid_items"]),
+        valid_times=together["valid_times"],
+        test_items=cast(NDArray[np.int32], together["test_items"]),
+        test_times=together["test_times"],
+        dropped_users=dropped,
+        history=history.finish(),
+    )
+
+
+class _MappedLog:
+    """A log that grows by blocks of users, its events on the disk.
+
+    Args:
+        like: has the same catalogue, and times if this one does.
+    """
+
+    def __init__(self, like: Interactions) -> None:
+        self._like = like
+        self._items, self._times = Column(np.int32), Column(np.float64)
+        self._lengths: list[NDArray] = []
+        self._user_ids: list[NDArray] = []
+
+    def add(self, block: Interactions) -> None:
+        self._items.add(block.items)
+        if block.times is not None:
+            self._times.add(block.times)
+        self._lengths.append(block.lengths)
+        self._user_ids.append(block.user_ids)
+
+    def finish(self) -> Interactions:
+        lengths = np.concatenate(self._lengths)
+        return dataclasses.replace(
+            self._like,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            items=self._items.finish(),
+            times=None if self._like.times is None else self._times.finish(),
+            user_ids=np.concatenate(self._user_ids),
+        )
 
 
 def with_source_events(log: Interactions, *, between: bool) -> Split:

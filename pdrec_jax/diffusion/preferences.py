@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from pdrec_jax.checkpoints import Store
+from pdrec_jax.data import scratch
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.selection import (
     MASKED,
@@ -228,7 +229,7 @@ def compute_preferences(
         np.array(users, bool),
         np.zeros((train.num_users, rules.candidates), np.int32),
         np.zeros((train.num_users, rules.negatives), np.int32),
-        np.zeros(train.num_events, np.float32),
+        (scratch.zeros if train.mapped else np.zeros)(train.num_events, np.float32),
         np.zeros(train.num_users, np.float32),
     )
     width = common_width(train.offsets, index)

@@ -20,6 +20,7 @@ from pdrec_jax.diffusion.vectors import (
     gather_batch,
     token_budget,
 )
+from pdrec_jax.evaluation.protocol import Candidates
 from pdrec_jax.evaluation.ranking import (
     Ranks,
     common_width,
@@ -87,7 +88,7 @@ class Evaluation:
     model: DiffusionModel
     vectors: InteractionVectors
     users: np.ndarray
-    candidates: np.ndarray
+    candidates: Candidates
     seen: tuple[np.ndarray, np.ndarray]
     half_ties: bool
     seed: int

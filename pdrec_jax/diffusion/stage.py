@@ -26,7 +26,7 @@ from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
     build_vectors,
 )
-from pdrec_jax.evaluation.protocol import Protocol
+from pdrec_jax.evaluation.protocol import Candidates, Protocol
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
 
@@ -128,8 +128,8 @@ def build(
     users: np.ndarray,
     *,
     protocol: Protocol,
-    candidates: np.ndarray,
-    validation: np.ndarray,
+    candidates: Candidates,
+    validation: Candidates,
     mesh: Mesh | None = None,
 ) -> tuple[DiffusionTask, dict[str, Evaluation | None]]:
     """Builds the training task of a split, and what ranks its users.
@@ -151,7 +151,7 @@ def build(
     train = vectors_of(config, split, model.num_slots, heldin=False)
     extended = extend_train(split)
 
-    def scorer(vectors: InteractionVectors, table: np.ndarray, seen: Any) -> Evaluation:
+    def scorer(vectors: InteractionVectors, table: Candidates, seen: Any) -> Evaluation:
         return Evaluation(
             model=model,
             vectors=vectors,

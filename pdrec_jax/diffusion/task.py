@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from pdrec_jax import memory, training
 from pdrec_jax.data.batches import draw_users
+from pdrec_jax.data.scratch import counts
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.optimise import (
@@ -222,8 +223,7 @@ class DiffusionTask:
     def _head(self) -> Head:
         """The most popular slots, as many as a window of the error has."""
         slots, fraction = self.model.num_slots, self.model.error_fraction
-        counts = np.bincount(self.vectors.slots, minlength=slots)
-        return choose_head(counts, size_of_head(slots, fraction))
+        return choose_head(counts(self.vectors.slots, slots), size_of_head(slots, fraction))
 
     @functools.cached_property
     def _parts(self) -> tuple[InteractionVectors, ...]:

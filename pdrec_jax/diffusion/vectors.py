@@ -5,12 +5,14 @@ so it travels as a list of (slot, weight) and becomes dense on the device only w
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.scratch import Column, is_mapped, user_blocks
 from pdrec_jax.errors import UserError
 
 TIE_MODES = ("AllOne", "AllLinear", "MinMax")
@@ -95,6 +97,8 @@ def build_vectors(
 ) -> InteractionVectors:
     """Builds the vectors of a log; a repeated item keeps its last weight.
 
+    Of a log that is mapped they are built in blocks of users, and mapped as well.
+
     Args:
       offsets: [U+1], CSR.
       items: [E] int32 in [1, num_slots).
@@ -104,6 +108,32 @@ def build_vectors(
       w_max: see ``interval_weights``.
       ties: see ``interval_weights``.
     """
+    build = functools.partial(_build, num_slots=num_slots, w_min=w_min, w_max=w_max, ties=ties)
+    if not is_mapped(items):
+        return build(offsets, items, times)
+    lengths, slots, weights = [], Column(np.int32), Column(np.float32)
+    for first, last in user_blocks(offsets):
+        events = slice(offsets[first], offsets[last])
+        some = None if times is None else times[events]
+        part = build(offsets[first : last + 1] - events.start, items[events], some)
+        lengths.append(part.lengths)
+        slots.add(part.slots)
+        weights.add(part.weights)
+    ends = np.cumsum(np.concatenate(lengths))
+    return InteractionVectors(np.append(0, ends), slots.finish(), weights.finish(), num_slots)
+
+
+def _build(
+    offsets: np.ndarray,
+    items: np.ndarray,
+    times: np.ndarray | None,
+    num_slots: int,
+    *,
+    w_min: float,
+    w_max: float,
+    ties: str,
+) -> InteractionVectors:
+    """``build_vectors`` of a log, or of a block of its users."""
     times = positions(offsets) if times is None else times
     weights = interval_weights(times, offsets, w_min, w_max, ties)
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))

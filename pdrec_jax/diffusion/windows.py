@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.scratch import Column, is_mapped, user_blocks
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.process import normal_from_bits
@@ -88,7 +89,38 @@ class SplitBatch:
 def split_vectors(
     vectors: InteractionVectors, head: Head
 ) -> tuple[InteractionVectors, InteractionVectors]:
-    """Cuts vectors into their part on the head, by places in it, and the rest."""
+    """Cuts vectors into their part on the head, by places in it, and the rest.
+
+    Vectors that are mapped are cut in blocks of users, and their parts are mapped as well.
+    """
+    if not is_mapped(vectors.slots):
+        return _split(vectors, head)
+    columns = [(Column(np.int32), Column(np.float32)) for _ in range(2)]
+    lengths: tuple[list[np.ndarray], ...] = ([], [])
+    for first, last in user_blocks(vectors.offsets):
+        tokens = slice(vectors.offsets[first], vectors.offsets[last])
+        offsets = vectors.offsets[first : last + 1] - tokens.start
+        some = vectors.slots[tokens], vectors.weights[tokens]
+        parts = _split(InteractionVectors(offsets, *some, vectors.num_slots), head)
+        for part, (slots, weights), counts in zip(parts, columns, lengths, strict=True):
+            slots.add(part.slots)
+            weights.add(part.weights)
+            counts.append(part.lengths)
+    near, far = (
+        InteractionVectors(
+            np.append(0, np.cumsum(np.concatenate(counts))), slots.finish(), weights.finish(), size
+        )
+        for (slots, weights), counts, size in zip(
+            columns, lengths, (len(head.slots), vectors.num_slots), strict=True
+        )
+    )
+    return near, far
+
+
+def _split(
+    vectors: InteractionVectors, head: Head
+) -> tuple[InteractionVectors, InteractionVectors]:
+    """``split_vectors`` of all users, or of a block of them."""
     near = np.asarray(head.inside)[vectors.slots]
     users = np.repeat(np.arange(len(vectors.lengths)), vectors.lengths)
     place = np.cumsum(head.inside) - 1

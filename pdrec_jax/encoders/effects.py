@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pdrec_jax.data.scratch import user_blocks
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
 
@@ -19,7 +20,7 @@ def popularity_percentile(split: Split, items: np.ndarray) -> float:
       split: popularity is counted over its training events.
       items: ids, any shape.
     """
-    counts = np.bincount(split.train.items, minlength=split.train.num_items + 1)[1:]
+    counts = split.train.popularity[1:]
     ordered = np.sort(counts)
     own = counts[items.reshape(-1) - 1]
     below, through = (np.searchsorted(ordered, own, side=side) for side in ("left", "right"))
@@ -51,13 +52,19 @@ def plugin_effects(
       NNS's negatives a held-out item, each beside a uniform draw of as many.
     """
     users = np.flatnonzero(preferences.users)
-    lengths = split.train.lengths
-    from_end = np.repeat(split.train.offsets[1:], lengths) - np.arange(split.train.num_events)
-    trained = np.repeat(
-        np.where(preferences.users, np.minimum(lengths - 1, max_length), 0), lengths
-    )
-    targets = weights[from_end <= trained]
-    counts, edges = np.histogram(targets, bins=_BINS, range=(0, clip * scale))
+    offsets, lengths = split.train.offsets, split.train.lengths
+    trained = np.where(preferences.users, np.minimum(lengths - 1, max_length), 0)
+    counts, edges = np.histogram([], bins=_BINS, range=(0, clip * scale))
+    total = zero = clipped = 0
+    for first, last in user_blocks(offsets):
+        begin, end = offsets[[first, last]]
+        own = lengths[first:last]
+        from_end = np.repeat(offsets[first + 1 : last + 1], own) - np.arange(begin, end)
+        targets = weights[begin:end][from_end <= np.repeat(trained[first:last], own)]
+        counts = counts + np.histogram(targets, bins=_BINS, range=(0, clip * scale))[0]
+        total += len(targets)
+        zero += int(np.sum(targets == 0))
+        clipped += int(np.sum(targets >= clip * scale))
     candidates, negatives = preferences.candidates[users], preferences.negatives[users]
     num_items = split.train.num_items
     test, valid = split.test_items[users][:, None], split.valid_items[users][:, None]
@@ -68,8 +75,8 @@ def plugin_effects(
         "hbr": {
             "edges": edges.tolist(),
             "counts": counts.tolist(),
-            "zero_share": float(np.mean(targets == 0)) if len(targets) else 0.0,
-            "clipped_share": float(np.mean(targets >= clip * scale)) if len(targets) else 0.0,
+            "zero_share": zero / max(total, 1),
+            "clipped_share": clipped / max(total, 1),
         },
         "dpa": {
             "hit_rate": float(hits.mean()),

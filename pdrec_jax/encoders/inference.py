@@ -62,7 +62,8 @@ def infer_preferences(
     cut = [index[i : i + block] for i in range(0, len(index), block)]
     full = [np.concatenate([b, np.full(block - len(b), b[0])]) for b in cut]
     rows = enough_rows(train.offsets, full, model.max_length)
-    if model.mesh is None:
+    alone = model.mesh is None and not train.mapped
+    if alone:
         histories = jax.device_put((train.offsets.astype(np.int32), train.items))
     else:
         budget = event_budget(train.offsets, np.stack(full))
@@ -70,7 +71,7 @@ def infer_preferences(
     def score_blocks(some: np.ndarray) -> Array:
         cells = pack(train.offsets, some, model.max_length, rows)
         batch = Batch(some.astype(np.int32), cells.event, cells.segment, cells.last)
-        if model.mesh is None:
+        if alone:
             return _score(params, *histories, batch, model)
         offsets, (items,) = cut_out(train.offsets, some, budget, train.items)
         return _score(params, offsets, items, as_the_only(batch, train.offsets), model)

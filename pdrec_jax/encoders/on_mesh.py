@@ -2,7 +2,8 @@
 
 On one device the whole log, and the pools of all users, lie beside the model. On a mesh nothing as
 long as the users does: of each batch the host cuts out what it reads, as if its B users were all
-there are. Draws depend on shapes and places alone, so they are those of one device.
+there are. Draws depend on shapes and places alone, so they are those of one device. A log that is
+mapped, and so need not fit in memory, is trained on in the same way on one device.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def train_steps_on(
     model: EncoderModel,
     seed: int,
 ) -> tuple[dict[str, Any], Array]:
-    """Scans steps on the model's mesh; returns the state and the loss of each step.
+    """Scans steps on the model's mesh or device; returns the state and the loss of each step.
 
     Args:
       state: ``params`` and ``optimiser``.
@@ -115,7 +116,7 @@ def train_steps_on(
       batches: likewise.
       numbers: [steps] of the steps.
       rate: learning rate.
-      model: static, with a mesh.
+      model: static.
       seed: of the run.
     """
     base = jax.random.key(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from pdrec_jax.data.batches import enough_rows, pack
+from pdrec_jax.data.scratch import is_mapped
 from pdrec_jax.encoders.model import (
     Batch,
     EncoderModel,
@@ -21,6 +23,7 @@ from pdrec_jax.encoders.model import (
     score_table,
 )
 from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget
+from pdrec_jax.evaluation.protocol import Candidates
 from pdrec_jax.evaluation.ranking import (
     Ranks,
     common_width,
@@ -64,39 +67,52 @@ class Evaluation:
       half_ties: see ``Ranks``.
       block: users at a time.
       num_items: target items, ids 1..num_items.
+      by_batch: whether each block is handed its own users' events, see ``on_mesh``.
     """
 
     model: EncoderModel
     offsets: np.ndarray
     items: np.ndarray
     users: np.ndarray
-    candidates: np.ndarray
+    candidates: Candidates
     half_ties: bool
     block: int
     num_items: int
+    by_batch: bool = False
+
+    @property
+    def _blocks(self) -> Iterable[_Block]:
+        """The packed users in blocks; kept between epochs, but those of a mapped log."""
+        return self._packed() if is_mapped(self.items) else self._kept
 
     @functools.cached_property
-    def _blocks(self) -> list[_Block]:
-        """The packed users in blocks; kept between epochs."""
-        mesh = self.model.mesh
-        size = round_up(self.block, axis(mesh, DATA))
+    def _kept(self) -> list[_Block]:
+        return list(self._packed())
+
+    @functools.cached_property
+    def _cut(self) -> tuple[list[np.ndarray], tuple[int, ...], int]:
+        """Users in blocks of one size, filled up; rows and events that each block fits in."""
+        size = round_up(self.block, axis(self.model.mesh, DATA))
         cut = [self.users[i : i + size] for i in range(0, len(self.users), size)]
         full = [np.concatenate([b, np.full(size - len(b), b[0])]) for b in cut]
-        length = self.model.max_length
-        layout = self.model.layout
-        rows = enough_rows(self.offsets, full, length, layout)
-        packed = []
-        budget = event_budget(self.offsets, np.stack(full)) if full else 0
-        for block, users in zip(cut, full, strict=True):
+        rows = enough_rows(self.offsets, full, self.model.max_length, self.model.layout)
+        return full, rows, event_budget(self.offsets, np.stack(full)) if full else 0
+
+    def _packed(self) -> Iterator[_Block]:
+        length, layout = self.model.max_length, self.model.layout
+        full, rows, budget = self._cut
+        left = len(self.users)
+        for users in full:
+            real = min(left, len(users))
+            left -= real
             cells = pack(self.offsets, users, length, rows, layout)
             batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
-            if mesh is None:
-                packed.append(_Block(users, jax.device_put(batch), self._histories, len(block)))
+            if not self.by_batch:
+                yield _Block(users, jax.device_put(batch), self._histories, real)
             else:
                 offsets, (items,) = cut_out(self.offsets, users, budget, self.items)
                 batch = as_the_only(batch, self.offsets)
-                packed.append(_Block(users, batch, (offsets, items), len(block)))
-        return packed
+                yield _Block(users, batch, (offsets, items), real)
 
     @functools.cached_property
     def _histories(self) -> tuple[Array, Array]:
@@ -104,18 +120,18 @@ class Evaluation:
 
     def sampled(self, params: Params) -> Ranks:
         """Ranks among the sampled candidates."""
-        counts = [
-            _count_sampled(
-                params, *block.histories, block.batch, self.candidates[block.users], self.model
-            )
-            for block in self._blocks
-        ]
+        counts, real = [], []
+        for block in self._blocks:
+            candidates = self.candidates[block.users]
+            given = params, *block.histories, block.batch, candidates
+            counts.append(_count_sampled(*given, self.model))
+            real.append(block.real)
         negatives = np.full(len(self.users), self.candidates.shape[1] - 1)
-        return self._ranks(counts, negatives)
+        return self._ranks(counts, real, negatives)
 
     def full(self, params: Params) -> Ranks:
         """Ranks among all items that are not in the user's input."""
-        counts, negatives = [], []
+        counts, real, negatives = [], [], []
         table = _normalise(params["item_embedding"])
         width = common_width(self.offsets, self.users)
         for block in self._blocks:
@@ -125,15 +141,16 @@ class Evaluation:
             counts.append(_count_full(*given, self.model, self.num_items))
             others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
             negatives.append((self.num_items - 1 - others.sum(axis=1))[: block.real])
-        return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
+            real.append(block.real)
+        return self._ranks(counts, real, np.concatenate(negatives) if negatives else np.zeros(0))
 
-    def _ranks(self, counts: list[tuple[Array, Array]], negatives: np.ndarray) -> Ranks:
+    def _ranks(
+        self, counts: list[tuple[Array, Array]], real: list[int], negatives: np.ndarray
+    ) -> Ranks:
         found = jax.device_get(counts)
         columns = []
         for index in (0, 1):
-            parts = [
-                pair[index][: block.real] for pair, block in zip(found, self._blocks, strict=True)
-            ]
+            parts = [pair[index][:size] for pair, size in zip(found, real, strict=True)]
             columns.append(np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, int))
         return Ranks(columns[0], columns[1], negatives, self.half_ties)
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax import training
+from pdrec_jax.data import scratch
 from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.data.splits import Split
@@ -28,7 +29,7 @@ from pdrec_jax.encoders.model import (
 from pdrec_jax.encoders.ranking import Evaluation
 from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError
-from pdrec_jax.evaluation.protocol import Protocol
+from pdrec_jax.evaluation.protocol import Candidates, Protocol
 from pdrec_jax.plugins.hbr import behaviour_weights
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import made_in_place
@@ -79,7 +80,8 @@ def hbr_weights(
       max_length: L.
     """
     offsets, lengths = split.train.offsets, split.train.lengths
-    weights = np.zeros(split.train.num_events, np.float32)
+    zeros = scratch.zeros if split.train.mapped else np.zeros
+    weights = zeros(split.train.num_events, np.float32)
     cells = np.arange(max_length)[None, :]
     for begin in range(0, len(lengths), _HBR_BLOCK):
         users = np.arange(begin, min(begin + _HBR_BLOCK, len(lengths)))
@@ -144,6 +146,11 @@ def make_model(
     return model, jax.jit(lambda: make()[1])
 
 
+def by_batch(split: Split, mesh: Mesh | None) -> bool:
+    """Whether each step is handed its own users' data, in place of a device that holds them all."""
+    return mesh is not None or split.train.mapped
+
+
 def training_data(
     config: ConfigDict,
     split: Split,
@@ -153,7 +160,7 @@ def training_data(
 ) -> TrainingData:
     """Puts what the steps read on the device; plugins that are off get arrays of size 1.
 
-    On a mesh it stays on the host, see ``on_mesh``.
+    On a mesh, or of a mapped log, it stays on the host, see ``on_mesh``.
 
     Raises:
       UserError: a plugin is on and there are no preferences.
@@ -168,10 +175,10 @@ def training_data(
             weights = hbr_weights(config.hbr, split, preferences, floor, model.max_length)
         pools = preferences.negatives if model.nns else none
         candidates = preferences.candidates if model.dpa_fine else none
-    on_host = model.mesh is not None
+    on_host = by_batch(split, model.mesh)
     array: Any = np.asarray if on_host else jnp.asarray
     return TrainingData(
-        # Events are counted in 32 bits on a device, which on a mesh sees those of a batch alone.
+        # Events are counted in 32 bits on a device, which then sees those of a batch alone.
         array(train.offsets, np.int64 if on_host else np.int32),
         array(train.items),
         complement_table(train.offsets, train.items, train.num_items, on_host=on_host),
@@ -190,8 +197,8 @@ def build(
     drawn: np.ndarray,
     ranked: np.ndarray,
     protocol: Protocol,
-    candidates: np.ndarray,
-    validation: np.ndarray,
+    candidates: Candidates,
+    validation: Candidates,
     name: str,
     mesh: Mesh | None = None,
 ) -> tuple[EncoderTask, dict[str, Evaluation | None]]:
@@ -225,7 +232,7 @@ def build(
         model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0, negatives=1
     )
 
-    def scorer(offsets: np.ndarray, items: np.ndarray, table: np.ndarray) -> Evaluation:
+    def scorer(offsets: np.ndarray, items: np.ndarray, table: Candidates) -> Evaluation:
         return Evaluation(
             model=plain,
             offsets=offsets,
@@ -235,6 +242,7 @@ def build(
             half_ties=protocol.half_ties,
             block=section.block,
             num_items=split.train.num_target_items,
+            by_batch=by_batch(split, mesh),
         )
 
     test = scorer(*extend_train(split)[:2], candidates)
@@ -252,6 +260,7 @@ def build(
         valid or test,
         steps,
         name,
+        by_batch(split, mesh),
     )
     return task, {"test": test, "validation": valid}
 

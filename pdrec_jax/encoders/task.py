@@ -55,6 +55,8 @@ class EncoderTask:
       scorer: evaluates the epoch.
       steps: steps an epoch.
       name: in the log.
+      by_batch: whether ``data`` stays on the host and each step is handed its own users', see
+        ``on_mesh``.
     """
 
     config: ConfigDict
@@ -66,6 +68,7 @@ class EncoderTask:
     scorer: Evaluation
     steps: int
     name: str
+    by_batch: bool = False
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state.
@@ -115,9 +118,15 @@ class EncoderTask:
 
     def layout(self, epoch: int) -> Batch:
         """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
+        return self._pack(*self._drawn(epoch))
+
+    def _drawn(self, epoch: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The users of an epoch, [steps, B], and the rows that each of its batches fits in."""
         users = self._draw(epoch)
         # A rare epoch that needs more gets spare rows, so that few shapes are ever compiled.
-        rows = self._rows(users, self._usual_rows)
+        return users, self._rows(users, self._usual_rows)
+
+    def _pack(self, users: np.ndarray, rows: tuple[int, ...]) -> Batch:
         model = self.model
         packed = [pack(self.offsets, row, model.max_length, rows, model.layout) for row in users]
         return Batch(
@@ -134,8 +143,8 @@ class EncoderTask:
         return np.arange((epoch - 1) * self.steps, epoch * self.steps), rate
 
     def by_rows(self, state: dict[str, Any]) -> bool:
-        """Whether the optimiser goes row by row, see ``row_adam``; on a mesh it never does."""
-        return self.model.mesh is None and "row_age" in state
+        """Whether the optimiser goes row by row, see ``row_adam``; by batch it never does."""
+        return not self.by_batch and "row_age" in state
 
     def parameters(self, state: dict[str, Any]) -> Params:
         """Returns the parameters after the steps of a state."""
@@ -150,10 +159,10 @@ class EncoderTask:
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch, or what is left of it, in one dispatch; see ``training.Task``.
 
-        On a mesh it takes several, so that an epoch may have been left in its midst.
+        By batch it takes several, so that an epoch may have been left in its midst.
         """
-        if self.model.mesh is not None:
-            return self._run_epoch_on(state, epoch, advance, done)
+        if self.by_batch:
+            return self._run_epoch_by_batch(state, epoch, advance, done)
         config = self.config
         numbers, rate = self.clock(epoch)
         left = jax.tree.map(lambda leaf: leaf[len(done) :], self.layout(epoch))
@@ -166,23 +175,22 @@ class EncoderTask:
         advance(self.steps - len(done))
         return state, training.epoch_values(every, rate)
 
-    def _run_epoch_on(
+    def _run_epoch_by_batch(
         self,
         state: dict[str, Any],
         epoch: int,
         advance: training.Advance,
         done: Sequence[float],
     ) -> tuple[dict[str, Any], dict[str, float]]:
-        """``run_epoch`` on a mesh, a few steps a dispatch, each with its users' data."""
+        """``run_epoch`` of a few steps a dispatch, each with its users' data."""
         numbers, rate = self.clock(epoch)
         if "row_age" in state and int(jnp.min(state["row_age"])) < numbers[len(done)]:
-            state = caught_up_state(state, self._tail, self.model.mesh)  # it was on one device
-        layout, losses = self.layout(epoch), [np.array(done, np.float32)]
-        budget = max(event_budget(self.offsets, np.asarray(layout.users)), self._usual_events)
+            state = caught_up_state(state, self._tail, self.model.mesh)  # it went by rows
+        (users, rows), losses = self._drawn(epoch), [np.array(done, np.float32)]
+        budget = max(event_budget(self.offsets, users), self._usual_events)
         for begin in range(len(done), self.steps, STEPS_ON_MESH):
             chunk = slice(begin, begin + STEPS_ON_MESH)
-            some = jax.tree.map(lambda leaf, chunk=chunk: leaf[chunk], layout)
-            data, batches = of_steps(self.data, some, budget)
+            data, batches = of_steps(self.data, self._pack(users[chunk], rows), budget)
             given = state, data, batches, numbers[chunk], rate
             state, loss = train_steps_on(*given, self.model, self.config.seed)
             losses.append(np.asarray(loss))

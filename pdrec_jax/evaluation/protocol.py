@@ -4,6 +4,8 @@
 can be held against the paper's Table 1. docs/design.md has them side by side.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np
@@ -152,14 +154,66 @@ def draw_candidates(
     Raises:
       UserError: a user has fewer than N items to draw from.
     """
-    train, num_items = split.train, split.train.num_target_items
-    positives = split.valid_items if heldout == "valid" else split.test_items
-    table = np.zeros((train.num_users, 1 + negatives), np.int32)
-    table[:, 0] = positives
-    for user in range(train.num_users):
+    drawn = DrawnCandidates(protocol, split, seed, heldout, negatives)
+    return drawn[np.arange(split.train.num_users)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DrawnCandidates:
+    """The table of ``draw_candidates`` whose rows are drawn when they are asked for.
+
+    With 99 negatives a user's row is as long as a history of 33 events with times, so the table of
+    a log that need not fit in memory would not fit either. It is read as the table would be, by
+    ``table[users]``, [B, 1 + N] int32, or by ``table[users, 0]`` for the relevant items alone.
+
+    Attributes:
+      protocol: see ``draw_candidates``, as for all others.
+      split: the data.
+      seed: of the draw.
+      heldout: ``valid`` or ``test``.
+      negatives: N.
+    """
+
+    protocol: Protocol
+    split: Split
+    seed: int
+    heldout: str
+    negatives: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(U, 1 + N)."""
+        return self.split.train.num_users, 1 + self.negatives
+
+    def __getitem__(self, which: np.ndarray | tuple[np.ndarray, int]) -> np.ndarray:
+        split = self.split
+        positives = split.valid_items if self.heldout == "valid" else split.test_items
+        if isinstance(which, tuple):
+            users, column = which
+            return positives[users] if column == 0 else self[users][:, column]
+        table = np.zeros((len(which), 1 + self.negatives), np.int32)
+        table[:, 0] = positives[which]
+        for row, user in enumerate(np.asarray(which).tolist()):
+            table[row, 1:] = self._draw(user)
+        return table
+
+    def require_room(self) -> None:
+        """Checks that every user has N items to draw from, as the table does when it is drawn.
+
+        Raises:
+          UserError: one has not.
+        """
+        most = self.split.train.lengths + 2
+        short = self.split.train.num_target_items - most < self.negatives
+        for user in np.flatnonzero(short).tolist():  # who may have: some items may be repeated
+            self._draw(user)
+
+    def _draw(self, user: int) -> np.ndarray:
+        split, negatives = self.split, self.negatives
+        train, num_items = split.train, split.train.num_target_items
         own = train.items[train.offsets[user] : train.offsets[user + 1]]
         excluded = np.append(own, split.valid_items[user])
-        if not protocol.test_among_negatives:
+        if not self.protocol.test_among_negatives:
             excluded = np.append(excluded, split.test_items[user])
         excluded = np.unique(excluded[excluded <= num_items])
         if num_items - len(excluded) < negatives:
@@ -167,11 +221,14 @@ def draw_candidates(
                 f"evaluation: user {split.train.user_ids[user]} leaves {num_items - len(excluded)} "
                 f"items to draw {negatives} negatives from; a larger catalogue is needed"
             )
-        rng = np.random.default_rng((seed, user))
+        rng = np.random.default_rng((self.seed, user))
         # Distinct ranks among the items that are not excluded, shifted past the excluded ones.
         ranks = rng.choice(num_items - len(excluded), negatives, replace=False)
-        table[user, 1:] = complement(excluded, ranks)
-    return table
+        return complement(excluded, ranks)
+
+
+# Of all users: the table, or what draws its rows.
+Candidates = np.ndarray | DrawnCandidates
 
 
 def complement(excluded: np.ndarray, ranks: np.ndarray) -> np.ndarray:

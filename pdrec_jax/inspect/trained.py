@@ -120,7 +120,7 @@ def log_files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
         config.data.source = "real"
         return sources.find_files(config)
     for file in log:
-        if not file.is_file():
+        if not file.exists():
             raise UserError(
                 f"{file}: the log of the run is not there; name its place by --log=FILE"
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 
-_OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core")
+_OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core", "mapped")
 _PUBLIC = ("dataset", "origin", "downloads", "unverified")
 
 
@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument(
         "--item_core", type=_least, metavar="N", help="fewest records of an item (default: 1)"
+    )
+    own.add_argument(
+        "--mapped",
+        action="store_true",
+        help="make a log that need not fit in memory, here or where it is trained on: columns that "
+        "are mapped and not read; needs room in $TMPDIR, some 64 bytes a record",
     )
     public = parser.add_argument_group("the paper's logs")
     public.add_argument(
@@ -158,6 +164,7 @@ def _run(given: argparse.Namespace) -> None:
             flags.get("duplicates", "exact"),
             flags.get("user_core", 3),
             flags.get("item_core", 1),
+            flags.get("mapped", False),
         )
         text = prepare(paths, wanted, out, rules, overwrite=overwrite)
     print(text, end="")

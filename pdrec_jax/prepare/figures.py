@@ -6,9 +6,12 @@ Letters: U users, I items, E records.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.prepare.filters import Records, without_duplicates
 
 _SHUFFLES = 20
@@ -73,29 +76,73 @@ def measure(records: Records, seed: int = 0) -> Figures:
     Returns:
         The figures.
     """
-    lengths = np.bincount(records.users)
-    popularity = np.bincount(records.items)
-    ends = np.cumsum(lengths)
+    lengths, popularity = np.bincount(records.users), np.bincount(records.items)
+    return _figures([records], lengths, popularity, shuffle_test(records, seed))
+
+
+def measure_log(log: Interactions, seed: int = 0) -> Figures:
+    """`measure` of a log that need not fit in memory: all users and items of it have records.
+
+    Args:
+        log: the log.
+        seed: of the shuffles.
+
+    Returns:
+        The figures.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = _sample(log.lengths, rng)
+    some = [block if chosen is None else block.keep(chosen[block.users]) for block in _blocks(log)]
+    sample = Records(
+        np.concatenate([block.users for block in some]),
+        np.concatenate([block.items for block in some]),
+        None,
+    )
+    return _figures(_blocks(log), log.lengths, log.popularity[1:], _order(sample, rng))
+
+
+def _blocks(log: Interactions) -> Iterator[Records]:
+    """The records of some users at a time, by codes from 0."""
+    first = 0
+    for block in log.blocks():
+        users = (first + block.event_users).astype(np.int32)
+        yield Records(users, block.items - np.int32(1), block.times)
+        first += block.num_users
+
+
+def _figures(
+    blocks: Iterable[Records],
+    lengths: NDArray[np.int64],
+    popularity: NDArray[np.int64],
+    order: float | None,
+) -> Figures:
+    """`measure`, from blocks of whole users in order."""
     long_enough = lengths >= 3
-    tests = ends[long_enough] - 1
-    trained = np.repeat(long_enough, lengths)
-    trained[tests] = trained[tests - 1] = False
     known = np.zeros(popularity.size, bool)
-    known[records.items[trained]] = True
-    pairs = records.users * np.int64(popularity.size) + records.items
-    pairs.sort()
-    times = records.times
-    ties = tied_ends = first = last = None
-    if times is not None:
-        same = (records.users[1:] == records.users[:-1]) & (times[1:] == times[:-1])
-        ties = float(same.sum() / len(records))
-        tied_ends = float(np.mean(same[tests - 1])) if tests.size else 0.0
-        first, last = float(times.min()), float(times.max())
+    test_items, times = [], []
+    repeats = ties = tied_ends = 0
+    for records in blocks:
+        last = np.append(records.users[1:] != records.users[:-1], True)
+        tests = np.flatnonzero(last & long_enough[records.users])
+        trained = long_enough[records.users]
+        trained[tests] = trained[tests - 1] = False
+        known[records.items[trained]] = True
+        test_items.append(records.items[tests])
+        pairs = records.users * np.int64(popularity.size) + records.items
+        pairs.sort()
+        repeats += int((pairs[1:] == pairs[:-1]).sum())
+        if records.times is not None:
+            same = ~last[:-1] & (records.times[1:] == records.times[:-1])
+            ties += int(same.sum())
+            tied_ends += int(same[tests - 1].sum())
+            times.append((float(records.times.min()), float(records.times.max())))
+    tests = np.concatenate(test_items)
+    number = int(lengths.sum())
     return Figures(
         users=lengths.size,
         items=popularity.size,
-        records=len(records),
-        density=len(records) / (lengths.size * popularity.size),
+        records=number,
+        density=number / (lengths.size * popularity.size),
         shortest=int(lengths.min()),
         median=float(np.median(lengths)),
         mean=float(lengths.mean()),
@@ -103,13 +150,13 @@ def measure(records: Records, seed: int = 0) -> Figures:
         longest=int(lengths.max()),
         short_users=int((~long_enough).sum()),
         single_items=int((popularity == 1).sum()),
-        repeats=int((pairs[1:] == pairs[:-1]).sum()),
-        first_time=first,
-        last_time=last,
-        ties=ties,
-        tied_ends=tied_ends,
-        cold_tests=float(np.mean(~known[records.items[tests]])) if tests.size else 0.0,
-        order=shuffle_test(records, seed),
+        repeats=repeats,
+        first_time=min(first for first, _ in times) if times else None,
+        last_time=max(last for _, last in times) if times else None,
+        ties=ties / number if times else None,
+        tied_ends=tied_ends / max(tests.size, 1) if times else None,
+        cold_tests=float(np.mean(~known[tests])) if tests.size else 0.0,
+        order=order,
     )
 
 
@@ -130,14 +177,23 @@ def shuffle_test(records: Records, seed: int = 0) -> float | None:
     Returns:
         Standard deviations above the mean of the shuffles; None where there is too little to count.
     """
-    lengths = np.bincount(records.users)
     rng = np.random.default_rng(seed)
-    if len(records) > _SAMPLE:
-        drawn = rng.permutation(lengths.size)
-        some = np.cumsum(lengths[drawn]) <= _SAMPLE
-        chosen = np.zeros(lengths.size, bool)
-        chosen[drawn[some]] = True
-        records = records.keep(chosen[records.users])
+    chosen = _sample(np.bincount(records.users), rng)
+    return _order(records if chosen is None else records.keep(chosen[records.users]), rng)
+
+
+def _sample(lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_] | None:
+    """Which users the shuffle test looks at, `[U]`; None where it looks at all."""
+    if lengths.sum() <= _SAMPLE:
+        return None
+    drawn = rng.permutation(lengths.size)
+    chosen = np.zeros(lengths.size, bool)
+    chosen[drawn[np.cumsum(lengths[drawn]) <= _SAMPLE]] = True
+    return chosen
+
+
+def _order(records: Records, rng: np.random.Generator) -> float | None:
+    """`shuffle_test` of the records that it looks at."""
     records = Records(records.users, records.items, None)
     distinct = without_duplicates(records, "first")
     if np.count_nonzero(distinct.users[1:] == distinct.users[:-1]) < _PAIRS_ENOUGH:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pdrec_jax.data.scratch import EVENTS_A_BLOCK
 from pdrec_jax.errors import UserError
 
 Unit = Literal["auto", "s", "ms", "us", "ns"]
@@ -55,7 +56,8 @@ def guess_unit(times: NDArray[np.float64]) -> str:
     Returns:
         Key of the unit.
     """
-    size = np.abs(times)
+    # Of a million or fewer, whatever the size of the log: they have the same middle, or nearly.
+    size = np.abs(times[:: len(times) // EVENTS_A_BLOCK + 1])
     # Zeros stand for no time and say nothing of the unit.
     typical = float(np.median(size[size > 0])) if size.any() else 0.0
     return next(unit for unit, limit in _UNIT_BELOW.items() if typical < limit)
@@ -76,10 +78,14 @@ def share_of_other_units(times: NDArray[np.float64], unit: str) -> float:
     units = list(_UNIT_BELOW)
     place = units.index(unit)
     low = _UNIT_BELOW[units[place - 1]] if place else 0.0
-    size = np.abs(times)
-    # A small number in a log of larger units is near 1970, before 1973, which no log is.
-    other = (size >= _UNIT_BELOW[unit]) | ((size < low) & (size > 0))
-    return float(other.sum() / max(np.count_nonzero(size), 1))
+    others = counted = 0
+    for begin in range(0, len(times), EVENTS_A_BLOCK):
+        size = np.abs(times[begin : begin + EVENTS_A_BLOCK])
+        # A small number in a log of larger units is near 1970, before 1973, which no log is.
+        other = (size >= _UNIT_BELOW[unit]) | ((size < low) & (size > 0))
+        others += int(other.sum())
+        counted += int(np.count_nonzero(size))
+    return others / max(counted, 1)
 
 
 def to_seconds(times: NDArray[np.float64], unit: str) -> NDArray[np.float64]:

@@ -7,19 +7,18 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pdrec_jax.data.columns import Columns
-from pdrec_jax.data.sources import PREPARED, PREPARED_LOG
+from pdrec_jax.data.mapped import read_mapped
+from pdrec_jax.data.sources import PREPARED, PREPARED_COLUMNS, PREPARED_LOG
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, write_errors
-from pdrec_jax.prepare import filters
+from pdrec_jax.prepare import filters, mapped
 from pdrec_jax.prepare.defaults import suggest
-from pdrec_jax.prepare.figures import measure
+from pdrec_jax.prepare.figures import Figures, measure, measure_log
 from pdrec_jax.prepare.filters import Duplicates, Records, Unit
 from pdrec_jax.prepare.raw_log import RawLog, Vocabulary, read_raw_log
 from pdrec_jax.prepare.report import report, warnings
@@ -37,12 +36,15 @@ class Rules:
         duplicates: which repeated records go, see `filters.without_duplicates`.
         least_of_user: fewest records of a user.
         least_of_item: fewest records of an item.
+        mapped: whether the log is written as columns to be mapped, and made without ever being in
+            memory, see `data.mapped`.
     """
 
     unit: Unit = "auto"
     duplicates: Duplicates = "exact"
     least_of_user: int = 3
     least_of_item: int = 1
+    mapped: bool = False
 
 
 def prepare(
@@ -65,43 +67,50 @@ def prepare(
             directory that is in the way; nothing is written then.
     """
     require_free(out, overwrite)
-    raw = read_raw_log(paths, wanted)
-    records, unit, dropped = _filtered(raw, rules)
-    user_codes, users = filters.compact(records.users)
-    item_codes, items = filters.compact(records.items)
-    records = Records(user_codes, item_codes, records.times)
-    figures = measure(records)
-    if figures.users - figures.short_users < 2:
-        raise UserError(
-            f"{figures.users - figures.short_users} of {figures.users:,} users have 3 or more "
-            "records, at least 2 such users are expected"
+    raw = read_raw_log(paths, wanted, mapped=rules.mapped)
+    times, unit = raw.times, ""
+    if times is not None:
+        unit = "dates" if raw.dates else rules.unit
+        if unit == "auto":
+            unit = filters.guess_unit(times)
+    make = _mapped if rules.mapped else _in_memory
+    fill, dropped = make(raw, rules, unit)
+
+    def finish(directory: Path) -> str:
+        figures = fill(directory)
+        if figures.users - figures.short_users < 2:
+            raise UserError(
+                f"{figures.users - figures.short_users} of {figures.users:,} users have 3 or more "
+                "records, at least 2 such users are expected"
+            )
+        usable_times = times is not None and figures.last_time != figures.first_time
+        settings = suggest(figures, usable_times)
+        text = report(
+            files=[path.name for path in paths],
+            read=raw.read,
+            unit=unit,
+            dropped=dropped,
+            figures=figures,
+            warnings=warnings(figures, times is not None) + _unit_warnings(raw, unit, rules.unit),
+            settings=settings,
+            out=out,
         )
-    usable_times = records.times is not None and (figures.last_time != figures.first_time)
-    settings = suggest(figures, usable_times)
-    text = report(
-        files=[path.name for path in paths],
-        read=raw.read,
-        unit=unit,
-        dropped=dropped,
-        figures=figures,
-        warnings=warnings(figures, records.times is not None)
-        + _unit_warnings(raw, unit, rules.unit),
-        settings=settings,
-        out=out,
-    )
-    summary = {
-        "files": [path.name for path in paths],
-        "read": raw.read,
-        "dropped": dropped,
-        "figures": dataclasses.asdict(figures),
-        "config": {
-            "name": _name(out),
-            "data.time": "timestamp" if usable_times else "",
-            **settings,
-        },
-    }
-    _write(out, _table(raw, records, users, items), summary, text, overwrite)
-    return text
+        summary = {
+            "files": [path.name for path in paths],
+            "read": raw.read,
+            "dropped": dropped,
+            "figures": dataclasses.asdict(figures),
+            "config": {
+                "name": _name(out),
+                "data.time": "timestamp" if usable_times else "",
+                **settings,
+            },
+        }
+        atomic_write_text(directory / REPORT, text)
+        atomic_write_text(directory / PREPARED, json.dumps(summary, indent=2) + "\n")
+        return text
+
+    return _write(out, finish, overwrite)
 
 
 def require_free(out: Path, overwrite: bool) -> None:
@@ -124,45 +133,97 @@ def require_free(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: holds a prepared log; name another --out, or add --overwrite")
 
 
-def _filtered(raw: RawLog, rules: Rules) -> tuple[Records, str, dict[str, int]]:
-    """What is left of a log, the unit of its times, and what was dropped why."""
-    dropped = dict(sorted(raw.skipped.items()))
-    times, unit = raw.times, ""
-    if times is not None:
-        unit = "dates" if raw.dates else rules.unit
-        if unit == "auto":
-            unit = filters.guess_unit(times)
-        times = times if raw.dates else filters.to_seconds(times, unit)
-    records = Records(raw.users.codes, raw.items.codes, times)
+# Writes the log to a directory, and measures it.
+Fill = Callable[[Path], Figures]
 
-    def count(reason: str, fewer: Records) -> Records:
-        if len(fewer) < len(records):
-            dropped[reason] = len(records) - len(fewer)
-        if not len(fewer):
+
+def _counter(raw: RawLog, dropped: dict[str, int]) -> Callable[[str, int], None]:
+    """Notes how many of the records are left, and why others went."""
+    before = raw.users.codes.size
+
+    def count(reason: str, left: int) -> None:
+        nonlocal before
+        if left < before:
+            dropped[reason] = before - left
+        if not left:
             reasons = "; ".join(f"{number:,}: {why}" for why, number in dropped.items())
             raise UserError(f"no record is left of {raw.read:,} ({reasons})")
-        return fewer
+        before = left
 
-    if times is not None and not (fits := filters.in_range(times)).all():
-        records = count("a time outside the years 1 to 9999", records.keep(fits))
-    records = filters.in_order(records)
+    return count
+
+
+def _repeated(rule: Duplicates) -> str:
     what = {"exact": "equal to an earlier record", "first": "not a user's first of an item"}
-    reason = what.get(rules.duplicates, "not a user's last of an item")
-    records = count(reason, filters.without_duplicates(records, rules.duplicates))
-    fewer, _ = filters.core(records, rules.least_of_user, rules.least_of_item)
-    records = count(
+    return what.get(rule, "not a user's last of an item")
+
+
+def _rare(rules: Rules) -> str:
+    return (
         f"a user with fewer than {rules.least_of_user} records or an item with fewer than "
-        f"{rules.least_of_item}",
-        fewer,
+        f"{rules.least_of_item}"
     )
-    return records, unit, dropped
+
+
+def _in_memory(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, int]]:
+    """Filters a log in memory; returns what writes it, and what was dropped why."""
+    dropped = dict(sorted(raw.skipped.items()))
+    count = _counter(raw, dropped)
+    times = raw.times
+    if times is not None and not raw.dates:
+        times = filters.to_seconds(times, unit)
+    records = Records(raw.users.codes, raw.items.codes, times)
+    if times is not None and not (fits := filters.in_range(times)).all():
+        records = records.keep(fits)
+        count("a time outside the years 1 to 9999", len(records))
+    records = filters.without_duplicates(filters.in_order(records), rules.duplicates)
+    count(_repeated(rules.duplicates), len(records))
+    records, _ = filters.core(records, rules.least_of_user, rules.least_of_item)
+    count(_rare(rules), len(records))
+    user_codes, users = filters.compact(records.users)
+    item_codes, items = filters.compact(records.items)
+    records = Records(user_codes, item_codes, records.times)
+
+    def fill(directory: Path) -> Figures:
+        import pyarrow.parquet as pq
+
+        pq.write_table(
+            _table(raw, records, users, items),
+            directory / PREPARED_LOG,
+            compression="zstd",
+            use_dictionary=["user_id", "item_id"],  # times hardly repeat
+            row_group_size=_ROW_GROUP,
+        )
+        return measure(records)
+
+    return fill, dropped
+
+
+def _mapped(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, int]]:
+    """`_in_memory` of a log on the disk."""
+    dropped = dict(sorted(raw.skipped.items()))
+    count = _counter(raw, dropped)
+    records = Records(raw.users.codes, raw.items.codes, raw.times)
+    ordered = mapped.in_order(records, len(raw.users), unit, raw.dates)
+    count("a time outside the years 1 to 9999", len(ordered.records))
+    ordered = mapped.without_duplicates(ordered, rules.duplicates)
+    count(_repeated(rules.duplicates), len(ordered.records))
+    ordered = mapped.core(ordered, len(raw.items), rules.least_of_user, rules.least_of_item)
+    count(_rare(rules), len(ordered.records))
+
+    def fill(directory: Path) -> Figures:
+        log = directory / PREPARED_COLUMNS
+        mapped.write(log, ordered, raw.users.ids, raw.items.ids)
+        return measure_log(read_mapped(log))
+
+    return fill, dropped
 
 
 def _unit_warnings(raw: RawLog, unit: str, given: str) -> list[str]:
     if raw.times is None or raw.dates:
         return []
     found = []
-    if given == "auto" and np.abs(raw.times).max() < 1e8:
+    if given == "auto" and max(raw.times.max(), -raw.times.min()) < 1e8:
         found.append(
             "the times are all before 1973 if they are seconds: they may be ranks or another unit "
             "(--unit says which); only their differences matter to the model"
@@ -203,24 +264,14 @@ def _external(vocabulary: Vocabulary, used: Any, codes: Any) -> Any:
     return pa.DictionaryArray.from_arrays(pa.array(codes), ids)
 
 
-def _write(out: Path, table: Any, summary: dict[str, Any], text: str, overwrite: bool) -> None:
-    """Fills a directory beside `out`, then gives it the name."""
-    import pyarrow.parquet as pq
-
+def _write(out: Path, fill: Callable[[Path], str], overwrite: bool) -> str:
+    """Fills a directory beside `out`, then gives it the name; returns what `fill` does."""
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
     with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
-            pq.write_table(
-                table,
-                temporary / PREPARED_LOG,
-                compression="zstd",
-                use_dictionary=["user_id", "item_id"],  # times hardly repeat
-                row_group_size=_ROW_GROUP,
-            )
-            atomic_write_text(temporary / REPORT, text)
-            atomic_write_text(temporary / PREPARED, json.dumps(summary, indent=2) + "\n")
+            text = fill(temporary)
             require_free(out, overwrite)
             if out.exists() and any(out.iterdir()):
                 old = out.with_name(f"{temporary.name}.old")
@@ -232,6 +283,7 @@ def _write(out: Path, table: Any, summary: dict[str, Any], text: str, overwrite:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+    return text
 
 
 def _name(out: Path) -> str:

@@ -1,24 +1,30 @@
 """Collects a log of any size: an int32 an id, a float64 a time, and each id's text once.
 
+The columns are in memory, or on the disk where the log need not fit there: then the text of the ids
+is all that grows with the log.
+
 Letters: E records.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pdrec_jax.data import scratch
 from pdrec_jax.data.columns import Columns, shown
+from pdrec_jax.data.scratch import Column
 from pdrec_jax.errors import UserError
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.prepare.batches import Batch, Skipped, read_batches
 from pdrec_jax.prepare.fields import ID_FAULTS, TIME_FAULTS, to_ids, to_times
 
+_ROWS_TOGETHER = 1 << 20  # whose ids are settled at once, at least
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
@@ -60,7 +66,11 @@ class RawLog:
 
 
 def read_raw_log(
-    paths: Sequence[Path], wanted: Columns, positions: dict[str, int] | None = None
+    paths: Sequence[Path],
+    wanted: Columns,
+    positions: dict[str, int] | None = None,
+    *,
+    mapped: bool = False,
 ) -> RawLog:
     """Reads files one after the other.
 
@@ -68,6 +78,7 @@ def read_raw_log(
         paths: the files, of any formats.
         wanted: their columns.
         positions: for text without a header, where each column stands.
+        mapped: leave the columns on the disk, see `data.scratch`.
 
     Returns:
         What can be used of them, and what could not.
@@ -76,8 +87,9 @@ def read_raw_log(
         UserError: a file that cannot be read, or not one record that can be used.
     """
     skipped = Skipped()
-    users, items = _Collector(), _Collector()
-    times: list[NDArray[np.float64]] = []
+    collector: Callable[[], _Collector | _Spool] = _Spool if mapped else _Collector
+    users, items = collector(), collector()
+    times = Column(np.float64) if mapped else _Pieces()
     dates: bool | None = None
     usable = 0
     for good, values, are_dates in usable_batches(paths, wanted, skipped, positions):
@@ -86,14 +98,14 @@ def read_raw_log(
         items.add(good[wanted.item])
         usable += len(good[wanted.user])
         if values is not None:
-            times.append(values)
+            times.add(values)
     read = usable + sum(skipped.values())
     if not usable:
         raise nothing_usable(paths, skipped)
     return RawLog(
         users=users.vocabulary(),
         items=items.vocabulary(),
-        times=np.concatenate(times) if wanted.time is not None else None,
+        times=times.finish() if wanted.time is not None else None,
         dates=bool(dates),
         read=read,
         skipped=skipped,
@@ -195,21 +207,84 @@ class _Collector:
 
     def vocabulary(self) -> Vocabulary:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         chunked = pa.chunked_array(self.chunks).unify_dictionaries()
         self.chunks = []
         words = chunked.chunk(0).dictionary
         codes = np.concatenate([np.asarray(chunk.indices) for chunk in chunked.chunks])
         del chunked
-        used = np.zeros(len(words), bool)
-        used[codes] = True
-        # An id that stood there with blanks too is in the list twice, and some only in bad rows.
-        distinct = pc.unique(words.filter(pa.array(used)))
-        if pc.all(pc.match_substring_regex(distinct, _CANONICAL_INTEGER)).as_py():
-            distinct = distinct.cast(pa.int64())
-            words = pc.if_else(pa.array(used), words, distinct[0].cast(pa.string()))
-            words = words.cast(pa.int64())
-        distinct = distinct.take(pc.sort_indices(distinct))
-        place = pc.fill_null(pc.index_in(words, value_set=distinct), 0)
-        return Vocabulary(np.asarray(place).astype(np.int32)[codes], distinct)
+        place, distinct = _sorted(words, scratch.counts(codes, len(words)) > 0)
+        return Vocabulary(place[codes], distinct)
+
+
+class _Spool:
+    """`_Collector` whose codes lie on the disk."""
+
+    def __init__(self) -> None:
+        self._codes = Column(np.int32)
+        self._chunks: list[Any] = []
+        self._words: Any = None
+        self._rows = 0
+
+    def add(self, encoded: Any) -> None:
+        if not len(encoded):
+            return
+        self._chunks.append(encoded)
+        self._rows += len(encoded)
+        # As many rows as there are words, so that looking at all words adds little to a row.
+        if self._rows > max(_ROWS_TOGETHER, 0 if self._words is None else len(self._words)):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Gives the codes of the chunks their place in one list of words, which only grows."""
+        import pyarrow as pa
+
+        if not self._chunks:
+            return
+        known = []
+        if self._words is not None:
+            # The first chunk's words keep their places.
+            none = pa.array([0], pa.int32())
+            known = [pa.DictionaryArray.from_arrays(none, self._words)]
+        chunked = pa.chunked_array([*known, *self._chunks]).unify_dictionaries()
+        self._words = chunked.chunk(0).dictionary
+        for chunk in chunked.chunks[len(known) :]:
+            self._codes.add(np.asarray(chunk.indices))
+        self._chunks, self._rows = [], 0
+
+    def vocabulary(self) -> Vocabulary:
+        self._settle()
+        raw, codes = self._codes.finish(), Column(np.int32)
+        place, distinct = _sorted(self._words, scratch.counts(raw, len(self._words)) > 0)
+        for begin in range(0, len(raw), scratch.EVENTS_A_BLOCK):
+            codes.add(place[raw[begin : begin + scratch.EVENTS_A_BLOCK]])
+        return Vocabulary(codes.finish(), distinct)
+
+
+class _Pieces:
+    """`scratch.Column` in memory."""
+
+    def __init__(self) -> None:
+        self._pieces: list[NDArray] = []
+
+    def add(self, values: NDArray) -> None:
+        self._pieces.append(values)
+
+    def finish(self) -> NDArray:
+        return np.concatenate(self._pieces)
+
+
+def _sorted(words: Any, used: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Any]:
+    """The place `[n]` of each word among the ids that are used, and those ids, in order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # An id that stood there with blanks too is in the list twice, and some only in bad rows.
+    distinct = pc.unique(words.filter(pa.array(used)))
+    if pc.all(pc.match_substring_regex(distinct, _CANONICAL_INTEGER)).as_py():
+        distinct = distinct.cast(pa.int64())
+        words = pc.if_else(pa.array(used), words, distinct[0].cast(pa.string()))
+        words = words.cast(pa.int64())
+    distinct = distinct.take(pc.sort_indices(distinct))
+    place = pc.fill_null(pc.index_in(words, value_set=distinct), 0)
+    return np.asarray(place).astype(np.int32), distinct

@@ -186,7 +186,7 @@ class Recommender:
         if not self.simulated:
             places = [Path(name) for name in files or self.catalogue.places]
             for path in places:
-                if not path.is_file():
+                if not path.exists():
                     raise UserError(
                         f"{path}: the log of the run is not there; name its place with --log=FILE "
                         "(or recommend by histories, for which it is not needed)"

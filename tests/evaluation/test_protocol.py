@@ -13,6 +13,7 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import (
     REFERENCE,
     STRICT,
+    DrawnCandidates,
     complement,
     draw_candidates,
     get_protocol,
@@ -142,6 +143,24 @@ class TestCandidates:
         other = draw_candidates(STRICT, split, 5, heldout="test", negatives=5)
         np.testing.assert_array_equal(table[:, 1:], again[:, 1:])
         assert (table[:, 1:] != other[:, 1:]).any(axis=1).all()
+
+    def test_rows_drawn_when_asked_for_are_those_of_the_table(self, split):
+        for heldout in ("valid", "test"):
+            table = draw_candidates(STRICT, split, 3, heldout=heldout, negatives=9)
+            drawn = DrawnCandidates(STRICT, split, 3, heldout, 9)
+            assert drawn.shape == table.shape
+            users = np.array([4, 0, 4, 17])
+            np.testing.assert_array_equal(drawn[users], table[users])
+            for column in (0, 5):
+                np.testing.assert_array_equal(drawn[users, column], table[users, column])
+            drawn.require_room()
+
+    def test_room_for_rows_drawn_when_asked_for(self, split):
+        with pytest.raises(UserError) as found:
+            DrawnCandidates(STRICT, split, 0, "test", 38).require_room()
+        with pytest.raises(UserError) as expected:
+            draw_candidates(STRICT, split, 0, heldout="test", negatives=38)
+        assert str(found.value) == str(expected.value)
 
     def test_catalogue_too_small(self, split):
         with pytest.raises(UserError, match=r"items to draw 38 negatives from") as caught:

@@ -1,0 +1,203 @@
+"""Memory of a run's first part on a large simulated log: read into memory, or mapped.
+
+python -m pdrec_jax.benchmark.mapped --users=500000 --events=50000000 --dir=DIR
+
+Writes the log in both forms to DIR (kept, and used again by the next call), then reads it, splits
+it, draws the candidates and trains one epoch of SASRec, each form in a process of its own. What
+counts is the peak of anonymous memory: pages of a mapped file are the system's to take back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pdrec_jax.benchmark.memory import anonymous_now
+from pdrec_jax.data.interactions import Interactions
+from pdrec_jax.data.mapped import write_mapped
+from pdrec_jax.data.sources import PREPARED_COLUMNS, PREPARED_LOG
+from pdrec_jax.errors import UserError
+from pdrec_jax.report.tables import markdown_rows
+
+_EVENTS_A_BLOCK = 1 << 21
+_STEPS = ("start", "read, split, candidates", "one epoch")
+
+
+def simulated(users: int, items: int, events: int, seed: int) -> Iterator[Interactions]:
+    """Draws a log in blocks: lengths from 3 on, popularity by rank, times in days.
+
+    Cheap, and of the shape of a log alone: there is nothing in it to be learned.
+
+    Args:
+      users: U.
+      items: I.
+      events: about as many as the log has.
+      seed: of the draw.
+
+    Yields:
+      blocks of users, ids 1, 2, ..
+    """
+    mean, first, number = events / users, 1, 0
+    ids = np.arange(items + 1)
+    while first <= users:
+        rng = np.random.default_rng((seed, number))
+        size = min(max(int(_EVENTS_A_BLOCK / mean), 1), users + 1 - first)
+        lengths = 3 + rng.geometric(1 / max(mean - 2, 1), size) - 1
+        offsets = np.append(0, np.cumsum(lengths))
+        chosen = 1 + (items * rng.random(offsets[-1]) ** 3).astype(np.int32)
+        days = np.cumsum(rng.integers(0, 3, offsets[-1]))
+        days -= np.repeat(days[offsets[:-1]], lengths)
+        yield Interactions(
+            offsets=offsets,
+            items=np.minimum(chosen, items).astype(np.int32),
+            times=86_400.0 * (15_000 + days),
+            domains=None,
+            user_ids=np.arange(first, first + size),
+            item_ids=ids,
+            num_target_items=items,
+        )
+        first, number = first + size, number + 1
+
+
+def write_both(place: Path, users: int, items: int, events: int) -> None:
+    """Writes the simulated log as columns and as a Parquet file, unless they are there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place.mkdir(parents=True, exist_ok=True)
+    blocks = lambda: simulated(users, items, events, 0)  # noqa: E731
+    if not (place / PREPARED_COLUMNS).is_dir():
+        write_mapped(
+            place / PREPARED_COLUMNS, blocks(), np.arange(1, users + 1), np.arange(items + 1)
+        )
+    path = place / PREPARED_LOG
+    if not path.is_file():
+        names = {"user_id": pa.int64(), "item_id": pa.int64(), "timestamp": pa.float64()}
+        partial = path.with_suffix(".tmp")
+        with pq.ParquetWriter(partial, pa.schema(names), compression="zstd") as writer:
+            for block in blocks():
+                columns = block.user_ids[block.event_users], block.items, block.times
+                arrays = [
+                    pa.array(column, kind)
+                    for column, kind in zip(columns, names.values(), strict=True)
+                ]
+                writer.write_table(pa.table(arrays, names=list(names)))
+        partial.replace(path)
+
+
+class _Peak:
+    """Looks at the anonymous memory of the process until it is asked for the peak."""
+
+    def __init__(self) -> None:
+        self._most, self._over = 0, threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while not self._over.is_set():
+            self._most = max(self._most, anonymous_now() or 0)
+            self._over.wait(0.02)
+
+    def end(self) -> int:
+        self._over.set()
+        return max(self._most, anonymous_now() or 0)
+
+
+def measure(log: Path) -> dict[str, list[float]]:
+    """Reads, splits and trains one epoch in this process.
+
+    Args:
+      log: directory or file.
+
+    Returns:
+      of each step its seconds and the peak of anonymous memory in bytes.
+    """
+    import jax
+
+    from pdrec_jax import given as given_module
+    from pdrec_jax.encoders import stage
+    from pdrec_jax.settings import default_config
+
+    config = default_config()
+    config.encoder.width, config.encoder.blocks, config.encoder.max_length = 32, 1, 20
+    config.encoder.batch_size, config.encoder.epochs = 512, 1
+    found: dict[str, list[float]] = {}
+    jax.numpy.zeros(1).block_until_ready()
+    found[_STEPS[0]] = [0.0, anonymous_now() or 0]
+    peak, begun = _Peak(), time.perf_counter()
+    given, data = given_module.prepare(config, [log])
+    found[_STEPS[1]] = [time.perf_counter() - begun, peak.end()]
+    peak, begun = _Peak(), time.perf_counter()
+    task, _ = stage.build(
+        config,
+        "base",
+        given.split,
+        None,
+        drawn=given.users.preferences,
+        ranked=given.users.encoder,
+        protocol=given.protocol,
+        candidates=given.candidates,
+        validation=given.validation,
+        name="sasrec",
+    )
+    state, values = task.run_epoch(task.initial(), 1, lambda _: False)
+    jax.block_until_ready(state)
+    found[_STEPS[2]] = [time.perf_counter() - begun, peak.end()]
+    return {**found, "loss": [values["loss"], data["events"]]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: without the program's name; None for those of the process.
+
+    Returns:
+      the exit status: 0, or 2 after one line on a mistake of the user's.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m pdrec_jax.benchmark.mapped", allow_abbrev=False, description=__doc__
+    )
+    parser.add_argument("--users", type=int, default=500_000)
+    parser.add_argument("--items", type=int, default=40_000)
+    parser.add_argument("--events", type=int, default=50_000_000)
+    parser.add_argument("--dir", type=Path, required=True, help="where the log goes, on a disk")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    try:
+        if given.measure is not None:
+            print(json.dumps(measure(given.measure)))
+            return 0
+        write_both(given.dir, given.users, given.items, given.events)
+        rows = []
+        for name, path in (("in memory", PREPARED_LOG), ("mapped", PREPARED_COLUMNS)):
+            words = [f"--dir={given.dir}", f"--measure={given.dir / path}"]
+            done = subprocess.run(
+                [sys.executable, "-m", "pdrec_jax.benchmark.mapped", *words],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            found = json.loads(done.stdout)
+            loss, events = found["loss"]
+            cells = [
+                f"{peak / 2**20:,.0f} MiB, {seconds:,.0f} s"
+                for seconds, peak in (found[step] for step in _STEPS)
+            ]
+            rows.append([name, f"{events:,}", *cells, repr(loss)])
+        print(markdown_rows(["log", "events", *_STEPS, "loss"], rows))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
