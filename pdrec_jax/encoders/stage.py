@@ -260,6 +260,7 @@ def build(
         valid or test,
         steps,
         name,
+        split.train.num_items,
         by_batch(split, mesh),
     )
     return task, {"test": test, "validation": valid}

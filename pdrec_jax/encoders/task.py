@@ -55,6 +55,7 @@ class EncoderTask:
       scorer: evaluates the epoch.
       steps: steps an epoch.
       name: in the log.
+      num_items: I; a mesh may fill the table up to more rows.
       by_batch: whether ``data`` stays on the host and each step is handed its own users', see
         ``on_mesh``.
     """
@@ -68,6 +69,7 @@ class EncoderTask:
     scorer: Evaluation
     steps: int
     name: str
+    num_items: int
     by_batch: bool = False
 
     def initial(self) -> dict[str, Any]:
@@ -80,8 +82,7 @@ class EncoderTask:
         def make() -> dict[str, Any]:
             params = self.initialise()
             state = {"params": params, "optimiser": OPTIMISER.init(params)}
-            # Of items, and not of rows, which a mesh fills up.
-            if self.data.outside.num_items > self.config.row_adam_above:
+            if self.num_items > self.config.row_adam_above:
                 state["row_age"] = jnp.zeros(len(params["item_embedding"]), jnp.int32)
             return state
 

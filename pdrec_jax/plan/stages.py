@@ -214,7 +214,7 @@ def _encoder_step(
     dispatch: int,
 ) -> jax.stages.Lowered:
     task = EncoderTask(
-        section, model, initialise, None, None, None, None, 0, ""  # type: ignore[arg-type]
+        section, model, initialise, None, None, None, None, 0, "", sizes.items  # type: ignore[arg-type]
     )  # fmt: skip
     size = section.batch_size
     batch, events = _layout(model, sizes.draw((_DRAWS, size)), dispatch)
