@@ -331,7 +331,10 @@ class Golden:
         uniform, safe = (events.cells(arrays[name], batch) for name in ("neg", "nns"))
         offsets = events.offsets
         owner = np.repeat(arrays["u"], np.diff(offsets))
-        train = SimpleNamespace(offsets=offsets, lengths=np.diff(offsets), num_events=offsets[-1])
+        lengths = np.diff(offsets)
+        train = SimpleNamespace(
+            offsets=offsets, lengths=lengths, num_events=offsets[-1], mapped=False
+        )
         preferences = SimpleNamespace(
             observed=arrays["diff_matrix"][owner, events.items],
             padding=arrays["diff_matrix"][arrays["u"], 0],
