@@ -86,8 +86,13 @@ def find(given: str) -> Candidate:
 
 
 def _models(place: Workdir) -> dict[str, Any]:
+    """The models of a finished run by their keys, each with a name; at least one."""
     with place.reading_results():
-        return {str(model["key"]): model for model in (place.results() or {})["models"]}
+        found = (place.results() or {})["models"]
+        models = {str(model["key"]): {**model, "name": str(model["name"])} for model in found}
+    if not models:
+        raise UserError(f"{place.path}: no model was trained in this run")
+    return models
 
 
 def compare_runs(
@@ -121,8 +126,9 @@ def compare_runs(
         arrays = [each.seeds[seed].per_user() for seed in seeds]
         for block in BLOCKS:
             name = f"{each.key}/{block}_rank"
-            if all(name in one for one in arrays):
-                ranks[f"{each.given}/{block}_rank"] = np.stack([one[name] for one in arrays])
+            if not all(name in one for one in arrays):
+                raise UserError(f"{each.given}: no {block} ranks in per_user.npz")
+            ranks[f"{each.given}/{block}_rank"] = np.stack([one[name] for one in arrays])
         found = [[_models(each.seeds[seed])[each.key]] for seed in seeds]
         with each.seeds[seeds[0]].reading_results():
             (mean,) = over_seeds(found)
@@ -141,7 +147,17 @@ def compare_runs(
         "data": first.data,
         "models": models,
         "comparisons": comparisons(pairs, ranks, negatives, metrics=metrics, seed=seeds[0]),
+        "notes": [note for pair in pairs if (note := _other_users(*pair, ranks))],
     }
+
+
+def _other_users(model: str, base: str, ranks: dict[str, np.ndarray]) -> str:
+    """What is to be said where a model and its base ranked different users; empty otherwise."""
+    ranked = [~np.isnan(ranks[f"{name}/sampled_rank"]).any(axis=0) for name in (model, base)]
+    if np.array_equal(*ranked):
+        return ""
+    both = int(np.sum(ranked[0] & ranked[1]))
+    return f"{model} and {base} ranked different users: gains are over the {both:,} of both"
 
 
 def _listed(seeds: dict[int, Workdir]) -> str:
@@ -158,6 +174,9 @@ def _require_alike(one: Workdir, other: Workdir) -> None:
                 "that rank the same users among the same candidates can be compared"
             )
     ours, theirs = one.per_user(), other.per_user()
+    for place, arrays in ((one, ours), (other, theirs)):
+        if "users" not in arrays or len({len(array) for array in arrays.values()}) > 1:
+            raise UserError(f"{place.path}: ranks of all users are expected in per_user.npz")
     same = {
         name: np.array_equal(ours[name], theirs[name])
         for name in _USERS
@@ -211,6 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         base, *others = map(find, given)
         results = compare_runs(base, others, arguments.metrics)
         print(seeds_table(results))
+        for note in results["notes"]:
+            print(note)
         if arguments.out is not None:
             _write(arguments.out, results)
 
@@ -224,6 +245,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
         f"# {title(results)}",
         markdown_table(results),
         *markdown_comparisons(results),
+        *results["notes"],
         f"**{source_line(results)}**",
     ]
     atomic_write_text(out / f"{_FILE}.md", "\n\n".join(sections) + "\n")

@@ -130,10 +130,53 @@ def test_a_run_of_several_models_needs_a_name(tmp_path, make, capsys):
     assert "--metrics: some of NDCG@1, " in error
 
 
-def test_damaged_results_are_one_line(tmp_path, make, capsys):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"models": [{}]}', "results.json: not what a run writes"),
+        ('{"models": [{"key": "sasrec"}]}', "results.json: not what a run writes"),
+        ('{"models": []}', "no model was trained in this run"),
+    ],
+)
+def test_damaged_results_are_one_line(tmp_path, make, capsys, text, expected):
     for name in ("base", "run"):
         make(name, ["sasrec"])
-    (tmp_path / "run/results.json").write_text('{"models": [{}]}')
+    (tmp_path / "run/results.json").write_text(text)
     status, _, error = run(tmp_path, capsys, "base", "run")
-    assert status == 2
-    assert "results.json: not what a run writes" in error
+    assert (status, error.count("\n")) == (2, 1)
+    assert expected in error
+
+
+def test_ranks_that_are_missing_or_cut_are_one_line(tmp_path, make, capsys):
+    for name in ("base", "run"):
+        make(name, ["sasrec"])
+    path = tmp_path / "run/per_user.npz"
+    with np.load(path) as found:
+        arrays = dict(found)
+    for wrong in (
+        {**arrays, "sasrec/full_rank": np.zeros(USERS - 1)},
+        {name: array for name, array in arrays.items() if name != "sasrec/full_rank"},
+        {name: array for name, array in arrays.items() if name != "users"},
+    ):
+        np.savez(path, **wrong)
+        status, _, error = run(tmp_path, capsys, "base", "run")
+        assert (status, error.count("\n")) == (2, 1)
+        assert "per_user.npz" in error
+    path.unlink()
+    assert run(tmp_path, capsys, "base", "run")[0] == 2
+
+
+def test_it_is_said_where_other_users_were_ranked(tmp_path, make, capsys):
+    for name in ("base", "run"):
+        make(name, ["sasrec"])
+    _, said, _ = run(tmp_path, capsys, "base", "run")
+    assert "different users" not in said
+    path = tmp_path / "run/per_user.npz"
+    with np.load(path) as found:
+        arrays = dict(found)
+    arrays["sasrec/sampled_rank"][5:10] = np.nan
+    np.savez(path, **arrays)
+    status, said, _ = run(tmp_path, capsys, "base", "run", f"--out={tmp_path}/out")
+    assert status == 0
+    assert f"ranked different users: gains are over the {USERS - 8} of both" in said
+    assert "ranked different users" in (tmp_path / "out/comparison.md").read_text()

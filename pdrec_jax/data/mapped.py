@@ -8,6 +8,7 @@ no cutting into shards. The directory is sealed when it is written (`manifest`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,7 +54,8 @@ class ColumnFile:
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was told of
+                self._file.close()
 
     def _header(self) -> None:
         # NumPy leaves room for a longer first dimension, so that the header keeps its place.
@@ -136,7 +138,9 @@ def write_mapped(
         raise
 
 
-def read_mapped(directory: str | Path, *, ids: Ids = "any") -> Interactions:
+def read_mapped(
+    directory: str | Path, *, ids: Ids = "any", contents: bool | None = None
+) -> Interactions:
     """Maps a log that `write_mapped` wrote; no column is read into memory.
 
     The first process of a run holds the files against their checksums, the others look at their
@@ -145,6 +149,7 @@ def read_mapped(directory: str | Path, *, ids: Ids = "any") -> Interactions:
     Args:
         directory: of the log.
         ids: `integer` demands integers from 1.
+        contents: whether the files are held against their checksums; None as above.
 
     Returns:
         The log, its arrays mapped and read-only.
@@ -153,10 +158,13 @@ def read_mapped(directory: str | Path, *, ids: Ids = "any") -> Interactions:
         UserError: a file is missing, damaged or of another length, or a later version wrote it.
     """
     directory = Path(directory)
-    # Here, since `prepare`, which only writes such logs, need not wait for JAX.
-    from pdrec_jax import processes
+    if contents is None:
+        # Here, since `prepare` need not wait for JAX, nor for its device.
+        from pdrec_jax import processes
 
-    fault = manifest.fault(directory, contents=processes.is_first())
+        contents = processes.is_first()
+
+    fault = manifest.fault(directory, contents=contents)
     if fault is not None:
         raise UserError(
             f"{directory}: {fault}; prepare the log again (python -m pdrec_jax.prepare)"

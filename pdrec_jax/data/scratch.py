@@ -8,6 +8,8 @@ memory is short, and the files when the process ends, however it ends.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from typing import IO
@@ -15,9 +17,29 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from pdrec_jax.errors import UserError
 from pdrec_jax.files import write_errors
 
 EVENTS_A_BLOCK = 1 << 20
+
+
+def directory() -> str:
+    """The directory of temporary files: $TMPDIR, or the system's where that is not set.
+
+    Raises:
+        UserError: there is none. Python would take another one, and that may be in memory.
+    """
+    named = os.environ.get("TMPDIR")
+    if named:
+        if not os.path.isdir(named):
+            raise UserError(f"$TMPDIR: {named} is no directory")
+        return named
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        raise UserError(
+            "no directory for temporary files can be written; name one with TMPDIR=DIR"
+        ) from error
 
 
 class Column:
@@ -37,7 +59,8 @@ class Column:
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was told of
+                self._file.close()
 
     def add(self, values: NDArray) -> None:
         """Appends `[n]` values.
@@ -46,7 +69,7 @@ class Column:
             UserError: the disk is full.
         """
         values = np.ascontiguousarray(values, self._dtype)
-        with write_errors(tempfile.gettempdir()):
+        with write_errors(directory()):
             self._file.write(values.data)
         self._size += values.size
 
@@ -56,7 +79,7 @@ class Column:
         Raises:
             UserError: the disk is full.
         """
-        with write_errors(tempfile.gettempdir()):
+        with write_errors(directory()):
             self._file.flush()
         return _mapped(self._file, self._dtype, self._size, "r")
 
@@ -65,11 +88,19 @@ def zeros(size: int, dtype: type) -> NDArray:
     """`[size]` zeros on the disk, mapped, that can be written to.
 
     Raises:
-        UserError: the temporary directory cannot be written.
+        UserError: the temporary directory is full or cannot be written.
     """
-    file = _file()
-    with write_errors(tempfile.gettempdir()):
-        file.truncate(size * np.dtype(dtype).itemsize)
+    file, bytes_ = _file(), size * np.dtype(dtype).itemsize
+    try:
+        with write_errors(directory()):
+            if bytes_ and hasattr(os, "posix_fallocate"):
+                # A file with holes would end the process when a full disk cannot fill one.
+                os.posix_fallocate(file.fileno(), 0, bytes_)
+            else:
+                file.truncate(bytes_)
+    except UserError:
+        file.close()
+        raise
     return _mapped(file, np.dtype(dtype), size, "r+")
 
 
@@ -120,8 +151,8 @@ def user_blocks(
 
 
 def _file() -> IO[bytes]:
-    with write_errors(tempfile.gettempdir()):
-        return tempfile.TemporaryFile(prefix="pdrec-")
+    with write_errors(directory()):
+        return tempfile.TemporaryFile(prefix="pdrec-", dir=directory())
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype, size: int, mode: str) -> NDArray:

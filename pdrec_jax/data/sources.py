@@ -170,6 +170,8 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
     data = config.data
     if files[0].is_dir():
         log = read_mapped(files[0], ids=data.ids)
+        if data.time and log.times is None:
+            raise UserError(f"config.data.time: {files[0]} was prepared without times, expected ''")
         if not data.time:
             log = dataclasses.replace(log, times=None)
         sealed = [{"name": files[0].name, "sha256": checksum(files[0])}]

@@ -214,7 +214,7 @@ def _mapped(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, int]]
     def fill(directory: Path) -> Figures:
         log = directory / PREPARED_COLUMNS
         mapped.write(log, ordered, raw.users.ids, raw.items.ids)
-        return measure_log(read_mapped(log))
+        return measure_log(read_mapped(log, contents=False))
 
     return fill, dropped
 

@@ -130,9 +130,15 @@ class Job:
         if not changed:
             return self
         config = self.config.copy_and_resolve_references()
+        finished = (self.workdir / "results.json").is_file()
         for field in changed:
-            # Ours name a folder beside this one, so two parts tell it from all others.
-            moved = field in _FOLDERS and _ending(get(saved, field)) == _ending(get(config, field))
+            # Ours name a folder beside this one, so two parts tell it from all others. What is not
+            # finished would go on from the old place.
+            moved = (
+                finished
+                and field in _FOLDERS
+                and _ending(get(saved, field)) == _ending(get(config, field))
+            )
             if not (moved or field.startswith(unread)):
                 return self
             put(config, field, get(saved, field))

@@ -27,7 +27,7 @@ class TestColumn:
         assert scratch.Column(np.float64).finish().tolist() == []
 
     def test_leaves_no_file(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
         column = scratch.Column(np.int32)
         column.add(np.arange(5))
         assert column.finish().sum() == 10
@@ -44,8 +44,19 @@ class TestColumn:
             column.add(np.arange(5))
 
     def test_a_missing_directory_is_one_line(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-        with pytest.raises(UserError, match="gone: cannot write"):
+        """Python itself would take the next best place, without a word."""
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+        for make in (lambda: scratch.Column(np.int32), lambda: scratch.zeros(3, np.int32)):
+            with pytest.raises(UserError, match=r"^\$TMPDIR: .*gone is no directory$"):
+                make()
+
+    def test_no_directory_at_all_is_one_line(self, monkeypatch) -> None:
+        def nowhere() -> str:
+            raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+        monkeypatch.delenv("TMPDIR", raising=False)
+        monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+        with pytest.raises(UserError, match="name one with TMPDIR=DIR"):
             scratch.Column(np.int32)
 
 
@@ -54,6 +65,18 @@ def test_zeros_can_be_written_to() -> None:
     found[[1, 3]] = 2
     assert found.tolist() == [0, 2, 0, 2]
     assert scratch.is_mapped(found)
+
+
+def test_zeros_claim_their_room_at_once(monkeypatch) -> None:
+    """Written to later, a hole in a file on a full disk would end the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert scratch.zeros(0, np.int32).size == 0
+    monkeypatch.setattr(scratch.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="disk full"):
+        scratch.zeros(4, np.int32)
 
 
 def test_an_array_in_memory_is_not_mapped() -> None:
