@@ -111,16 +111,37 @@ def build_vectors(
     build = functools.partial(_build, num_slots=num_slots, w_min=w_min, w_max=w_max, ties=ties)
     if not is_mapped(items):
         return build(offsets, items, times)
-    lengths, slots, weights = [], Column(np.int32), Column(np.float32)
+    whole = MappedVectors(num_slots)
     for first, last in user_blocks(offsets):
         events = slice(offsets[first], offsets[last])
         some = None if times is None else times[events]
-        part = build(offsets[first : last + 1] - events.start, items[events], some)
-        lengths.append(part.lengths)
-        slots.add(part.slots)
-        weights.add(part.weights)
-    ends = np.cumsum(np.concatenate(lengths))
-    return InteractionVectors(np.append(0, ends), slots.finish(), weights.finish(), num_slots)
+        whole.add(build(offsets[first : last + 1] - events.start, items[events], some))
+    return whole.finish()
+
+
+class MappedVectors:
+    """Vectors that grow by blocks of users and lie on the disk, see ``data.scratch``.
+
+    Args:
+      num_slots: I.
+    """
+
+    def __init__(self, num_slots: int):
+        self._num_slots = num_slots
+        self._lengths: list[np.ndarray] = []
+        self._slots, self._weights = Column(np.int32), Column(np.float32)
+
+    def add(self, block: InteractionVectors) -> None:
+        """Appends the vectors of the next users."""
+        self._lengths.append(block.lengths)
+        self._slots.add(block.slots)
+        self._weights.add(block.weights)
+
+    def finish(self) -> InteractionVectors:
+        """Returns the vectors of all users, mapped."""
+        offsets = np.append(0, np.cumsum(np.concatenate(self._lengths)))
+        slots, weights = self._slots.finish(), self._weights.finish()
+        return InteractionVectors(offsets, slots, weights, self._num_slots)
 
 
 def _build(

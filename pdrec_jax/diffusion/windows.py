@@ -26,12 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdrec_jax.data.scratch import Column, is_mapped, user_blocks
+from pdrec_jax.data.scratch import is_mapped, user_blocks
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
 from pdrec_jax.diffusion.process import normal_from_bits
 from pdrec_jax.diffusion.timesteps import LossHistory, sample_timesteps
-from pdrec_jax.diffusion.vectors import InteractionVectors, SparseBatch
+from pdrec_jax.diffusion.vectors import InteractionVectors, MappedVectors, SparseBatch
 from pdrec_jax.random_bits import hashed_bits
 
 _DROPOUT_LEVELS = 512  # dropout reads the 9 bits of a random word that the normal leaves
@@ -95,26 +95,15 @@ def split_vectors(
     """
     if not is_mapped(vectors.slots):
         return _split(vectors, head)
-    columns = [(Column(np.int32), Column(np.float32)) for _ in range(2)]
-    lengths: tuple[list[np.ndarray], ...] = ([], [])
+    near, far = MappedVectors(len(head.slots)), MappedVectors(vectors.num_slots)
     for first, last in user_blocks(vectors.offsets):
         tokens = slice(vectors.offsets[first], vectors.offsets[last])
         offsets = vectors.offsets[first : last + 1] - tokens.start
         some = vectors.slots[tokens], vectors.weights[tokens]
         parts = _split(InteractionVectors(offsets, *some, vectors.num_slots), head)
-        for part, (slots, weights), counts in zip(parts, columns, lengths, strict=True):
-            slots.add(part.slots)
-            weights.add(part.weights)
-            counts.append(part.lengths)
-    near, far = (
-        InteractionVectors(
-            np.append(0, np.cumsum(np.concatenate(counts))), slots.finish(), weights.finish(), size
-        )
-        for (slots, weights), counts, size in zip(
-            columns, lengths, (len(head.slots), vectors.num_slots), strict=True
-        )
-    )
-    return near, far
+        near.add(parts[0])
+        far.add(parts[1])
+    return near.finish(), far.finish()
 
 
 def _split(
