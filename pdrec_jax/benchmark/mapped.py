@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from pdrec_jax.benchmark.memory import anonymous_now
+from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.mapped import write_mapped
 from pdrec_jax.data.sources import PREPARED_COLUMNS, PREPARED_LOG
@@ -160,9 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; None for those of the process.
 
     Returns:
-      the exit status: 0, or 2 after one line on a mistake of the user's.
+      the exit status, see ``command.answered``.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pdrec_jax.benchmark.mapped", allow_abbrev=False, description=__doc__
     )
     parser.add_argument("--users", type=int, default=500_000)
@@ -170,34 +171,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--events", type=int, default=50_000_000)
     parser.add_argument("--dir", type=Path, required=True, help="where the log goes, on a disk")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
+        given = parser.parse_args(arguments)
         if given.measure is not None:
             print(json.dumps(measure(given.measure)))
-            return 0
+            return
         write_both(given.dir, given.users, given.items, given.events)
-        rows = []
-        for name, path in (("in memory", PREPARED_LOG), ("mapped", PREPARED_COLUMNS)):
-            words = [f"--dir={given.dir}", f"--measure={given.dir / path}"]
-            done = subprocess.run(
-                [sys.executable, "-m", "pdrec_jax.benchmark.mapped", *words],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            found = json.loads(done.stdout)
-            loss, events = found["loss"]
-            cells = [
-                f"{peak / 2**20:,.0f} MiB, {seconds:,.0f} s"
-                for seconds, peak in (found[step] for step in _STEPS)
-            ]
-            rows.append([name, f"{events:,}", *cells, repr(loss)])
+        rows = [
+            _row(name, given.dir, given.dir / path)
+            for name, path in (("in memory", PREPARED_LOG), ("mapped", PREPARED_COLUMNS))
+        ]
         print(markdown_rows(["log", "events", *_STEPS, "loss"], rows))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return answered(work, "the logs that are whole are used again")
+
+
+def _row(name: str, place: Path, log: Path) -> list[str]:
+    """Measures a log in a process of its own."""
+    words = [f"--dir={place}", f"--measure={log}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pdrec_jax.benchmark.mapped", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise UserError(f"{log}: the process that measured it ended with {done.returncode}")
+    found = json.loads(done.stdout)
+    loss, events = found["loss"]
+    cells = [
+        f"{peak / 2**20:,.0f} MiB, {seconds:,.0f} s"
+        for seconds, peak in (found[step] for step in _STEPS)
+    ]
+    return [name, f"{events:,}", *cells, repr(loss)]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
