@@ -180,6 +180,9 @@ FIELDS: dict[str, Field] = {
         50_000, "items beyond which Adam works row by row; equal but for rounding"
     ),
     "encoder.negatives": _count(1, "uniform negatives a position, to which NNS adds a safe one"),
+    "encoder.positive_weight": _number(
+        1.0, 0, INFINITY, "of the observed items in the loss, beside HBR's own", open_low=True
+    ),
     "encoder.batch_size": _count(128, "B"),
     "encoder.batch_repeat": _count(1, "how often each batch is delivered; 3 in the public code"),
     "encoder.epochs": _count(1000, "at most"),

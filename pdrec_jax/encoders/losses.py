@@ -2,6 +2,8 @@
 
 ``L = mean w BCE(s+, 1) + (1/K) sum_k mean BCE(s-_k, 0) + omega_d mean BCE(picks, 1)``: means over
 the positions that have a next item, K negatives a position: with NNS a uniform and a safe one.
+``positive_weight``, which is not in the paper, is a factor of the first term: HBR's weights shift
+the balance of positives and negatives too, and a base to compare it with must be able to as well.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,11 @@ def cosine_logits(states: Array, embeddings: Array, temperature: float) -> Array
 
 
 def sequence_loss(
-    positive: Array, negatives: Sequence[Array], valid: Array, weights: Array | None
+    positive: Array,
+    negatives: Sequence[Array],
+    valid: Array,
+    weights: Array | None,
+    positive_weight: float = 1.0,
 ) -> Array:
     """The first two terms of the loss, [].
 
@@ -34,6 +40,7 @@ def sequence_loss(
       negatives: K arrays of the same shape, logits of the negatives.
       valid: same shape, bool, which positions have a next item.
       weights: same shape, HBR's; None for 1.
+      positive_weight: factor of the positives' term.
     """
     count = jnp.maximum(jnp.sum(valid, dtype=positive.dtype), 1)
 
@@ -41,7 +48,7 @@ def sequence_loss(
         return jnp.sum(jnp.where(valid, terms, 0.0)) / count
 
     hit = jax.nn.softplus(-positive)
-    loss = mean(hit if weights is None else hit * weights)
+    loss = positive_weight * mean(hit if weights is None else hit * weights)
     return loss + sum(mean(jax.nn.softplus(n)) for n in negatives) / len(negatives)
 
 
@@ -54,6 +61,7 @@ def total_loss(
     *,
     fine: int = 0,
     augmentation_weight: float = 0.0,
+    positive_weight: float = 1.0,
 ) -> Array:
     """The whole objective, [].
 
@@ -65,8 +73,9 @@ def total_loss(
       soft: [B, M] logits of DPA's candidates; None without DPA.
       fine: N.
       augmentation_weight: omega_d.
+      positive_weight: see ``sequence_loss``.
     """
-    loss = sequence_loss(positive, negatives, valid, weights)
+    loss = sequence_loss(positive, negatives, valid, weights, positive_weight)
     if soft is None:
         return loss
     return loss + augmentation_weight * augmentation_loss(soft, fine)

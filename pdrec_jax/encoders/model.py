@@ -38,6 +38,7 @@ class EncoderModel:
       dpa_fine: N, 0 without DPA.
       dpa_weight: omega_d.
       negatives: uniform ones a position.
+      positive_weight: of the observed items in the loss.
       mesh: of the devices; None for one device. On a mesh the item table's rows are padded.
     """
 
@@ -50,6 +51,7 @@ class EncoderModel:
     dpa_fine: int = 0
     dpa_weight: float = 0.0
     negatives: int = 1
+    positive_weight: float = 1.0
     mesh: Mesh | None = None
 
     def encoder(self, params: Params) -> Encoder:
@@ -262,6 +264,7 @@ def loss_of_vectors(
         soft,
         fine=model.dpa_fine,
         augmentation_weight=model.dpa_weight,
+        positive_weight=model.positive_weight,
     )
     return loss + encoder.own_loss(views, view_rows, len(inputs.last)), soft
 

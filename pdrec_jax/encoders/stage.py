@@ -142,6 +142,7 @@ def make_model(
         dpa_fine=config.dpa.fine if "dpa" in plugins else 0,
         dpa_weight=config.dpa.weight if "dpa" in plugins else 0.0,
         negatives=config.encoder.negatives,
+        positive_weight=config.encoder.positive_weight,
     )
     return model, jax.jit(lambda: make()[1])
 

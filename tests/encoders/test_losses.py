@@ -49,13 +49,15 @@ def test_golden(goldens, case):
 
 @pytest.mark.parametrize("negatives", [1, 2, 3])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_sequence_loss(negatives, weighted):
+@pytest.mark.parametrize("balance", [1.0, 2.5])
+def test_sequence_loss(negatives, weighted, balance):
     positive, valid = logits(4, 6, seed=0), logits(4, 6, seed=1) > 0
     others = [logits(4, 6, seed=2 + k) for k in range(negatives)]
     weights = np.abs(logits(4, 6, seed=9))
-    wanted = (bce(positive, 1) * (weights if weighted else 1))[valid].mean()
+    wanted = balance * (bce(positive, 1) * (weights if weighted else 1))[valid].mean()
     wanted += np.mean([bce(other, 0)[valid].mean() for other in others])
-    found = sequence_loss(positive, others, valid, jnp.asarray(weights) if weighted else None)
+    given = jnp.asarray(weights) if weighted else None
+    found = sequence_loss(positive, others, valid, given, balance)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
