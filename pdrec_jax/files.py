@@ -116,6 +116,25 @@ def atomic_savez(path: str | os.PathLike[str], /, **arrays: np.ndarray) -> None:
         UserError: As `atomic_write`.
         ValueError: An array of Python objects: it would need pickle, which runs code when read.
     """
-    # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too.
-    save = cast(Callable[..., None], np.savez)
-    atomic_write(path, lambda file: save(file, allow_pickle=False, **arrays))
+    _savez(np.savez, path, arrays)
+
+
+def atomic_savez_compressed(path: str | os.PathLike[str], /, **arrays: np.ndarray) -> None:
+    """Does what `atomic_savez` does, in more time and less room.
+
+    Args:
+        path: See there.
+        **arrays: See there.
+
+    Raises:
+        UserError: As `atomic_savez`.
+        ValueError: As `atomic_savez`.
+    """
+    _savez(np.savez_compressed, path, arrays)
+
+
+def _savez(
+    savez: Callable[..., None], path: str | os.PathLike[str], arrays: dict[str, np.ndarray]
+) -> None:
+    # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too, hence no types of it.
+    atomic_write(path, lambda file: savez(file, allow_pickle=False, **arrays))

@@ -210,7 +210,8 @@ def _train_together(
         trainings, logs = [], []
         for (given, data), path in zip(prepared, paths, strict=True):
             place = Workdir(path, given.config, data["source"])
-            if place.phase(key) is not None:
+            finished = (place.results() or {}).get("stage") in ("encoder", "all")
+            if finished or place.phase(key) is not None:  # of what was kept, results are all
                 continue
             stack.enter_context(place.held(data))
             log = stack.enter_context(open_log(given.config, place))

@@ -23,7 +23,8 @@ from pdrec_jax.locks import NAME as LOCK
 from pdrec_jax.locks import locked, require_unlocked
 from pdrec_jax.settings import default_config, differences, flatten, put
 
-_CONFIG, _DATA, _RESULTS, _PER_USER = "config.json", "data.json", "results.json", "per_user.npz"
+CONFIG, PER_USER = "config.json", "per_user.npz"
+_DATA, _RESULTS = "data.json", "results.json"
 _SEAL, _RECORD = "sha256", "record"  # of a phase
 
 
@@ -66,7 +67,7 @@ class Workdir:
                 f"{self.path}: holds a run on {self._saved_data.get('source')} data, and this one "
                 f"would be on {source} data; {self._another}"
             )
-        saved = _read_json(self.path / _CONFIG)
+        saved = _read_json(self.path / CONFIG)
         if saved is not None:
             changed = differences(config, saved)
             if changed:
@@ -91,7 +92,7 @@ class Workdir:
         path = Path(path)
         config, data = saved_config(path), _read_json(path / _DATA)
         if config is None or data is None:
-            raise UserError(f"{path}: the workdir of a run is expected, with {_CONFIG} and {_DATA}")
+            raise UserError(f"{path}: the workdir of a run is expected, with {CONFIG} and {_DATA}")
         if config.seeds > 1 and not several:
             raise UserError(
                 f"{path}: holds several seeds, name the folder of one, such as "
@@ -160,7 +161,7 @@ class Workdir:
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         # The config first: a directory without it is taken for somebody else's.
-        atomic_write_text(self.path / _CONFIG, json.dumps(self._config, indent=2) + "\n")
+        atomic_write_text(self.path / CONFIG, json.dumps(self._config, indent=2) + "\n")
         atomic_write_text(self.path / _DATA, json.dumps(data, indent=2) + "\n")
         with write_errors(self.path):
             (self.path / "phases").mkdir(exist_ok=True)
@@ -254,12 +255,12 @@ class Workdir:
 
     def per_user(self) -> dict[str, np.ndarray]:
         """Returns the per-user arrays of a finished run."""
-        return _read_arrays(self.path / _PER_USER)
+        return _read_arrays(self.path / PER_USER)
 
     def save_per_user(self, arrays: dict[str, np.ndarray]) -> None:
         """Writes the per-user arrays of the whole run."""
         if processes.is_first():
-            atomic_savez(self.path / _PER_USER, **arrays)
+            atomic_savez(self.path / PER_USER, **arrays)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Writes the results, which mark the run as finished: nothing is written after them."""
@@ -274,13 +275,13 @@ def saved_config(path: Path) -> ConfigDict | None:
     Raises:
       UserError: it is damaged, or has fields that are not known here.
     """
-    saved = _read_json(path / _CONFIG)
+    saved = _read_json(path / CONFIG)
     if saved is None:
         return None
     try:
         return _resolved(saved)
     except (UserError, TypeError) as error:
-        raise UserError(f"{path / _CONFIG}: {error}") from error
+        raise UserError(f"{path / CONFIG}: {error}") from error
 
 
 def seed_folder(seed: int) -> str:
@@ -336,7 +337,7 @@ def _left_below(path: Path) -> Iterator[Path]:
     for entry in path.iterdir():
         if _is_temporary(entry):
             yield entry
-        elif entry.is_dir() and not entry.is_symlink() and not (entry / _CONFIG).exists():
+        elif entry.is_dir() and not entry.is_symlink() and not (entry / CONFIG).exists():
             yield from _left_below(entry)
 
 

@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"recommend", "main", "given", "inspect"},
     # Reads what runs have left; nobody may know it.
     "compare": SHARED | {"evaluation", "report"},
+    "keep": SHARED,
     # Compiles what a job would run, and runs nothing; nobody may know it.
     "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "given", "main"} | {"plan"},
     # Takes in and gives back the reference's models.

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pdrec_jax import seeds
+from pdrec_jax import keep, seeds
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
 
@@ -94,6 +94,17 @@ def test_more_seeds_later(two, call, tmp_path):
     assert more.results["seeds"] == [0, 1, 2]
     kept = {name: stamp for name, stamp in more.stamps.items() if name in stamps}
     assert kept == stamps
+    # Of what was kept of the first two there are no models, and none are trained again.
+    small = tmp_path / "small"
+    assert keep.main([str(two.path), f"--out={small}"]) == 0
+    again = call(small / two.path.name, "--config.seeds=3", SAME_LOG)
+    assert again.status == 0
+    assert "seed 2" in again.err
+    assert "seed 0" not in again.err
+    for ours, expected in zip(again.results["models"], more.results["models"], strict=True):
+        each = [one["by_seed"]["sampled"]["NDCG@10"] for one in (ours, expected)]
+        assert each[0] == pytest.approx(each[1], abs=1e-5)
+    assert not (small / two.path.name / "seed-0" / "encoders").exists()
     # Of the fourth there is the diffusion model alone, and so that is what all have.
     less = call(tmp_path, "--config.seeds=4", SAME_LOG, "--config.stage=diffusion")
     assert (less.status, less.results["stage"]) == (0, "diffusion")

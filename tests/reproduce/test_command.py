@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from ml_collections import ConfigDict
 
-from pdrec_jax import experiment
+from pdrec_jax import experiment, keep
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.metrics import CUTOFFS
 from pdrec_jax.main import parse
@@ -99,6 +99,17 @@ def test_table_1(reproduce, runs, real_log):
     again = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", real_log)
     assert again.status == 0
     assert len(runs) == 2  # nothing is missing
+
+
+def test_kept_runs_fill_the_table(reproduce, runs, real_log):
+    flags = ("--table=1", "--encoders=sasrec", real_log)
+    assert reproduce(*flags).status == 0
+    assert keep.main([str(OUT), "--out=kept"]) == 0
+    done = reproduce(*flags, "--out=kept")
+    assert (done.status, done.err, len(runs)) == (0, "", 2)
+    for ending in ("md", "csv", "tex"):
+        name = f"strict/table1.{ending}"
+        assert Path("kept", name).read_bytes() == (OUT / name).read_bytes()
 
 
 def test_weighed_by_position(reproduce, runs, real_log):

@@ -1,0 +1,119 @@
+"""What is kept of finished runs can be compared as they can, and replaces no other run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pdrec_jax import compare, keep
+from pdrec_jax.workdir import Workdir
+
+
+@pytest.fixture
+def kept(tmp_path, capsys):
+    """`kept(*runs)` runs the command; returns its status, what it said, and the folder."""
+
+    def kept(*runs, out="kept"):
+        status = keep.main([*(str(tmp_path / run) for run in runs), f"--out={tmp_path / out}"])
+        said = capsys.readouterr()
+        return status, said.out, said.err, tmp_path / out
+
+    return kept
+
+
+def compared(capsys, base, run):
+    assert compare.main([str(base), str(run)]) == 0
+    return capsys.readouterr().out
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_is_kept_compares_as_the_runs_do(tmp_path, make, kept, capsys, seeds):
+    for name in ("base", "run"):
+        make(name, ["sasrec"], seeds)
+        (tmp_path / name / "metrics.jsonl").write_text('{"stage": "sasrec", "epoch": 1}\n')
+        (tmp_path / name / "catalogue.npz").write_bytes(b"large")
+    if seeds > 1:
+        Workdir.open(tmp_path / "base", several=True).finish({"seeds": [0, 1]})
+        Workdir.open(tmp_path / "run", several=True).finish({"seeds": [0, 1]})
+    status, out, error, folder = kept("base", "run")
+    assert (status, error) == (0, "")
+    assert out.split() == [f"{folder}/base", f"{folder}/run"]
+    parts = ["base"] if seeds == 1 else ["base", "base/seed-0", "base/seed-1"]
+    expected = {
+        f"{part}/{f}" for part in parts for f in ("config.json", "data.json", "results.json")
+    }
+    expected |= {f"{part}/per_user.npz" for part in parts[-seeds:]} | {"base/metrics.jsonl"}
+    assert {name for name in files(folder) if name.startswith("base")} == expected
+    whole = compared(capsys, tmp_path / "base", tmp_path / "run")
+    assert compared(capsys, folder / "base", folder / "run") == whole
+    # Once more, what is there is replaced by the same.
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    assert kept("base", "run")[0] == 0
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == before
+
+
+def test_ranks_are_those_of_the_run_and_smaller(tmp_path, make, kept):
+    make("run", ["sasrec"], users=2000)
+    *_, folder = kept("run")
+    places = [path / "run" / "per_user.npz" for path in (tmp_path, folder)]
+    whole, small = (dict(np.load(place)) for place in places)
+    assert whole.keys() == small.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(small[name], array)
+    assert places[1].stat().st_size < 0.5 * places[0].stat().st_size
+
+
+def test_a_folder_of_runs(tmp_path, make, kept):
+    make("all/toy/diffusion", ["diffusion"])
+    make("all/toy/sasrec", ["sasrec"], 2)
+    Workdir.open(tmp_path / "all/toy/sasrec", several=True).finish({"seeds": [0, 1]})
+    make("all/toy/gru4rec", ["gru4rec"], done=False)
+    status, out, error, folder = kept("all")
+    assert (status, error) == (0, "")
+    assert out.splitlines() == [
+        f"{tmp_path}/all/toy/gru4rec: not finished, left out",
+        f"{folder}/toy/diffusion",
+        f"{folder}/toy/sasrec",
+    ]
+    assert (folder / "toy/sasrec/seed-1/results.json").is_file()
+    assert not (folder / "toy/gru4rec").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nowhere"], "nowhere: no finished run is there or below"),
+        (["begun"], "begun: a finished run is expected"),
+        (["run", "in/run"], "would both be run"),
+        (["two"], "seed-1: a finished run is expected"),
+    ],
+)
+def test_what_cannot_be_kept(tmp_path, make, kept, words, expected):
+    make("run", ["sasrec"])
+    make("in/run", ["sasrec"])
+    make("begun", ["sasrec"], done=False)
+    make("two", ["sasrec"], 2)
+    Workdir.open(tmp_path / "two", several=True).finish({"seeds": [0, 1]})
+    (tmp_path / "two/seed-1/results.json").unlink()
+    status, out, error, folder = kept(*words)
+    assert (status, out) == (2, "")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_another_run_is_not_replaced(tmp_path, make, kept):
+    make("run", ["sasrec"])
+    make("kept/run", ["sasrec"], encoder__negatives=4)
+    before = json.loads((tmp_path / "kept/run/results.json").read_text())
+    status, _, error, folder = kept("run")
+    assert status == 2
+    assert "another config, which differs in encoder.negatives; name another --out" in error
+    assert json.loads((folder / "run/results.json").read_text()) == before
+    status, _, error, _ = kept("run", out=".")
+    assert status == 2
+    assert "would be the run itself" in error
