@@ -230,7 +230,7 @@ def build(
     # Plugins and negatives end with training: without them in the description, all variants share
     # their scorers' compiled code.
     plain = dataclasses.replace(
-        model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0, negatives=1
+        model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0, negatives=1, positive_weight=1.0
     )
 
     def scorer(offsets: np.ndarray, items: np.ndarray, table: Candidates) -> Evaluation:
