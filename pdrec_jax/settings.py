@@ -144,6 +144,7 @@ FIELDS: dict[str, Field] = {
         0.5, 0, 0.98, "omega_m, share of the ranking that is too likely to be negative"
     ),
     "nns.kept": _count(512, "R, negatives kept a user"),
+    "nns.drawn": _count(1, "safe negatives a position"),
     "dpa.coarse": _count(50, "M, candidates of the diffusion model"),
     "dpa.pool": _among(
         "protocol",

@@ -1,7 +1,7 @@
 """The training objective of an encoder with any of the plugins (PDRec, 2024, Eq. 4-6).
 
 ``L = mean w BCE(s+, 1) + (1/K) sum_k mean BCE(s-_k, 0) + omega_d mean BCE(picks, 1)``: means over
-the positions that have a next item, K negatives a position: with NNS a uniform and a safe one.
+the positions that have a next item, K negatives a position: with NNS uniform and safe ones.
 ``positive_weight``, which is not in the paper, is a factor of the first term: HBR's weights shift
 the balance of positives and negatives too, and a base to compare it with must be able to as well.
 """

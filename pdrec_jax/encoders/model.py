@@ -34,7 +34,7 @@ class EncoderModel:
       temperature: of the cosine scores.
       layout: that the encoder wants.
       hbr: weight the positives.
-      nns: add a safe negative to the uniform ones.
+      nns: safe negatives a position beside the uniform ones, 0 without NNS.
       dpa_fine: N, 0 without DPA.
       dpa_weight: omega_d.
       negatives: uniform ones a position.
@@ -47,7 +47,7 @@ class EncoderModel:
     temperature: float
     layout: Layout = PACKED
     hbr: bool = False
-    nns: bool = False
+    nns: int = 0
     dpa_fine: int = 0
     dpa_weight: float = 0.0
     negatives: int = 1
@@ -164,8 +164,8 @@ class StepInputs:
 
     Attributes:
       ids: items to embed, by what they are: ``positive``, ``uniform`` and ``safe`` [C] of the C
-        cells of all groups laid end to end, as many more uniform ones as there are, ``uniform1``
-        .., ``soft`` [B, M], ``rows0`` .. [R, L] a group each.
+        cells of all groups laid end to end, as many more of both as there are, ``uniform1`` and
+        ``safe1`` .., ``soft`` [B, M], ``rows0`` .. [R, L] a group each.
       groups: of each group the rows that have a next item, with DPA those of whole histories, and
         the encoder's own views.
       target: [C] int32, event of the next item.
@@ -207,8 +207,9 @@ def step_inputs(
     for number in range(1, model.negatives):
         key = jax.random.fold_in(key_uniform, number)
         ids[f"uniform{number}"] = draw_outside(key, data.outside, owner)
-    if model.nns:
-        ids["safe"] = draw_negatives(key_safe, data.pools, owner)
+    for number in range(model.nns):
+        key = jax.random.fold_in(key_safe, number) if number else key_safe
+        ids[f"safe{number or ''}"] = draw_negatives(key, data.pools, owner)
     if model.dpa_fine:
         ids["soft"] = data.candidates[batch.users]
     encoder, parts = model.encoder(params), []

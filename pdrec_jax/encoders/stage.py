@@ -138,7 +138,7 @@ def make_model(
         config.encoder.temperature,
         found["layout"],
         hbr="hbr" in plugins,
-        nns="nns" in plugins,
+        nns=config.nns.drawn if "nns" in plugins else 0,
         dpa_fine=config.dpa.fine if "dpa" in plugins else 0,
         dpa_weight=config.dpa.weight if "dpa" in plugins else 0.0,
         negatives=config.encoder.negatives,
@@ -230,7 +230,7 @@ def build(
     # Plugins and negatives end with training: without them in the description, all variants share
     # their scorers' compiled code.
     plain = dataclasses.replace(
-        model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0, negatives=1, positive_weight=1.0
+        model, hbr=False, nns=0, dpa_fine=0, dpa_weight=0.0, negatives=1, positive_weight=1.0
     )
 
     def scorer(offsets: np.ndarray, items: np.ndarray, table: Candidates) -> Evaluation:

@@ -187,7 +187,7 @@ def encoder_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[Sta
             f"{dispatch} steps of {section.batch_size} users",
             functools.partial(_encoder_step, config, section, sizes, model, initialise, dispatch),
         )
-        plain = dataclasses.replace(model, hbr=False, nns=False, dpa_fine=0, dpa_weight=0.0)
+        plain = dataclasses.replace(model, hbr=False, nns=0, dpa_fine=0, dpa_weight=0.0)
     assert plain is not None
     yield from _encoder_ranking(config, section, sizes, plain, initialise)
 
