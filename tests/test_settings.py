@@ -71,6 +71,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "encoder.contrast_weight": -0.1,
     "encoder.contrast_temperature": 0.0,
     "encoder.temperature": 0.0,
+    "encoder.positive_weight": 0.0,
     "encoder.learning_rate": 0.0,
     "encoder.learning_rate_decay": 0.0,
     "encoder.min_epochs": -1,

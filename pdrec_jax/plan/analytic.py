@@ -241,7 +241,8 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
     for variant in section.variants:
         plugins = () if variant == "base" else tuple(variant.split("+"))
         passes = 2 if "dpa" in plugins else 1
-        read = cells * (passes + 1 + config.encoder.negatives + ("nns" in plugins))
+        negatives = config.encoder.negatives + (config.nns.drawn if "nns" in plugins else 0)
+        read = cells * (passes + 1 + negatives)
         read += size * config.dpa.coarse if "dpa" in plugins else 0
         activations = cells * passes * width * section.blocks * 8
         yield Program(

@@ -353,3 +353,25 @@ class TestNegatives:
         ]
         assert len(set(alone)) == 3
         assert loss(task.model, found) == pytest.approx(np.mean(alone), rel=1e-6)
+
+
+def test_safe_negatives_are_so_many_of_the_users_pool(config, world):
+    def made(drawn: int):
+        task = built(config, world, variant="nns", encoder__blocks=1, nns__drawn=drawn)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
+        params, key = task.initial()["params"], jax.random.key(3)
+        return task, batch, step_inputs(params, task.model, task.data, batch, key)
+
+    task, batch, found = made(3)
+    _, _, one = made(1)
+    names = [name for name in found.ids if name.startswith("safe")]
+    assert names == ["safe", "safe1", "safe2"]
+    np.testing.assert_array_equal(found.ids["safe"], one.ids["safe"])
+    draws, valid = [np.asarray(found.ids[name]) for name in names], np.asarray(found.valid)
+    pools = np.asarray(task.data.pools)
+    segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
+    for cell in np.flatnonzero(valid):
+        user = int(batch.users[segments[cell]])
+        assert np.isin([draw[cell] for draw in draws], pools[user]).all()
+    for number in range(3):
+        assert (draws[number] == draws[number - 1])[valid].mean() < 0.2
