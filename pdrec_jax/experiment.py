@@ -27,7 +27,7 @@ from pdrec_jax.phases import Outcome
 from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.tables import results_table, title
 from pdrec_jax.seeds import open_log, preferences_at_hand, run_head
-from pdrec_jax.settings import apply_overrides, validate
+from pdrec_jax.settings import apply_overrides, apply_strict, validate
 from pdrec_jax.workdir import Workdir
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -67,7 +67,7 @@ def resolve(config: ConfigDict, by_hand: Collection[str]) -> tuple[ConfigDict, l
     Raises:
       UserError: anything the user can mend.
     """
-    config = sources.adopt(config, by_hand)
+    config = apply_strict(sources.adopt(config, by_hand), by_hand)
     validate(config)
     files = sources.find_files(config)
     if files is None:

@@ -36,6 +36,7 @@ FIELDS: dict[str, Field] = {
     "protocol": _among(
         "strict", ("strict", "reference"), "free of leakage, or the public code's choices"
     ),
+    "strict_overrides": _overrides("settings under protocol strict; a field set by hand wins"),
     "stage": _among("all", ("all", "diffusion", "encoder"), "which stages to run"),
     "preferences_from": _text(
         "", "workdir whose preferences the encoder stage reads; empty for this run's own"
@@ -145,6 +146,12 @@ FIELDS: dict[str, Field] = {
     ),
     "nns.kept": _count(512, "R, negatives kept a user"),
     "nns.drawn": _count(1, "safe negatives a position"),
+    "nns.placement": _among(
+        "beside",
+        ("beside", "instead"),
+        "safe negatives come beside the uniform ones, or in place of as many, which gives a "
+        "variant as many as its base",
+    ),
     "dpa.coarse": _count(50, "M, candidates of the diffusion model"),
     "dpa.pool": _among(
         "protocol",
@@ -198,6 +205,7 @@ FIELDS: dict[str, Field] = {
 # What may differ between a run and its resumption.
 FREE_FIELDS = (
     "stage",
+    "strict_overrides",  # what they set is compared
     "seeds_at_once",
     "mesh",
     "save_seconds",
@@ -345,12 +353,29 @@ def _validate_together(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.auxiliary: another log than the target is expected, got {data.target!r}"
         )
-    for path, value in config.simulation.overrides:
-        where = "config.simulation.overrides: "
-        if path not in FIELDS:
-            raise UserError(f"{where}there is no field {path!r}")
-        if not FIELDS[path].fits(tuple(value) if isinstance(value, list) else value):
-            raise misfit(path, value, where)
+    if config.nns.placement == "instead" and config.nns.drawn >= encoder.negatives:
+        raise UserError(
+            f"config.nns.drawn: fewer than encoder.negatives ({encoder.negatives}) are expected "
+            f"with nns.placement 'instead', got {config.nns.drawn}"
+        )
+    for field in ("strict_overrides", "simulation.overrides"):
+        where = f"config.{field}: "
+        for path, value in get(config, field):
+            if path not in FIELDS:
+                raise UserError(f"{where}there is no field {path!r}")
+            if not FIELDS[path].fits(tuple(value) if isinstance(value, list) else value):
+                raise misfit(path, value, where)
+
+
+def apply_strict(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
+    """Returns the config with its settings for ``strict``, where that is its protocol.
+
+    Args:
+      config: as resolved, command line included.
+      by_hand: the fields that the command line sets; they stay as they are.
+    """
+    strict = config.protocol == "strict"
+    return fill(config, dict(config.strict_overrides) if strict else {}, by_hand)
 
 
 def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:

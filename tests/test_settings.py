@@ -11,6 +11,7 @@ from pdrec_jax.settings import (
     FIELDS,
     FREE_FIELDS,
     apply_overrides,
+    apply_strict,
     default_config,
     differences,
     flatten,
@@ -44,6 +45,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "simulation.num_source_items": -1,
     "simulation.mean_length": 3.9,
     "simulation.overrides": ("seed", 1),
+    "strict_overrides": ("seed", 1),
     "diffusion.schedule": "quadratic",
     "diffusion.noise_scale": -0.1,
     "diffusion.noise_min": -0.1,
@@ -61,6 +63,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "diffusion.learning_rate": 0.0,
     "diffusion.learning_rate_decay": 1.1,
     "diffusion.weight_decay": -0.1,
+    "nns.placement": "besides",
     "hbr.clip": 0.0,
     "hbr.scale": 0.0,
     "encoder.variants": (),
@@ -248,6 +251,15 @@ def test_unknown_and_missing_fields() -> None:
             "simulation.overrides: there is no field 'diffusion.epoch'",
         ),
         (
+            {"strict_overrides": (("nns.draw", 2),)},
+            "strict_overrides: there is no field 'nns.draw'",
+        ),
+        (
+            {"nns__placement": "instead", "nns__drawn": 2, "encoder__negatives": 2},
+            "nns.drawn: fewer than encoder.negatives (2) are expected with nns.placement "
+            "'instead', got 2",
+        ),
+        (
             {"simulation__overrides": (("diffusion.epochs", 0),)},
             "simulation.overrides: diffusion.epochs: an integer of at least 1 is expected, got 0",
         ),
@@ -282,6 +294,19 @@ class TestOverrides:
         # By hand to the very value that the config file has, too.
         short = apply_overrides(config, {"diffusion.epochs", "encoder.epochs"})
         assert differences(short, config) == ["diffusion.hidden", "seed"]
+
+
+@pytest.mark.parametrize(("protocol", "negatives"), [("strict", 4), ("reference", 1)])
+def test_settings_for_strict(protocol: str, negatives: int) -> None:
+    chosen = (("encoder.negatives", 4), ("nns.placement", "instead"))
+    config = config_with(protocol=protocol, strict_overrides=chosen)
+    for by_hand in ((), {"nns.placement"}):
+        settled = apply_strict(config, by_hand)
+        validate(settled)
+        instead = protocol == "strict" and not by_hand
+        assert settled.encoder.negatives == negatives
+        assert settled.nns.placement == ("instead" if instead else "beside")
+    assert config.encoder.negatives == 1
 
 
 def test_differences() -> None:

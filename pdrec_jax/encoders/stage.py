@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -132,19 +133,33 @@ def make_model(
             f"encoder {title}: a pdrec_jax.encoders.encoder.Encoder is expected, "
             f"got {found['kind'].__name__}"
         )
+    uniform, safe = count_negatives(config, plugins)
     model = EncoderModel(
         found["graph"],
         config.encoder.max_length,
         config.encoder.temperature,
         found["layout"],
         hbr="hbr" in plugins,
-        nns=config.nns.drawn if "nns" in plugins else 0,
+        nns=safe,
         dpa_fine=config.dpa.fine if "dpa" in plugins else 0,
         dpa_weight=config.dpa.weight if "dpa" in plugins else 0.0,
-        negatives=config.encoder.negatives,
+        negatives=uniform,
         positive_weight=config.encoder.positive_weight,
     )
     return model, jax.jit(lambda: make()[1])
+
+
+def count_negatives(config: ConfigDict, plugins: Collection[str]) -> tuple[int, int]:
+    """Returns how many uniform and how many safe negatives a position has.
+
+    Args:
+      config: the whole config.
+      plugins: of a variant.
+    """
+    uniform, safe = config.encoder.negatives, config.nns.drawn
+    if "nns" not in plugins:
+        return uniform, 0
+    return uniform - safe * (config.nns.placement == "instead"), safe
 
 
 def by_batch(split: Split, mesh: Mesh | None) -> bool:

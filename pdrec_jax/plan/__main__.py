@@ -27,7 +27,7 @@ from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.plan.hardware import parse_mesh, parse_topology
-from pdrec_jax.settings import validate
+from pdrec_jax.settings import apply_strict, validate
 
 TOO_LARGE = 3
 
@@ -76,7 +76,8 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from pdrec_jax.plan import search
     from pdrec_jax.plan.sizes import sizes_of
 
-    config = adopt(config, command.by_hand)
+    config = apply_strict(adopt(config, command.by_hand), command.by_hand)
+    validate(config)
     sizes = sizes_of(config, arguments.users, arguments.items, arguments.events)
     return search.run(config, sizes, topology, shape, arguments.price)
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from pdrec_jax.data.batches import PACKED, enough_rows
 from pdrec_jax.diffusion.windows import size_of_head, width_of_windows
 from pdrec_jax.encoders import registry
+from pdrec_jax.encoders.stage import count_negatives
 from pdrec_jax.evaluation.protocol import protocol_of
 from pdrec_jax.plan.cost import Collective, Cost
 from pdrec_jax.plan.roofline import Memory, Program
@@ -241,8 +242,7 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
     for variant in section.variants:
         plugins = () if variant == "base" else tuple(variant.split("+"))
         passes = 2 if "dpa" in plugins else 1
-        negatives = config.encoder.negatives + (config.nns.drawn if "nns" in plugins else 0)
-        read = cells * (passes + 1 + negatives)
+        read = cells * (passes + 1 + sum(count_negatives(config, plugins)))
         read += size * config.dpa.coarse if "dpa" in plugins else 0
         activations = cells * passes * width * section.blocks * 8
         yield Program(

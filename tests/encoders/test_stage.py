@@ -375,3 +375,13 @@ def test_safe_negatives_are_so_many_of_the_users_pool(config, world):
         assert np.isin([draw[cell] for draw in draws], pools[user]).all()
     for number in range(3):
         assert (draws[number] == draws[number - 1])[valid].mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("variant", "placement", "expected"),
+    [("base", "instead", (4, 0)), ("nns", "instead", (2, 2)), ("hbr+nns", "beside", (4, 2))],
+)
+def test_a_safe_negative_in_place_of_a_uniform_one(config, world, variant, placement, expected):
+    fields = {"encoder__negatives": 4, "nns__drawn": 2, "nns__placement": placement}
+    model = built(config, world, variant=variant, **fields).model
+    assert (model.negatives, model.nns) == expected
