@@ -22,8 +22,10 @@ import numpy as np
 
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.evaluation.over_seeds import BLOCKS, METRICS, comparisons, over_seeds
 from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.report.groups import markdown_groups
 from pdrec_jax.report.seeds import markdown_comparisons, seeds_table
 from pdrec_jax.report.tables import markdown_table, source_line, title
 from pdrec_jax.settings import get
@@ -147,6 +149,7 @@ def compare_runs(
         "data": first.data,
         "models": models,
         "comparisons": comparisons(pairs, ranks, negatives, metrics=metrics, seed=seeds[0]),
+        "groups": by_group(models, ranks, first.per_user(), pairs),
         "notes": [note for pair in pairs if (note := _other_users(*pair, ranks))],
     }
 
@@ -246,6 +249,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
         markdown_table(results),
         *markdown_comparisons(results),
         *results["notes"],
+        *filter(None, [markdown_groups(results)]),
         f"**{source_line(results)}**",
     ]
     atomic_write_text(out / f"{_FILE}.md", "\n\n".join(sections) + "\n")

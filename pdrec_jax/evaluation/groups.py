@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pdrec_jax.evaluation.metrics import user_values
-from pdrec_jax.evaluation.over_seeds import BLOCKS
+from pdrec_jax.evaluation.over_seeds import BLOCKS, variants_and_base
 from pdrec_jax.evaluation.significance import compare
 
 GROUPINGS = ("history_length", "item_popularity")
@@ -46,6 +46,7 @@ def by_group(
     models: Sequence[Mapping[str, Any]],
     ranks: Mapping[str, np.ndarray],
     per_user: Mapping[str, np.ndarray],
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Averages every model over groups of users, and compares each variant with its base.
 
@@ -57,12 +58,14 @@ def by_group(
       ranks: ``KEY/BLOCK_rank`` [S, U].
       per_user: ``history_length`` and ``item_popularity``, the training events of the test item,
         [U] each; one that is absent (from a run of an earlier version) makes no groups.
+      pairs: keys of a model and of its base; those of variants and bases where not given.
 
     Returns:
       a dict for each group: ``by``, ``block``, ``group`` (its numbers), ``users``, ``NDCG@10`` by
       model, and under ``gains`` by variant ``difference``, ``low`` and ``high`` of its bootstrap
       interval and ``p_users``, uncorrected; None stands for a number that there is none of.
     """
+    pairs = variants_and_base(models) if pairs is None else pairs
     found = []
     for block in BLOCKS:
         values = {}
@@ -89,20 +92,21 @@ def by_group(
                         "group": label,
                         "users": int((bins == number).sum()),
                         METRIC: {key: float(each.mean()) for key, each in some.items()},
-                        "gains": _gains(some),
+                        "gains": _gains(some, pairs),
                     }
                 )
     return found
 
 
-def _gains(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
-    """Compares variants [S, U'] with their bases."""
+def _gains(
+    values: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, float | None]]:
+    """Compares models [S, U'] with their bases."""
     gains = {}
-    for key, own in values.items():
-        base = key.partition("+")[0]
-        if key == base or base not in values:
+    for key, base in pairs:
+        if key not in values or base not in values:
             continue
-        (made,) = compare(own[None], values[base][None])
+        (made,) = compare(values[key][None], values[base][None])
         numbers = {name: getattr(made, name) for name in ("difference", "low", "high", "p_users")}
         gains[key] = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
     return gains

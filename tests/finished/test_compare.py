@@ -34,6 +34,12 @@ def test_over_the_seeds_that_both_have(tmp_path, make, capsys):
     for each in results["comparisons"]:
         ours, theirs = (user_values(each["metric"], ranks[:2, 3:], 99) for ranks in (other, base))
         assert each["difference"] == pytest.approx((ours - theirs).mean())
+    (group,) = (each for each in results["groups"] if each["block"] == "sampled")
+    assert (group["by"], group["group"], group["users"]) == ("history_length", "7", USERS - 3)
+    (gain,) = group["gains"].values()
+    ours, theirs = (user_values("NDCG@10", ranks[:2, 3:]).mean() for ranks in (other, base))
+    assert gain["difference"] == pytest.approx(ours - theirs)
+    assert "## By groups of users" in (out / "comparison.md").read_text()
     mean = results["models"][0]["sampled"]["NDCG@10"]
     assert mean == pytest.approx(np.nanmean(user_values("NDCG@10", base[:2])))
     assert "tuned: SASREC+NNS less base: SASREC: gain" in (out / "comparison.md").read_text()
