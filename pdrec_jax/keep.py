@@ -11,67 +11,132 @@ the run itself; what needs a model, such as ``recommend``, or the preferences, n
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_savez_compressed, atomic_write_bytes
-from pdrec_jax.workdir import CONFIG, PER_USER, Workdir, seed_folder
+from pdrec_jax.workdir import CONFIG, PER_USER, Workdir, saved_config, seed_folder
 
 _CURVES = "metrics.jsonl"
 
 
-def keep(run: Workdir, out: Path) -> None:
-    """Copies what is kept of a run; of several seeds also of the run of each.
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What is kept of one workdir, read and found whole.
 
-    Args:
-      run: finished.
-      out: made if missing; what an earlier call has kept of the same run is replaced.
+    Attributes:
+      run: the workdir.
+      out: of the copy.
+      results: of the run.
+      arrays: per user; none of several seeds, which have their own.
+      curves: of the training.
+    """
+
+    run: Workdir
+    out: Path
+    results: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    curves: bytes
+
+
+def _read(run: Workdir, out: Path) -> list[_Kept]:
+    """Reads what is kept of a run; of several seeds also of the run of each, behind it.
 
     Raises:
-      UserError: the run is not finished, ``out`` holds another one or this very run, or it cannot
-        be written.
+      UserError: the run is not finished, or something of it is missing or damaged.
     """
-    parts = [(run, out)]
-    if run.config.seeds > 1:
-        first = run.config.seed
-        folders = [seed_folder(seed) for seed in range(first, first + run.config.seeds)]
-        parts += [(Workdir.open(run.path / name), out / name) for name in folders]
-    for part, _ in parts:
-        if part.results() is None:
-            raise UserError(f"{part.path}: a finished run is expected")
-    copies = []
-    for part, place in parts:  # the whole first: a folder of seeds without its config is no run
-        if place.exists() and place.samefile(part.path):
-            raise UserError(f"--out: {place} would be the run itself; name another folder")
-        copies.append(Workdir(place, part.config, part.data["source"], flag="--out"))
-        copies[-1].begin(part.data)
-    for (part, place), copy in reversed(list(zip(parts, copies, strict=True))):
-        curves = part.path / _CURVES
-        if curves.is_file():
-            atomic_write_bytes(place / _CURVES, curves.read_bytes())
-        if arrays := part.per_user():
-            atomic_savez_compressed(place / PER_USER, **arrays)
-        copy.finish(part.results() or {})
+    config, several = run.config, run.config.seeds > 1
+    results, arrays, curves = run.results(), run.per_user(), run.path / _CURVES
+    if results is None:
+        raise UserError(f"{run.path}: a finished run is expected")
+    if not several and "users" not in arrays:
+        raise UserError(f"{run.path}: ranks of all users are expected in {PER_USER}")
+    text = curves.read_bytes() if curves.is_file() else b""
+    kept = [_Kept(run, out, results, arrays, text)]
+    if several:
+        for seed in range(config.seed, config.seed + config.seeds):
+            name = seed_folder(seed)
+            kept += _read(Workdir.open(run.path / name), out / name)
+    return kept
 
 
-def _found(given: Path) -> Iterator[tuple[Workdir, Path]]:
-    """The finished runs of a path, each with its place below ``--out``."""
+def _require_free(kept: _Kept) -> Workdir:
+    """Opens the place of a copy.
+
+    Raises:
+      UserError: it has another run, the run itself, one with models, or one of more seeds.
+    """
+    run, out = kept.run, kept.out
+    if out.resolve() == run.path.resolve() or any(out.glob("phases/*.json")):
+        raise UserError(f"--out: {out} holds the run itself; name another folder")
+    place = Workdir(out, run.config, run.data["source"], flag="--out")
+    before = saved_config(out)
+    if before is not None and before.seeds > run.config.seeds:
+        raise UserError(f"--out: {out} has {before.seeds} seeds, and {run.path} has fewer")
+    return place
+
+
+def keep(runs: Sequence[tuple[Workdir, Path]]) -> None:
+    """Copies what is kept of runs; nothing is written where anything is wrong with one of them.
+
+    Args:
+      runs: finished runs and the places of their copies, made if missing; what an earlier call has
+        kept of the same run is replaced.
+
+    Raises:
+      UserError: a run is not finished or damaged, a place is taken, or cannot be written.
+    """
+    found = [_read(run, out) for run, out in runs]
+    places = [[_require_free(kept) for kept in parts] for parts in found]
+    for parts, copies in zip(found, places, strict=True):
+        with contextlib.ExitStack() as stack:
+            # The whole run first: a folder of seeds without its config is no run.
+            for kept, copy in zip(parts, copies, strict=True):
+                stack.enter_context(copy.held(kept.run.data))
+            for kept, copy in reversed(list(zip(parts, copies, strict=True))):
+                if kept.curves:
+                    atomic_write_bytes(kept.out / _CURVES, kept.curves)
+                if kept.arrays:
+                    atomic_savez_compressed(kept.out / PER_USER, **kept.arrays)
+                copy.finish(kept.results)
+
+
+def _found(given: Path, out: Path) -> Iterator[tuple[Workdir, Path]]:
+    """The finished runs of a path, each with its place below ``out``.
+
+    Raises:
+      UserError: ``out`` lies in a run.
+    """
     if (given / CONFIG).is_file():
-        yield Workdir.open(given, several=True), Path(given.resolve().name)
+        if out.resolve().is_relative_to(given.resolve()):
+            raise UserError(f"--out: {out} lies in {given}; name another folder")
+        yield Workdir.open(given, several=True), out / given.resolve().name
         return
     inside: list[Path] = []  # a run's seeds are runs below it
     for path in sorted(config.parent for config in given.rglob(CONFIG)):
         if any(path.is_relative_to(run) for run in inside):
             continue
+        if path.resolve().is_relative_to(out.resolve()):
+            continue
         inside.append(path)
-        run = Workdir.open(path, several=True)
-        if run.results() is None:
-            print(f"{path}: not finished, left out", flush=True)
+        try:
+            run = Workdir.open(path, several=True)
+            finished = run.results() is not None
+        except UserError as error:
+            print(f"{error}; left out", flush=True)
+            continue
+        if finished:
+            yield run, out / path.relative_to(given)
         else:
-            yield run, path.relative_to(given)
+            print(f"{path}: not finished, left out", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,16 +164,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         places: dict[Path, Workdir] = {}
         for given in arguments.runs:
-            found = list(_found(given))
+            found = list(_found(given, arguments.out))
             if not found:
                 raise UserError(f"{given}: no finished run is there or below")
-            for run, name in found:
-                if name in places:
-                    raise UserError(f"{run.path} and {places[name].path} would both be {name}")
-                places[name] = run
-        for name, run in places.items():
-            keep(run, arguments.out / name)
-            print(arguments.out / name, flush=True)
+            for run, out in found:
+                if out in places:
+                    raise UserError(f"{run.path} and {places[out].path} would both be {out}")
+                places[out] = run
+        keep([(run, out) for out, run in places.items()])
+        for out in places:
+            print(out, flush=True)
 
     return answered(work, "the same command begins anew")
 

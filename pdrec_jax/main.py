@@ -65,7 +65,7 @@ def _main(argv: list[str]) -> None:
         print(help_text())
         return
     command = parse(argv)
-    validate(command.config)
+    validate(command.config, command.by_hand)
     # Imported here, so that a mistyped flag is answered before JAX is loaded.
     from pdrec_jax import processes
 

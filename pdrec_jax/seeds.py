@@ -114,16 +114,11 @@ def run(
     place = Workdir(path, config, head["data"]["source"])
     print(title(head), flush=True)
     done = place.results()
-    damaged = [
-        name
-        for own in configs
-        for name in run_models.damaged(
-            own, Workdir(path / seed_folder(own.seed), own, head["data"]["source"])
-        )
-    ]
+    seeds = [Workdir(path / seed_folder(own.seed), own, head["data"]["source"]) for own in configs]
+    damaged = [run_models.damaged(own, one) for own, one in zip(configs, seeds, strict=True)]
     if (
         done is not None
-        and not damaged
+        and not any(damaged)
         and done.get("seeds") == numbers
         and done.get("stage") in (config.stage, "all")
     ):
@@ -137,9 +132,11 @@ def run(
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = prepare(configs[0], files)
     prepared = [(with_seed(given, own), data) for own in configs]
-    paths = [path / seed_folder(seed) for seed in numbers]
-    for own, (each, _), where in zip(configs, prepared, paths, strict=True):
-        preferences_at_hand(each, Workdir(where, own, data["source"]))
+    paths = [one.path for one in seeds]
+    for (each, _), one, broken in zip(prepared, seeds, damaged, strict=True):
+        finished = (one.results() or {}).get("stage") in (config.stage, "all")
+        if broken or not finished:  # of a seed that is finished nothing is asked
+            preferences_at_hand(each, one)
     with place.held(data):
         summary = _run_all(config, files, head, prepared, paths, run_one)
         if processes.is_first():

@@ -25,6 +25,7 @@ from pdrec_jax.fields import text as _text
 from pdrec_jax.fields import widths as _widths
 
 _MAX_SEED = 2**31 - 1
+_OF_STAGES = ("diffusion.", "hbr.", "nns.", "dpa.", "encoder.")
 
 FIELDS: dict[str, Field] = {
     "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
@@ -187,7 +188,7 @@ FIELDS: dict[str, Field] = {
     "encoder.row_adam_above": _count(
         50_000, "items beyond which Adam works row by row; equal but for rounding"
     ),
-    "encoder.negatives": _count(1, "uniform negatives a position, to which NNS adds a safe one"),
+    "encoder.negatives": _count(1, "uniform negatives a position, see nns.placement"),
     "encoder.positive_weight": _number(
         1.0, 0, INFINITY, "of the observed items in the loss, beside HBR's own", open_low=True
     ),
@@ -284,8 +285,13 @@ def misfit(path: str, value: Any, where: str = "config.") -> UserError:
     return UserError(f"{where}{path}: {FIELDS[path].expected} is expected, got {value!r}")
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, by_hand: Collection[str] | None = None) -> None:
     """Checks every field's name, type and range, and what must hold between fields.
+
+    Args:
+      config: to be checked.
+      by_hand: the fields that the command line sets, where the settings for ``strict`` are still to
+        be applied: what must hold between fields is then asked of the config with them.
 
     Raises:
       UserError: the first that is wrong.
@@ -298,7 +304,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{path}: missing, {field.expected} is expected")
         if not field.fits(found[path]):
             raise misfit(path, found[path])
-    _validate_together(config)
+    _validate_together(config if by_hand is None else apply_strict(config, by_hand))
 
 
 def _validate_together(config: ConfigDict) -> None:
@@ -353,18 +359,37 @@ def _validate_together(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.auxiliary: another log than the target is expected, got {data.target!r}"
         )
-    if config.nns.placement == "instead" and config.nns.drawn >= encoder.negatives:
+    draws = any("nns" in variant.split("+") for variant in encoder.variants)
+    if draws and config.nns.placement == "instead" and config.nns.drawn >= encoder.negatives:
         raise UserError(
-            f"config.nns.drawn: fewer than encoder.negatives ({encoder.negatives}) are expected "
-            f"with nns.placement 'instead', got {config.nns.drawn}"
+            "config.nns.placement: 'instead' expects encoder.negatives above nns.drawn "
+            f"({config.nns.drawn}), got {encoder.negatives}"
         )
     for field in ("strict_overrides", "simulation.overrides"):
-        where = f"config.{field}: "
-        for path, value in get(config, field):
-            if path not in FIELDS:
-                raise UserError(f"{where}there is no field {path!r}")
-            if not FIELDS[path].fits(tuple(value) if isinstance(value, list) else value):
-                raise misfit(path, value, where)
+        _overrides_of(config, field)
+
+
+def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:
+    """The settings that a field of overrides holds, by dotted path.
+
+    Raises:
+      UserError: one that there is not, that has another kind of value, or that decides on the run
+        itself where only stages and plugins are set.
+    """
+    where, pairs = f"config.{field}: ", get(config, field)
+    if not FIELDS[field].fits(pairs):
+        raise misfit(field, pairs)
+    for path, value in pairs:
+        if path not in FIELDS:
+            raise UserError(f"{where}there is no field {path!r}")
+        if field == "strict_overrides" and not path.startswith(_OF_STAGES):
+            raise UserError(
+                f"{where}a field of {', '.join(name[:-1] for name in _OF_STAGES)} is expected, "
+                f"got {path!r}"
+            )
+        if not FIELDS[path].fits(tuple(value) if isinstance(value, list) else value):
+            raise misfit(path, value, where)
+    return dict(pairs)
 
 
 def apply_strict(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
@@ -373,9 +398,12 @@ def apply_strict(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     Args:
       config: as resolved, command line included.
       by_hand: the fields that the command line sets; they stay as they are.
+
+    Raises:
+      UserError: a setting that cannot be.
     """
-    strict = config.protocol == "strict"
-    return fill(config, dict(config.strict_overrides) if strict else {}, by_hand)
+    chosen = _overrides_of(config, "strict_overrides")
+    return fill(config, chosen if config.protocol == "strict" else {}, by_hand)
 
 
 def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:

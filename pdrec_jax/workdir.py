@@ -21,7 +21,15 @@ from pdrec_jax.errors import UserError, warn
 from pdrec_jax.files import atomic_savez, atomic_write_text, write_errors
 from pdrec_jax.locks import NAME as LOCK
 from pdrec_jax.locks import locked, require_unlocked
-from pdrec_jax.settings import default_config, differences, flatten, put
+from pdrec_jax.settings import (
+    FIELDS,
+    default_config,
+    differences,
+    flatten,
+    misfit,
+    put,
+    require_field,
+)
 
 CONFIG, PER_USER = "config.json", "per_user.npz"
 _DATA, _RESULTS = "data.json", "results.json"
@@ -314,7 +322,11 @@ def _resolved(saved: dict[str, Any]) -> ConfigDict:
     """The config of JSON: what the run is too old to know has its default, a list is a tuple."""
     config = default_config()
     for field, value in flatten(ConfigDict(saved)):
-        put(config, field, _as_tuples(value))
+        value = _as_tuples(value)
+        require_field(field)
+        if not FIELDS[field].fits(value):
+            raise misfit(field, value)
+        put(config, field, value)
     return config
 
 

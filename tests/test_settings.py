@@ -255,9 +255,14 @@ def test_unknown_and_missing_fields() -> None:
             "strict_overrides: there is no field 'nns.draw'",
         ),
         (
-            {"nns__placement": "instead", "nns__drawn": 2, "encoder__negatives": 2},
-            "nns.drawn: fewer than encoder.negatives (2) are expected with nns.placement "
-            "'instead', got 2",
+            {"strict_overrides": (("protocol", "reference"),)},
+            "strict_overrides: a field of diffusion, hbr, nns, dpa, encoder is expected, "
+            "got 'protocol'",
+        ),
+        (
+            {"nns__placement": "instead", "nns__drawn": 2, "encoder__negatives": 2}
+            | {"encoder__variants": ("base", "hbr+nns")},
+            "nns.placement: 'instead' expects encoder.negatives above nns.drawn (2), got 2",
         ),
         (
             {"simulation__overrides": (("diffusion.epochs", 0),)},
@@ -307,6 +312,20 @@ def test_settings_for_strict(protocol: str, negatives: int) -> None:
         assert settled.encoder.negatives == negatives
         assert settled.nns.placement == ("instead" if instead else "beside")
     assert config.encoder.negatives == 1
+
+
+def test_settings_for_strict_count_where_fields_must_agree() -> None:
+    chosen = (("encoder.negatives", 4),)
+    config = config_with(strict_overrides=chosen, nns__placement="instead")
+    validate(config, {"nns.placement"})
+    with pytest.raises(UserError, match=r"above nns\.drawn"):
+        validate(config)
+    with pytest.raises(UserError, match=r"above nns\.drawn"):
+        validate(config, {"nns.placement", "encoder.negatives"})
+    config.encoder.variants = ("base", "hbr")  # no safe negatives are drawn
+    validate(config)
+    with pytest.raises(UserError, match="an integer of at least 1 is expected"):
+        apply_strict(config_with(strict_overrides=(("encoder.negatives", "x"),)), ())
 
 
 def test_differences() -> None:

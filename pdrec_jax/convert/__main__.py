@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     command = parse(["convert", *rest])
-    validate(command.config)
+    validate(command.config, command.by_hand)
     from pdrec_jax import experiment, run_models
     from pdrec_jax.convert import names
     from pdrec_jax.convert.torch_files import read_tensors, write_tensors

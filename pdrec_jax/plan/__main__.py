@@ -67,7 +67,7 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     topology = parse_topology(arguments.topology)
     command = parse(["plan", *rest])
     config = command.config
-    validate(config)
+    validate(config, command.by_hand)
     if arguments.price is not None and arguments.price < 0:
         raise UserError(f"--price: at least 0 is expected, got {arguments.price:g}")
     shape = parse_mesh(arguments.mesh or ",".join(map(str, config.mesh)), topology.count)

@@ -77,6 +77,11 @@ def trained_models(place: Workdir) -> dict[str, Trained]:
             kind = "test" if model["validation"] is None else "validation"
             figures: Mapping[str, float] = model["validation"] or model["sampled"]
             found[key] = Trained(key, model["name"], figures.get("NDCG@10", 0.0), kind)
+    if not found and place.results() is not None:
+        raise UserError(
+            f"{place.path}: of this run the results were kept without its models; a workdir that "
+            "has them is expected"
+        )
     if not found:
         raise UserError(
             f"{place.path}: no trained model is in it yet; the command that trains it resumes it"

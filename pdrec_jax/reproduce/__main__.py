@@ -123,7 +123,7 @@ def _setting(name: str, configs: Path, out: Path, flags: Sequence[str]) -> Setti
     if "data.source" not in by_hand:
         config.data.source = "real"  # a table of the paper is no place for a simulated log
     config = adopt(config, by_hand)
-    validate(config)
+    validate(config, by_hand)
     safe = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name)
     return Setting(safe, path, config, by_hand, out)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.encoders import stage
-from pdrec_jax.encoders.model import loss_of_vectors, step_inputs
+from pdrec_jax.encoders.model import loss_of_vectors, step_inputs, training_loss
 from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
 from pdrec_jax.encoders.stage import (
     build,
@@ -385,3 +385,15 @@ def test_a_safe_negative_in_place_of_a_uniform_one(config, world, variant, place
     fields = {"encoder__negatives": 4, "nns__drawn": 2, "nns__placement": placement}
     model = built(config, world, variant=variant, **fields).model
     assert (model.negatives, model.nns) == expected
+
+
+def test_the_balance_of_positives_and_negatives(config, world):
+    def loss(weight: float) -> float:
+        task = built(config, world, encoder__blocks=1, encoder__positive_weight=weight)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
+        params = task.initial()["params"]
+        return float(training_loss(params, task.model, task.data, batch, jax.random.key(3)))
+
+    once, twice, thrice = map(loss, (1.0, 2.0, 3.0))
+    assert twice > once
+    assert thrice - twice == pytest.approx(twice - once, rel=1e-4)

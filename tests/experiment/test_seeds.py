@@ -1,6 +1,7 @@
 """Several seeds in one run: what each is, what they come to, and what happens when it is killed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -110,6 +111,21 @@ def test_more_seeds_later(two, call, tmp_path):
     assert (less.status, less.results["stage"]) == (0, "diffusion")
     assert [model["key"] for model in less.results["models"]] == KEYS[:1]
     assert less.results["comparisons"] == []
+
+
+def test_more_seeds_ask_for_preferences_of_their_own_alone(two, call, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(two.path, source)
+    flags = [SAME_LOG, "--config.stage=encoder", f"--config.preferences_from={source}",
+             "--config.encoder.variants=('hbr',)"]  # fmt: skip
+    assert call(tmp_path / "run", SEEDS, *flags).status == 0
+    assert keep.main([str(tmp_path / "run"), f"--out={tmp_path / 'kept'}"]) == 0
+    for seed in (0, 1):
+        shutil.rmtree(source / f"seed-{seed}" / "preferences")
+    more = call(tmp_path / "kept/run", "--config.seeds=3", *flags)
+    assert more.status == 2
+    # The third seed's are looked for, and the first two are not asked.
+    assert f"{source / 'preferences'}: no checkpoint here" in more.err
 
 
 def test_one_and_several_do_not_mix(two, call, strict):

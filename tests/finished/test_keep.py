@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax import compare, keep
+from pdrec_jax.locks import locked
 from pdrec_jax.workdir import Workdir
 
 
@@ -88,7 +89,7 @@ def test_a_folder_of_runs(tmp_path, make, kept):
     [
         (["nowhere"], "nowhere: no finished run is there or below"),
         (["begun"], "begun: a finished run is expected"),
-        (["run", "in/run"], "would both be run"),
+        (["run", "in/run"], "would both be "),
         (["two"], "seed-1: a finished run is expected"),
     ],
 )
@@ -116,4 +117,70 @@ def test_another_run_is_not_replaced(tmp_path, make, kept):
     assert json.loads((folder / "run/results.json").read_text()) == before
     status, _, error, _ = kept("run", out=".")
     assert status == 2
-    assert "would be the run itself" in error
+    assert "holds the run itself" in error
+
+
+def test_a_run_that_is_begun_or_whole_is_not_written_over(tmp_path, make, kept):
+    make("run", ["sasrec"])
+    make("kept/run", ["sasrec"], done=False)
+    with locked(tmp_path / "kept/run"):
+        status, _, error, folder = kept("run")
+    assert status == 2
+    assert "another run is at work in it" in error
+    assert not (folder / "run/results.json").exists()
+    Workdir.open(folder / "run").finish_phase("sasrec", {})
+    status, _, error, _ = kept("run")
+    assert status == 2
+    assert "holds the run itself" in error
+    assert not (folder / "run/results.json").exists()
+
+
+def test_a_copy_is_not_copied(tmp_path, make, kept):
+    make("runs/a", ["sasrec"])
+    for _ in range(2):
+        assert kept("runs", out="runs/kept")[0] == 0
+        assert sorted(p.parent.name for p in (tmp_path / "runs/kept").rglob("config.json")) == ["a"]
+    status, _, error, _ = kept("runs/a", out="runs/a/kept")
+    assert status == 2
+    assert "lies in" in error
+    assert not (tmp_path / "runs/a/kept").exists()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_without_whole_ranks_nothing_is_kept(tmp_path, make, kept, seeds):
+    make("run", ["sasrec"], seeds)
+    make("whole", ["sasrec"])
+    if seeds > 1:
+        Workdir.open(tmp_path / "run", several=True).finish({"seeds": [0, 1]})
+    ranks = tmp_path / ("run/seed-1" if seeds > 1 else "run") / "per_user.npz"
+    for break_it, expected in (
+        (lambda: ranks.write_bytes(ranks.read_bytes()[:300]), "arrays in .npz form are expected"),
+        (ranks.unlink, "ranks of all users are expected"),
+    ):
+        break_it()
+        status, out, error, folder = kept("whole", "run")
+        assert (status, out) == (2, "")
+        assert expected in error
+        assert not folder.exists()
+
+
+def test_fewer_seeds_do_not_replace_more(tmp_path, make, kept):
+    for name, seeds in (("run", 2), ("kept/run", 3)):
+        make(name, ["sasrec"], seeds)
+        Workdir.open(tmp_path / name, several=True).finish({"seeds": list(range(seeds))})
+    status, _, error, _ = kept("run")
+    assert status == 2
+    assert "has 3 seeds, and" in error
+
+
+def test_what_is_no_run_is_left_out_of_a_folder(tmp_path, make, kept):
+    make("all/run", ["sasrec"])
+    for name, text in (("other", '{"hidden": 3}'), ("odd", '{"seeds": null}')):
+        (tmp_path / "all" / name).mkdir()
+        (tmp_path / "all" / name / "config.json").write_text(text)
+        (tmp_path / "all" / name / "data.json").write_text('{"source": "real", "files": []}')
+    status, out, error, folder = kept("all")
+    assert (status, error) == (0, "")
+    assert out.count("; left out\n") == 2
+    assert "an integer of at least 1 is expected, got None" in out
+    assert [path.name for path in folder.iterdir()] == ["run"]
