@@ -44,7 +44,7 @@ NOT_RUN = {
     r"data\.source=real": "needs the real logs, and an hour",
     r"prepare --dataset=": "downloads from GitHub",
     r"--reference=": "needs a clone of the reference, and PyTorch",
-    r"pdrec_jax\.(compare BASE|keep RUN)": "needs finished runs; tests/finished makes them",
+    r"pdrec_jax\.(compare BASE|keep )": "needs finished runs; tests/finished makes them",
     r"^kubectl ": "needs a cluster",
     r"^launch/(slurm|kubernetes|tpu)\.sh": "needs a cluster; tests/launch reads what would run",
 }
