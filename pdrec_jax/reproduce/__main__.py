@@ -1,6 +1,6 @@
 """Command line of the reproduction.
 
-python -m pdrec_jax.reproduce --table=1 --datasets=toy,game --seeds=5 [--protocol=reference]
+python -m pdrec_jax.reproduce --table=1 --datasets=toy,game --seeds=5 --protocol=reference,strict
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         help="by default all of the paper's; of a sweep and Figure 5 the config's",
     )
     parser.add_argument("--seeds", metavar="S", help="as --config.seeds")
-    parser.add_argument("--protocol", help="as --config.protocol")
+    parser.add_argument(
+        "--protocol", type=_names, help="as --config.protocol, or both with a comma"
+    )
     parser.add_argument("--metric", default="N@10", help="what a figure shows")
     parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
@@ -86,9 +88,12 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
             raise UserError(f"unexpected argument {argument!r}")
     flags = list(rest)
     flags += [f"--config.seeds={arguments.seeds}"] if arguments.seeds else []
-    flags += [f"--config.protocol={arguments.protocol}"] if arguments.protocol else []
     names = arguments.datasets or (_PAIRS if arguments.table == "3" else _DATASETS)
-    settings = [_setting(name, arguments.configs, arguments.out, flags) for name in names]
+    # A table a protocol, for figures of two protocols do not belong into one.
+    groups = [
+        [_setting(name, arguments.configs, arguments.out, [*flags, *own]) for name in names]
+        for own in ([f"--config.protocol={each}"] for each in arguments.protocol or ())
+    ] or [[_setting(name, arguments.configs, arguments.out, flags) for name in names]]
 
     target = _target(arguments)
     from pdrec_jax.experiment import run
@@ -96,20 +101,27 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
     if arguments.metric not in METRICS:
         raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
-    jobs = [job for setting in settings for job in target.jobs(setting)]
-    for job in jobs:  # what is wrong with any of them is said before the first one runs
+    jobs = [
+        (job, settings)
+        for settings in groups
+        for setting in settings
+        for job in target.jobs(setting)
+    ]
+    for job, _ in jobs:  # what is wrong with any of them is said before the first one runs
         job.check()
     if arguments.dry_run:
-        _tell(jobs)
+        _tell([job for job, _ in jobs])
         return
-    _write(target, settings, arguments)
-    for number, job in enumerate(jobs):
+    for settings in groups:
+        _write(target, settings, arguments)
+    for number, (job, settings) in enumerate(jobs):
         if job.results is None:
             print(f"({number + 1} of {len(jobs)}) {job.what}", flush=True)
             run(job.config, job.by_hand, str(job.workdir))
             _write(target, settings, arguments)
-    for path in _write(target, settings, arguments):
-        print(path)
+    for settings in groups:
+        for path in _write(target, settings, arguments):
+            print(path)
 
 
 def _setting(name: str, configs: Path, out: Path, flags: Sequence[str]) -> Setting:

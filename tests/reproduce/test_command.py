@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -69,6 +70,7 @@ def runs(monkeypatch):
                    "data": {"source": source}}  # fmt: skip
         if len(seeds) > 1:
             results["seeds"] = seeds
+        place.save_per_user({"users": np.arange(3)})
         place.finish(results)
 
     monkeypatch.setattr(experiment, "run", run)
@@ -99,6 +101,24 @@ def test_table_1(reproduce, runs, real_log):
     again = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", real_log)
     assert again.status == 0
     assert len(runs) == 2  # nothing is missing
+
+
+def test_both_protocols(reproduce, runs, real_log):
+    flags = ("--table=1", "--encoders=sasrec", "--protocol=reference,strict", real_log)
+    done = reproduce(*flags)
+    assert (done.status, done.err) == (0, "")
+    folders = [f"runs/reproduce/toy-{name}-0" for name in ("reference", "strict")]
+    assert runs == [f"{folder}/{name}" for folder in folders for name in ("diffusion", "sasrec")]
+    assert [config.protocol for config in runs.configs.values()] == [
+        *["reference"] * 2,
+        *["strict"] * 2,
+    ]
+    for name in ("reference", "strict"):
+        text = (OUT / name / "table1.md").read_text()
+        assert text.startswith(f"# Table 1 | protocol {name} | seed 0\n")
+        assert text.count("0.2300") == 6 * 6
+        assert f"{name}/table1.md" in done.out
+    assert "(4 of 4) toy: sasrec" in done.out
 
 
 def test_kept_runs_fill_the_table(reproduce, runs, real_log):
