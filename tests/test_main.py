@@ -252,7 +252,7 @@ class TestConfigFiles:
         (place / "bad.py").write_text(text)
         assert complaint(config="bad.py").startswith("config.encoder.widht: unknown field, did you")
 
-    @pytest.mark.parametrize("variant", ["", ":paper", ":readme", ":variant=readme"])
+    @pytest.mark.parametrize("variant", ["", ":paper", ":readme", ":variant=readme", ":tuned"])
     def test_toy(self, variant, no_run) -> None:
         assert main(["main", f"--config={TOY}{variant}"]) == 0
         config = no_run[0][0]
@@ -261,7 +261,8 @@ class TestConfigFiles:
 
     def test_toy_of_an_unknown_variant(self, capsys) -> None:
         assert main(["main", f"--config={TOY}:fast"]) == 2
-        expected = "error: configs/toy.py: variant 'paper' or 'readme' is expected, got 'fast'\n"
+        expected = "error: configs/toy.py: variant 'tuned', 'readme' or 'paper' is expected, "
+        expected += "got 'fast'\n"
         assert capsys.readouterr().err == expected
 
 

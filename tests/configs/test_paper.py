@@ -8,8 +8,9 @@ from pdrec_jax.data.sources import find_files, load
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import get_protocol, user_sets
+from pdrec_jax.experiment import resolve
 from pdrec_jax.main import load_config
-from pdrec_jax.settings import apply_overrides, validate
+from pdrec_jax.settings import apply_overrides, apply_strict, differences, put, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -36,9 +37,42 @@ def test_variants(name) -> None:
     assert paper.encoder.learning_rate == 0.005
     assert paper.hbr.rank_weight == (0.1 if name in ("toy", "game") else 0.3)
     assert paper.to_dict() != readme.to_dict()
-    assert readme.to_dict() == config_of(name).to_dict()
-    with pytest.raises(UserError, match=r"variant 'paper' or 'readme' is expected, got 'fast'$"):
+    own = config_of(name)
+    if name == "toy":
+        assert own.to_dict() == config_of(name, ":tuned").to_dict() != readme.to_dict()
+        own.strict_overrides = ()
+    assert readme.to_dict() == own.to_dict()
+    with pytest.raises(UserError, match=r"'(paper|readme)' is expected, got 'fast'$"):
         config_of(name, ":fast")
+
+
+def test_toy_is_tuned_under_strict_alone() -> None:
+    def resolved(**fields):
+        config = config_of("toy")
+        config.data.source = "real"
+        by_hand = set()
+        for path, value in fields.items():
+            by_hand.add(path.replace("__", "."))
+            put(config, path.replace("__", "."), value)
+        return apply_strict(config, by_hand)
+
+    strict = resolved()
+    validate(strict)
+    assert (strict.encoder.negatives, strict.nns.placement) == (4, "instead")
+    assert resolved(encoder__epochs=7).encoder.epochs == 7
+    reference = resolved(protocol="reference")
+    readme = config_of("toy", ":readme")
+    readme.protocol, readme.data.source = "reference", "real"
+    assert differences(reference, readme) == []
+
+
+def test_a_run_has_its_settings_for_strict() -> None:
+    config = config_of("toy")
+    config.data.source = "simulated"
+    config, files = resolve(config, ())
+    assert files is None
+    # The shortened run's own number of epochs comes last.
+    assert (config.encoder.negatives, config.encoder.epochs) == (4, 30)
 
 
 def test_roles() -> None:
