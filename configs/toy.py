@@ -20,6 +20,7 @@ STRICT = (
     ("encoder.negatives", 4),
     ("nns.placement", "instead"),
     ("hbr.floor", "shifted"),
+    ("dpa.weight", 0.005),
     # A run that stops early stops by luck, and costs .002 to .005 on validation.
     ("encoder.epochs", 200),
     ("encoder.patience", 200),
