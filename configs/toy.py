@@ -21,7 +21,7 @@ STRICT = (
     ("nns.placement", "instead"),
     ("hbr.floor", "shifted"),
     ("dpa.weight", 0.005),
-    # A run that stops early stops by luck, and costs .002 to .005 on validation.
+    # Where a run stops early is a matter of luck.
     ("encoder.epochs", 200),
     ("encoder.patience", 200),
     ("encoder.first_evaluation", 101),

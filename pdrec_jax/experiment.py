@@ -106,8 +106,8 @@ def run_one(
         print(title(head), flush=True)
     for name in run_models.damaged(config, place):
         place.undo_phase(name)
-    done = place.results()
-    whole = not place.undone and done is not None and done.get("stage") in (config.stage, "all")
+    done = place.results_of(config.stage)
+    whole = not place.undone and done is not None
     if processes.found_by_first(whole, str(place.path / "results.json")):
         assert done is not None
         if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():

@@ -113,15 +113,10 @@ def run(
     head = {**run_head(config, files), "seeds": numbers}
     place = Workdir(path, config, head["data"]["source"])
     print(title(head), flush=True)
-    done = place.results()
+    done = place.results_of(config.stage)
     seeds = [Workdir(path / seed_folder(own.seed), own, head["data"]["source"]) for own in configs]
     damaged = [run_models.damaged(own, one) for own, one in zip(configs, seeds, strict=True)]
-    if (
-        done is not None
-        and not any(damaged)
-        and done.get("seeds") == numbers
-        and done.get("stage") in (config.stage, "all")
-    ):
+    if done is not None and not any(damaged) and done.get("seeds") == numbers:
         with place.reading_results():
             text = seeds_table(done)
         print(f"{place.path}: finished, these are its results", flush=True)
@@ -134,8 +129,7 @@ def run(
     prepared = [(with_seed(given, own), data) for own in configs]
     paths = [one.path for one in seeds]
     for (each, _), one, broken in zip(prepared, seeds, damaged, strict=True):
-        finished = (one.results() or {}).get("stage") in (config.stage, "all")
-        if broken or not finished:  # of a seed that is finished nothing is asked
+        if broken or one.results_of(config.stage) is None:  # a finished seed asks for nothing
             preferences_at_hand(each, one)
     with place.held(data):
         summary = _run_all(config, files, head, prepared, paths, run_one)
@@ -207,8 +201,8 @@ def _train_together(
         trainings, logs = [], []
         for (given, data), path in zip(prepared, paths, strict=True):
             place = Workdir(path, given.config, data["source"])
-            finished = (place.results() or {}).get("stage") in ("encoder", "all")
-            if finished or place.phase(key) is not None:  # of what was kept, results are all
+            # Of a run that was kept there are results, and no phases.
+            if place.results_of("encoder") is not None or place.phase(key) is not None:
                 continue
             stack.enter_context(place.held(data))
             log = stack.enter_context(open_log(given.config, place))

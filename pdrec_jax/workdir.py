@@ -185,6 +185,11 @@ class Workdir:
         """Returns the results of a finished run, None otherwise."""
         return _read_json(self.path / _RESULTS)
 
+    def results_of(self, stage: str) -> dict[str, Any] | None:
+        """Returns the results of a finished run, None unless they cover a stage, or ``all``."""
+        found = self.results()
+        return found if found is not None and found.get("stage") in (stage, "all") else None
+
     @contextlib.contextmanager
     def reading_results(self) -> Iterator[None]:
         """Turns what results of another form raise into one line.

@@ -314,3 +314,31 @@ def test_a_plan_for_tpus(
     assert out.count("  at best  ") == 8
     assert run("--topology=v5e:3x5", "--mesh=3,5", *small) == 2
     assert "there is no v5e:3x5" in capsys.readouterr().err
+
+
+def test_negatives_cost_what_a_variant_draws() -> None:
+    sizes = Sizes(100, 300, np.full(100, 9), "given")
+
+    def read(variant: str, placement: str) -> float:
+        """Bytes of a dispatch of steps."""
+        config = default_config()
+        config.encoder.negatives, config.nns.drawn, config.nns.placement = 4, 2, placement
+        config.encoder.variants = (variant,)
+        found = analytic.programs(config, sizes, 1, 1)
+        (step,) = (each for each in found if each.name in ("SASRec: train", "SASRec+NNS: train"))
+        return step.cost.bytes
+
+    base = read("base", "beside")
+    assert read("base", "instead") == base
+    assert read("nns", "instead") == base
+    assert read("nns", "beside") > base
+
+
+def test_settings_for_strict_are_planned_with(monkeypatch) -> None:
+    planned = []
+    monkeypatch.setattr(search, "run", lambda config, *_: planned.append(config) or 0)
+    for protocol in ("strict", "reference"):
+        flags = ["--topology=h100:8x1", "--users=100", "--items=300", "--events=2000"]
+        chosen = "--config.strict_overrides=(('encoder.negatives', 4),)"
+        assert run(*flags, chosen, f"--config.protocol={protocol}") == 0
+    assert [config.encoder.negatives for config in planned] == [4, 1]
