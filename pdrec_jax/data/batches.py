@@ -171,9 +171,14 @@ def enough_rows(
       batches: users, [B] each.
       max_length: L.
       layout: of the rows.
-      least: numbers to keep where they are enough; beyond them a number grows in steps of 4.
+      least: numbers to keep where they are enough; beyond them a number of shared rows grows in
+        steps of 4. Of rows of their own all grow together, by quarters: five numbers that each
+        went its own way would give an encoder dozens of shapes to compile.
     """
     batches = list(batches)
+    if least is not None and not layout.shared:
+        needs = (rows_needed(offsets, users, max_length, layout) for users in batches)
+        return _grown(most_rows([least, *needs]), least)
     settled = [0] * len(layout.row_lengths(max_length)) if least is None else list(least)
     for number in reversed(range(len(settled))):
         there = (*[0] * (number + 1), *settled[number + 1 :])
@@ -184,6 +189,18 @@ def enough_rows(
         if need > settled[number]:
             settled[number] = need if least is None else -(-need // 4) * 4
     return tuple(settled)
+
+
+def _grown(need: tuple[int, ...], least: tuple[int, ...]) -> tuple[int, ...]:
+    """The first of ``least``, and it grown by quarters, at least 4 rows each, that has ``need``.
+
+    No number exceeds that of the users, which is the first of ``need``.
+    """
+    steps = [max(4, -(-number // 4)) for number in least]
+    times = max(-((number - n) // step) for n, number, step in zip(need, least, steps, strict=True))
+    return tuple(
+        min(number + times * step, need[0]) for number, step in zip(least, steps, strict=True)
+    )
 
 
 def pack(

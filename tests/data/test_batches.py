@@ -257,6 +257,32 @@ class TestOwnRows:
         assert [len(group) for group in packed.event] == [0, 4]
         assert (packed.segment[1] < 2).sum(axis=1).tolist() == [24, 3, 0, 0]
 
+    def test_numbers_grow_together_so_that_a_long_training_has_few_shapes(self):
+        rng = np.random.default_rng(0)
+        lengths = np.clip(rng.lognormal(2.1, 1.0, 8_000).astype(int), 1, 200)
+        offsets, users = offsets_of(lengths), np.arange(8_000)
+        usual = enough_rows(offsets, draw_users(users, (500, 128), seed=(0,)), 200, LANES)
+        shapes = set()
+        for epoch in range(200):
+            drawn = draw_users(users, (62, 128), seed=(1, epoch))
+            shapes.add(enough_rows(offsets, drawn, 200, LANES, usual))
+            need = most_rows(rows_needed(offsets, batch, 200, LANES) for batch in drawn)
+            assert all(n <= number for n, number in zip(need, max(shapes), strict=True))
+        assert usual in shapes
+        assert len(shapes) <= 3
+
+    def test_numbers_grow_by_quarters_and_at_least_by_four(self):
+        offsets = offsets_of([3] * 20 + [30] * 20)
+        assert LANES.row_lengths(40) == (8, 16, 40)
+
+        def rows(least):  # of 20 histories that all want a row of 40
+            return enough_rows(offsets, [np.arange(20, 40)], 40, LANES, least)
+
+        assert rows((20, 20, 20)) == (20, 20, 20)
+        assert rows((20, 16, 16)) == (20, 20, 20)
+        assert rows((32, 20, 10)) == (32, 32, 22)
+        assert rows((32, 8, 8)) == (32, 20, 20)
+
     def test_too_few_rows(self):
         with pytest.raises(ValueError, match="2 rows of 24 are needed, 1 given"):
             pack(offsets_of([30, 70]), np.arange(2), 24, (2, 1), LANES)
