@@ -88,3 +88,18 @@ def count_both(first: Array, second: Array) -> Array:
     sums = jnp.concatenate([row_sums(pairs[:whole].reshape(-1, _LANES)), pairs[whole:]])
     sums = sums.astype(jnp.int32)
     return jnp.stack([jnp.sum(sums % _SECOND), jnp.sum(sums // _SECOND)])
+
+
+def draw_of_row(key: Array, table: Array, rows: Array) -> Array:
+    """Draws an entry of a table's row for each of some rows, uniformly.
+
+    Args:
+      key: a jax key.
+      table: [U, R].
+      rows: [...] int32, indices of rows, which may repeat.
+
+    Returns:
+      [...], as the table has them.
+    """
+    place = jax.random.randint(key, rows.shape, 0, table.shape[1])
+    return table[rows, place]

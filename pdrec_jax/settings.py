@@ -160,6 +160,12 @@ FIELDS: dict[str, Field] = {
         "what the candidates are taken from: unobserved items, all, or the protocol's choice",
     ),
     "dpa.fine": _count(5, "N, picks of the encoder"),
+    "dpa.drawn": _count(
+        0,
+        "candidates drawn as positives at every position, in place of the encoder's picks at the "
+        "last; 0 for the picks",
+        least=0,
+    ),
     "dpa.weight": _number(0.3, 0, INFINITY, "omega_d, weight of the soft positives"),
     # Encoder.
     "encoder.name": _text(
@@ -191,6 +197,9 @@ FIELDS: dict[str, Field] = {
     "encoder.negatives": _count(1, "uniform negatives a position, see nns.placement"),
     "encoder.positive_weight": _number(
         1.0, 0, INFINITY, "of the observed items in the loss, beside HBR's own", open_low=True
+    ),
+    "encoder.history_weight": _number(
+        0.0, 0, INFINITY, "of an item of the user's history that a position draws as a positive"
     ),
     "encoder.batch_size": _count(128, "B"),
     "encoder.batch_repeat": _count(1, "how often each batch is delivered; 3 in the public code"),

@@ -128,7 +128,7 @@ def test_a_mesh_of_eight_equals_one_device() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["8,1", "1,8", "2,4", "5,1"])
-@pytest.mark.parametrize("what", [*DIFFUSION, "encoder", "gru4rec", "cl4srec"])
+@pytest.mark.parametrize("what", [*DIFFUSION, "encoder", "drawn", "gru4rec", "cl4srec"])
 def test_other_meshes_and_models_equal_one_device(what, mesh) -> None:
     on_devices(f"{what}:{mesh}")
 
@@ -338,7 +338,9 @@ def nowhere_whole(compiled: Any, task: Any) -> None:
 def encoder(mesh: Mesh, name: str = "sasrec") -> None:
     given = tiny()
     config = given.config
-    config.encoder.name = name
+    config.encoder.name = "sasrec" if name == "drawn" else name
+    config.dpa.drawn = 2 * (name == "drawn")
+    config.encoder.history_weight = 0.1 * (name == "drawn")
     users, rng = given.split.train.num_users, np.random.default_rng(0)
     preferences = Preferences(
         np.ones(users, bool),

@@ -177,8 +177,8 @@ def enough_rows(
     """
     batches = list(batches)
     if least is not None and not layout.shared:
-        needs = (rows_needed(offsets, users, max_length, layout) for users in batches)
-        return _grown(most_rows([least, *needs]), least)
+        of_each = [rows_needed(offsets, users, max_length, layout) for users in batches]
+        return _grown(most_rows([least, *of_each]), least)
     settled = [0] * len(layout.row_lengths(max_length)) if least is None else list(least)
     for number in reversed(range(len(settled))):
         there = (*[0] * (number + 1), *settled[number + 1 :])

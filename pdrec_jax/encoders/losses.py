@@ -1,9 +1,13 @@
 """The training objective of an encoder with any of the plugins (PDRec, 2024, Eq. 4-6).
 
 ``L = mean w BCE(s+, 1) + (1/K) sum_k mean BCE(s-_k, 0) + omega_d mean BCE(picks, 1)``: means over
-the positions that have a next item, K negatives a position: with NNS uniform and safe ones.
-``positive_weight``, which is not in the paper, is a factor of the first term: HBR's weights shift
-the balance of positives and negatives too, and a base to compare it with must be able to as well.
+the positions that have a next item, K negatives a position: with NNS uniform and safe ones. The
+picks are N a user, or are drawn at every position (``plugins.dpa``).
+
+What a base that is compared with the plugins must be able to do as well, none of it in the paper:
+``positive_weight`` is a factor of the first term, for HBR's weights shift the balance of positives
+and negatives too; ``history_weight`` that of one more positive a position, drawn from the user's
+own history, as DPA can draw them from the preferences.
 """
 
 from collections.abc import Sequence
@@ -12,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdrec_jax.plugins.dpa import augmentation_loss
+from pdrec_jax.plugins.dpa import augmentation_loss, drawn_loss
 
 
 def cosine_logits(states: Array, embeddings: Array, temperature: float) -> Array:
@@ -32,8 +36,10 @@ def sequence_loss(
     valid: Array,
     weights: Array | None,
     positive_weight: float = 1.0,
+    history: Array | None = None,
+    history_weight: float = 0.0,
 ) -> Array:
-    """The first two terms of the loss, [].
+    """The first two terms of the loss, [], and that of the history.
 
     Args:
       positive: [...] logits of the next items.
@@ -41,6 +47,8 @@ def sequence_loss(
       valid: same shape, bool, which positions have a next item.
       weights: same shape, HBR's; None for 1.
       positive_weight: factor of the positives' term.
+      history: same shape, logits of items of the history; None without.
+      history_weight: factor of their term.
     """
     count = jnp.maximum(jnp.sum(valid, dtype=positive.dtype), 1)
 
@@ -49,6 +57,8 @@ def sequence_loss(
 
     hit = jax.nn.softplus(-positive)
     loss = positive_weight * mean(hit if weights is None else hit * weights)
+    if history is not None:
+        loss += history_weight * mean(jax.nn.softplus(-history))
     return loss + sum(mean(jax.nn.softplus(n)) for n in negatives) / len(negatives)
 
 
@@ -58,10 +68,13 @@ def total_loss(
     valid: Array,
     weights: Array | None,
     soft: Array | None,
+    likely: Sequence[Array] = (),
     *,
     fine: int = 0,
     augmentation_weight: float = 0.0,
     positive_weight: float = 1.0,
+    history: Array | None = None,
+    history_weight: float = 0.0,
 ) -> Array:
     """The whole objective, [].
 
@@ -70,12 +83,18 @@ def total_loss(
       negatives: see there.
       valid: see there.
       weights: see there.
-      soft: [B, M] logits of DPA's candidates; None without DPA.
+      soft: [B, M] logits of the candidates that DPA picks from; None where it does not.
+      likely: logits of what DPA drew at each position, arrays of the shape of ``positive``.
       fine: N.
       augmentation_weight: omega_d.
-      positive_weight: see ``sequence_loss``.
+      positive_weight: see ``sequence_loss``; so are the next two.
+      history: see there.
+      history_weight: see there.
     """
-    loss = sequence_loss(positive, negatives, valid, weights, positive_weight)
-    if soft is None:
-        return loss
-    return loss + augmentation_weight * augmentation_loss(soft, fine)
+    given = positive, negatives, valid, weights, positive_weight
+    loss = sequence_loss(*given, history, history_weight)
+    if soft is not None:
+        loss += augmentation_weight * augmentation_loss(soft, fine)
+    if likely:
+        loss += augmentation_weight * drawn_loss(likely, valid)
+    return loss

@@ -17,8 +17,12 @@ from pdrec_jax.data.negatives import ComplementTable, draw_outside
 from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.losses import cosine_logits, total_loss
+from pdrec_jax.plugins.dpa import draw_positives
 from pdrec_jax.plugins.nns import draw_negatives
 from pdrec_jax.sharding import DATA, MODEL, lookup, spread
+
+# What DPA's key and that of the history differ by from those of negatives.
+_LIKELY = _HISTORY = 1 << 16
 
 Params = dict[str, Any]
 Indices = Array | np.ndarray  # a layout is made on the host
@@ -35,10 +39,12 @@ class EncoderModel:
       layout: that the encoder wants.
       hbr: weight the positives.
       nns: safe negatives a position beside the uniform ones, 0 without NNS.
-      dpa_fine: N, 0 without DPA.
+      dpa_fine: N, 0 without DPA or where its positives are drawn.
+      dpa_drawn: DPA's positives a position that are drawn, 0 without.
       dpa_weight: omega_d.
       negatives: uniform ones a position.
       positive_weight: of the observed items in the loss.
+      history_weight: of an item of the history that each position draws; 0 draws none.
       mesh: of the devices; None for one device. On a mesh the item table's rows are padded.
     """
 
@@ -49,10 +55,23 @@ class EncoderModel:
     hbr: bool = False
     nns: int = 0
     dpa_fine: int = 0
+    dpa_drawn: int = 0
     dpa_weight: float = 0.0
     negatives: int = 1
     positive_weight: float = 1.0
+    history_weight: float = 0.0
     mesh: Mesh | None = None
+
+    @property
+    def dpa(self) -> bool:
+        """Whether DPA is on, in either form."""
+        return self.dpa_fine > 0 or self.dpa_drawn > 0
+
+    def without_training(self) -> EncoderModel:
+        """Returns the model without plugins and negatives, which is the same for all variants."""
+        return EncoderModel(
+            self.graph, self.max_length, self.temperature, self.layout, mesh=self.mesh
+        )
 
     def encoder(self, params: Params) -> Encoder:
         """Returns the encoder with its parameters."""
@@ -165,9 +184,10 @@ class StepInputs:
     Attributes:
       ids: items to embed, by what they are: ``positive``, ``uniform`` and ``safe`` [C] of the C
         cells of all groups laid end to end, as many more of both as there are, ``uniform1`` and
-        ``safe1`` .., ``soft`` [B, M], ``rows0`` .. [R, L] a group each.
-      groups: of each group the rows that have a next item, with DPA those of whole histories, and
-        the encoder's own views.
+        ``safe1`` .., ``likely`` [C] and more of them, what DPA draws; ``history`` [C]; ``soft``
+        [B, M], what DPA picks from; ``rows0`` .. [R, L] a group each.
+      groups: of each group the rows that have a next item, where DPA picks those of whole
+        histories, and the encoder's own views.
       target: [C] int32, event of the next item.
       valid: [C] bool, whether there is one.
       last: [B] int32, see ``Batch``.
@@ -210,6 +230,13 @@ def step_inputs(
     for number in range(model.nns):
         key = jax.random.fold_in(key_safe, number) if number else key_safe
         ids[f"safe{number or ''}"] = draw_negatives(key, data.pools, owner)
+    if model.history_weight:
+        key = jax.random.fold_in(key_uniform, _HISTORY)
+        ids["history"] = _draw_own(key, data.offsets, data.items, owner)
+    key_likely = jax.random.fold_in(key_safe, _LIKELY)
+    for number in range(model.dpa_drawn):
+        key = jax.random.fold_in(key_likely, number)
+        ids[f"likely{number or ''}"] = draw_positives(key, data.candidates, owner)
     if model.dpa_fine:
         ids["soft"] = data.candidates[batch.users]
     encoder, parts = model.encoder(params), []
@@ -218,6 +245,13 @@ def step_inputs(
         parts.append((inputs, *([whole] if model.dpa_fine else []), *views))
         ids[f"rows{number}"] = stack(*parts[-1]).items
     return StepInputs(ids, tuple(parts), target, valid, batch.last, key_dropout)
+
+
+def _draw_own(key: Array, offsets: Array, items: Array, users: Array) -> Array:
+    """Draws an item of the own history for each user of [...], uniformly."""
+    begin = offsets[users]
+    place = jax.random.randint(key, users.shape, 0, jnp.maximum(offsets[users + 1] - begin, 1))
+    return items[begin + place]
 
 
 def loss_of_vectors(
@@ -237,7 +271,7 @@ def loss_of_vectors(
       vectors: embeddings of ``inputs.ids``, [..., D] each.
 
     Returns:
-      the loss []; logits of DPA's candidates [B, M], None without DPA.
+      the loss []; logits of the candidates that DPA picks from [B, M], None where it does not.
     """
     encoder = model.encoder(params)
     rows = [stack(*parts) for parts in inputs.groups]
@@ -257,15 +291,19 @@ def loss_of_vectors(
     if final is not None:
         last = normalise(final[inputs.last])[:, None, :]
         soft = cosine_logits(last, normalise(vectors["soft"]), model.temperature)
+    likely = [logits(name) for name in vectors if name.startswith("likely")]
     loss = total_loss(
         logits("positive"),
         [logits(name) for name in vectors if name.startswith(("uniform", "safe"))],
         inputs.valid,
         data.weights[inputs.target] if model.hbr else None,
         soft,
+        likely,
         fine=model.dpa_fine,
         augmentation_weight=model.dpa_weight,
         positive_weight=model.positive_weight,
+        history=logits("history") if "history" in vectors else None,
+        history_weight=model.history_weight,
     )
     return loss + encoder.own_loss(views, view_rows, len(inputs.last)), soft
 

@@ -141,10 +141,12 @@ def make_model(
         found["layout"],
         hbr="hbr" in plugins,
         nns=safe,
-        dpa_fine=config.dpa.fine if "dpa" in plugins else 0,
+        dpa_fine=config.dpa.fine if "dpa" in plugins and not config.dpa.drawn else 0,
+        dpa_drawn=config.dpa.drawn if "dpa" in plugins else 0,
         dpa_weight=config.dpa.weight if "dpa" in plugins else 0.0,
         negatives=uniform,
         positive_weight=config.encoder.positive_weight,
+        history_weight=config.encoder.history_weight,
     )
     return model, jax.jit(lambda: make()[1])
 
@@ -182,7 +184,7 @@ def training_data(
       UserError: a plugin is on and there are no preferences.
     """
     train = split.train
-    if preferences is None and (model.hbr or model.nns or model.dpa_fine):
+    if preferences is None and (model.hbr or model.nns or model.dpa):
         raise UserError("encoder: plugins need preferences, and there are none")
     none = np.zeros((1, 1), np.int32)
     weights, pools, candidates = np.zeros(1, np.float32), none, none
@@ -190,7 +192,7 @@ def training_data(
         if model.hbr:
             weights = hbr_weights(config.hbr, split, preferences, floor, model.max_length)
         pools = preferences.negatives if model.nns else none
-        candidates = preferences.candidates if model.dpa_fine else none
+        candidates = preferences.candidates if model.dpa else none
     on_host = by_batch(split, model.mesh)
     array: Any = np.asarray if on_host else jnp.asarray
     return TrainingData(
@@ -244,9 +246,7 @@ def build(
     index = np.flatnonzero(ranked)
     # Plugins and negatives end with training: without them in the description, all variants share
     # their scorers' compiled code.
-    plain = dataclasses.replace(
-        model, hbr=False, nns=0, dpa_fine=0, dpa_weight=0.0, negatives=1, positive_weight=1.0
-    )
+    plain = model.without_training()
 
     def scorer(offsets: np.ndarray, items: np.ndarray, table: Candidates) -> Evaluation:
         return Evaluation(

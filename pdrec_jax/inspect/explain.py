@@ -79,7 +79,8 @@ def explain(run: TrainedRun, name: str, top: int = 10) -> Explanation:
         events=_events(run, user, preferences, section),
         diffusion="" if made is None else made[1].name,
         coarse=config.dpa.coarse,
-        fine=config.dpa.fine,
+        fine=0 if config.dpa.drawn else config.dpa.fine,
+        drawn=config.dpa.drawn,
         candidates=()
         if preferences is None
         else _candidates(run, user, preferences, preferred, known),
@@ -168,7 +169,7 @@ def _candidates(
     names, part = user.split.train.item_ids[items].astype(str), _part_of(user)
     picked: dict[int, list[str]] = {int(item): [] for item in items}
     for model in run.models:
-        if "dpa" not in model.key.split("+")[1:]:
+        if run.given.config.dpa.drawn or "dpa" not in model.key.split("+")[1:]:
             continue
         # The state after the training events is what DPA lets the encoder pick by.
         order = np.argsort(-known[model.key][0][items], kind="stable")

@@ -38,7 +38,8 @@ class Candidate:
     Attributes:
       item: external id.
       score: the preference score; None where the model behind it is not at hand.
-      picked_by: models that would pick it as it stands, after the training events.
+      picked_by: models that would pick it as it stands, after the training events; none where
+        positives are drawn.
       part: ``validation`` or ``test`` where it is a held-out item, else empty.
     """
 
@@ -126,7 +127,8 @@ class Explanation:
       events: in order; the last two are held out, or lie before source events of a mixed log.
       diffusion: name of the model behind the preferences, empty where it is not at hand.
       coarse: M.
-      fine: N.
+      fine: N, 0 where positives are drawn.
+      drawn: how many candidates are drawn a position, 0 where the encoder picks.
       candidates: DPA's, best first; empty where the user has no preferences.
       negatives: NNS's; None likewise.
       curve: of the preferences; None likewise or where the model behind them is not at hand.
@@ -141,6 +143,7 @@ class Explanation:
     diffusion: str
     coarse: int
     fine: int
+    drawn: int
     candidates: tuple[Candidate, ...]
     negatives: Negatives | None
     curve: Curve | None

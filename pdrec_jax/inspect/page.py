@@ -236,10 +236,14 @@ def _candidates(told: Explanation) -> str:
         )
         for place, candidate in enumerate(told.candidates)
     )
+    use = (
+        f"each position draws {told.drawn} of them, in every training step anew."
+        if told.drawn
+        else f"in each training step the encoder picks the {told.fine} of them that it scores "
+        "highest then (fine); here is what the trained one would pick."
+    )
     return (
-        f"<p>The {told.coarse} items that the preferences rank highest (coarse). In each training "
-        f"step the encoder picks the {told.fine} of them that it scores highest then (fine); here "
-        "is what the trained one would pick.</p>"
+        f"<p>The {told.coarse} items that the preferences rank highest (coarse): {use}</p>"
         + _table(
             "Candidates",
             [("#", True), ("item", False), ("score", True), ("picked by", False)],

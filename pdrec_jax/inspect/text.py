@@ -9,6 +9,7 @@ from pdrec_jax.inspect.words import number, rank, score, shown, when
 
 _ID = 28  # characters of an id in a table
 _LATEST = 30  # events of a long history
+_SHOWN_CANDIDATES = 50
 _SHOWN_NEGATIVES = 12
 
 
@@ -77,12 +78,16 @@ def _candidates(told: Explanation) -> list[str]:
             shown(", ".join(candidate.picked_by)),
             candidate.part,
         )
-        for place, candidate in enumerate(told.candidates)
+        for place, candidate in enumerate(told.candidates[:_SHOWN_CANDIDATES])
     ]
-    return [
-        f"DPA: the {told.coarse} coarse candidates, of which the encoder picks {told.fine}",
-        *_table(("#", "item", "score", "picked by", ""), rows, (0, 2)),
-    ]
+    title = f"DPA: the {told.coarse} coarse candidates, of which "
+    title += (
+        f"{told.drawn} drawn at every position" if told.drawn else f"the encoder picks {told.fine}"
+    )
+    lines = [title, *_table(("#", "item", "score", "picked by", ""), rows, (0, 2))]
+    if len(told.candidates) > len(rows):
+        lines.append(f"  and {len(told.candidates) - len(rows):,} more")
+    return lines
 
 
 def _negatives(told: Explanation) -> list[str]:

@@ -187,7 +187,7 @@ def encoder_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[Sta
             f"{dispatch} steps of {section.batch_size} users",
             functools.partial(_encoder_step, config, section, sizes, model, initialise, dispatch),
         )
-        plain = dataclasses.replace(model, hbr=False, nns=0, dpa_fine=0, dpa_weight=0.0)
+        plain = model.without_training()
     assert plain is not None
     yield from _encoder_ranking(config, section, sizes, plain, initialise)
 
@@ -226,7 +226,7 @@ def _encoder_step(
         ComplementTable(offsets, flat, sizes.items, sizes.longest.bit_length()),  # type: ignore[arg-type]
         _array((dispatch, events if model.hbr else 1), jnp.float32),  # type: ignore[arg-type]
         _array((dispatch, size, config.nns.kept)) if model.nns else none,  # type: ignore[arg-type]
-        _array((dispatch, size, config.dpa.coarse)) if model.dpa_fine else none,  # type: ignore[arg-type]
+        _array((dispatch, size, config.dpa.coarse)) if model.dpa else none,  # type: ignore[arg-type]
     )
     given = task.abstract(), data, batch, _array((dispatch,)), 0.1
     return encoder_on_mesh.train_steps_on.lower(*given, model, section.seed)

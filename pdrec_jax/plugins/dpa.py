@@ -1,12 +1,21 @@
 """Diffusion-based positive augmentation: likely unobserved items as soft positives (Eq. 6).
 
 PDRec, Ma et al., AAAI 2024, Sec. 4.4. The diffusion model proposes M candidates (coarse), the
-encoder as it stands picks the N of them that it scores highest (fine).
+encoder as it stands picks the N of them that it scores highest (fine), for the state after a user's
+last item.
+
+The other form is ours: at every position some of the candidates are drawn, whatever the encoder
+makes of them, as NNS draws its negatives. Picks confirm what the encoder believes already; draws
+tell it what the diffusion model knows.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from pdrec_jax.rows import draw_of_row
 
 
 def pick(logits: Array, fine: int) -> Array:
@@ -29,3 +38,29 @@ def augmentation_loss(logits: Array, fine: int) -> Array:
       fine: N.
     """
     return jnp.mean(jax.nn.softplus(-pick(logits, fine)))
+
+
+def draw_positives(key: Array, candidates: Array, users: Array) -> Array:
+    """Draws one candidate a position, uniformly from the user's.
+
+    Args:
+      key: a jax key.
+      candidates: [U, M] int32, item ids.
+      users: [...] int32, the user of each position.
+
+    Returns:
+      [...] int32.
+    """
+    return draw_of_row(key, candidates, users)
+
+
+def drawn_loss(logits: Sequence[Array], valid: Array) -> Array:
+    """Mean binary cross-entropy of drawn candidates against label 1, [].
+
+    Args:
+      logits: an array [...] for each candidate that a position has drawn.
+      valid: [...] bool, the positions that count.
+    """
+    count = jnp.maximum(jnp.sum(valid, dtype=logits[0].dtype), 1)
+    terms = sum(jax.nn.softplus(-one) for one in logits) / len(logits)
+    return jnp.sum(jnp.where(valid, terms, 0.0)) / count

@@ -4,8 +4,9 @@ PDRec, Ma et al., AAAI 2024, Sec. 4.5. The pool of each user is cut in ``diffusi
 here a negative is drawn from it for every position.
 """
 
-import jax
 from jax import Array
+
+from pdrec_jax.rows import draw_of_row
 
 
 def draw_negatives(key: Array, pools: Array, users: Array) -> Array:
@@ -19,5 +20,4 @@ def draw_negatives(key: Array, pools: Array, users: Array) -> Array:
     Returns:
       [...] int32.
     """
-    place = jax.random.randint(key, users.shape, 0, pools.shape[1])
-    return pools[users, place]
+    return draw_of_row(key, pools, users)

@@ -30,7 +30,10 @@ _OF_POOLS = ("dpa.coarse", "dpa.pool", "nns.first_fraction", "nns.kept")
 # Those that decide on the model.
 _OF_MODEL = ("seed", "data.", "simulation.", "diffusion.", "preferences_by", "protocol")
 # Those that decide on nothing that the diffusion stage leaves to others.
-_OF_ENCODER = ("encoder.", "hbr.", "dpa.fine", "dpa.weight", "nns.drawn", "nns.placement")
+_OF_ENCODER = (
+    *("encoder.", "hbr.", "nns.drawn", "nns.placement"),
+    *("dpa.fine", "dpa.drawn", "dpa.weight"),
+)
 _FOLDERS = ("preferences_from", "diffusion_from")
 
 

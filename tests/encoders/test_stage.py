@@ -60,6 +60,19 @@ class TestMakeModel:
         model, _ = make_model(settings, ("hbr",), 20)
         assert (model.hbr, model.nns, model.dpa_fine, model.dpa_weight) == (True, False, 0, 0.0)
 
+    def test_positives_are_picked_or_drawn(self, config):
+        settings = config(dpa__fine=4, dpa__drawn=2)
+        for plugins, expected in ((("dpa",), (0, 2, True)), (("nns",), (0, 0, False))):
+            model, _ = make_model(settings, plugins, 20)
+            assert (model.dpa_fine, model.dpa_drawn, model.dpa) == expected
+        assert make_model(config(dpa__fine=4), ("dpa",), 20)[0].dpa
+
+    def test_without_training_all_variants_are_one(self, config):
+        settings = config(encoder__negatives=3, encoder__positive_weight=2.0, dpa__drawn=1)
+        variants = (("hbr", "nns", "dpa"), ("dpa",), ())
+        plain = [make_model(settings, plugins, 20)[0].without_training() for plugins in variants]
+        assert plain[0] == plain[1] == plain[2] == make_model(config(), (), 20)[0]
+
     def test_initial_values_follow_the_seed(self, config):
         runs = [make_model(config(seed=seed, encoder__blocks=1), (), 20)[1]() for seed in (0, 0, 1)]
         jax.tree.map(np.testing.assert_array_equal, runs[0], runs[1])
@@ -222,12 +235,15 @@ class TestEpochs:
         close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
         jax.tree.map(close, task.parameters(state), task.parameters(whole))
 
-    @pytest.mark.parametrize("variant", ["base", "hbr+nns+dpa"])
-    def test_adam_by_rows_equals_adam_on_the_whole_table(self, config, world, variant):
+    @pytest.mark.parametrize(
+        ("variant", "drawn"), [("base", 0), ("hbr+nns+dpa", 0), ("hbr+nns+dpa", 2)]
+    )
+    def test_adam_by_rows_equals_adam_on_the_whole_table(self, config, world, variant, drawn):
         """Over two epochs, which rows that are not read wait through."""
         outcomes = []
         for above in (10**6, 1):
-            task = built(config, world, variant, encoder__blocks=1, encoder__row_adam_above=above)
+            fields = {"encoder__blocks": 1, "encoder__row_adam_above": above, "dpa__drawn": drawn}
+            task = built(config, world, variant, **fields)
             state = task.initial()
             for epoch in (1, 2):
                 state, values = task.run_epoch(state, epoch, lambda steps: None)
@@ -375,6 +391,103 @@ def test_safe_negatives_are_so_many_of_the_users_pool(config, world):
         assert np.isin([draw[cell] for draw in draws], pools[user]).all()
     for number in range(3):
         assert (draws[number] == draws[number - 1])[valid].mean() < 0.2
+
+
+class TestDrawnPositives:
+    """DPA with candidates that every position draws."""
+
+    @pytest.fixture
+    def made(self, config, world):
+        def make(variant: str, drawn: int):
+            fields = {"encoder__blocks": 1, "dpa__drawn": drawn, "dpa__weight": 0.3}
+            task = built(config, world, variant, **fields)
+            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
+            params, key = task.initial()["params"], jax.random.key(3)
+            return task, params, batch, step_inputs(params, task.model, task.data, batch, key)
+
+        return make
+
+    def test_they_are_candidates_of_the_positions_user(self, made):
+        task, _, batch, found = made("dpa", 2)
+        names = [name for name in found.ids if name.startswith("likely")]
+        assert names == ["likely", "likely1"]
+        assert "soft" not in found.ids
+        assert all(len(parts) == 1 for parts in found.groups)  # whole histories are not encoded
+        draws, valid = [np.asarray(found.ids[name]) for name in names], np.asarray(found.valid)
+        candidates = np.asarray(task.data.candidates)
+        segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
+        for cell in np.flatnonzero(valid):
+            user = int(batch.users[segments[cell]])
+            assert np.isin([draw[cell] for draw in draws], candidates[user]).all()
+        shares = (draws[0] == draws[1])[valid].mean(), 1 / candidates.shape[1]
+        assert shares[0] < 2 * shares[1]
+
+    def test_other_draws_are_as_without(self, made):
+        _, _, _, found = made("nns+dpa", 1)
+        _, _, _, without = made("nns", 1)
+        for name, ids in without.ids.items():
+            np.testing.assert_array_equal(found.ids[name], ids)
+
+    def test_the_loss_is_that_of_the_base_and_theirs(self, made):
+        task, params, batch, found = made("dpa", 2)
+        base, _, _, plain = made("base", 2)
+
+        def loss(model, inputs):
+            vectors = {name: params["item_embedding"][ids] for name, ids in inputs.ids.items()}
+            return float(loss_of_vectors(params, model, task.data, inputs, vectors)[0])
+
+        # Every drawn item scored as the plain loss scores positives, the negatives aside.
+        def of_positives(name):
+            ids = {**plain.ids, "positive": found.ids[name]}
+            one = loss(base.model, dataclasses.replace(plain, ids=ids))
+            zero = dataclasses.replace(base.model, positive_weight=0.0)
+            return one - loss(zero, dataclasses.replace(plain, ids=ids))
+
+        expected = 0.3 * np.mean([of_positives("likely"), of_positives("likely1")])
+        plain_loss = loss(base.model, plain)
+        assert loss(task.model, found) - plain_loss == pytest.approx(expected, rel=1e-4)
+        given = params, task.model, task.data, batch, jax.random.key(3)
+        assert float(training_loss(*given)) == pytest.approx(loss(task.model, found), rel=1e-6)
+
+
+class TestHistoryPositives:
+    """A base with more positives from the user's own history."""
+
+    @pytest.fixture
+    def made(self, config, world):
+        def make(weight: float):
+            task = built(config, world, encoder__blocks=1, encoder__history_weight=weight)
+            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
+            params = task.initial()["params"]
+            return task, params, batch
+
+        return make
+
+    def test_they_are_of_the_positions_user(self, made):
+        task, params, batch = made(0.1)
+        segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
+        counts: dict[int, int] = {}
+        offsets, items = task.offsets, np.asarray(task.data.items)
+        for seed in range(20):
+            key = jax.random.key(seed)
+            found = step_inputs(params, task.model, task.data, batch, key)
+            drawn, valid = np.asarray(found.ids["history"]), np.asarray(found.valid)
+            for cell in np.flatnonzero(valid):
+                user = int(batch.users[segments[cell]])
+                places = np.flatnonzero(items[offsets[user] : offsets[user + 1]] == drawn[cell])
+                assert len(places)
+                counts[int(places[0])] = counts.get(int(places[0]), 0) + 1
+        # Early and late items alike: each history has a first and a second item.
+        assert counts[0] == pytest.approx(counts[1], rel=0.2)
+
+    def test_the_loss(self, made):
+        def loss(weight: float) -> float:
+            task, params, batch = made(weight)
+            return float(training_loss(params, task.model, task.data, batch, jax.random.key(3)))
+
+        without, once, twice = map(loss, (0.0, 0.1, 0.2))
+        assert once > without
+        assert twice - once == pytest.approx(once - without, rel=1e-3)
 
 
 @pytest.mark.parametrize(

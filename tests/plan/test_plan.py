@@ -334,6 +334,23 @@ def test_negatives_cost_what_a_variant_draws() -> None:
     assert read("nns", "beside") > base
 
 
+def test_drawn_positives_cost_what_is_drawn() -> None:
+    sizes = Sizes(100, 300, np.full(100, 9), "given")
+
+    def step(variant: str, drawn: int) -> analytic.Program:
+        config = default_config()
+        config.dpa.drawn, config.encoder.variants = drawn, (variant,)
+        found = analytic.programs(config, sizes, 1, 1)
+        return next(
+            each for each in found if each.name.startswith("SASRec") and "train" in each.name
+        )
+
+    base, picked, one, two = step("base", 1), step("dpa", 0), step("dpa", 1), step("dpa", 2)
+    assert base.cost.flops == one.cost.flops < picked.cost.flops  # no pass over whole histories
+    assert one.cost.bytes - base.cost.bytes == two.cost.bytes - one.cost.bytes > 0
+    assert step("base", 0) == base
+
+
 def test_settings_for_strict_are_planned_with(monkeypatch) -> None:
     planned = []
     monkeypatch.setattr(search, "run", lambda config, *_: planned.append(config) or 0)
