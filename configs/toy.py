@@ -20,12 +20,17 @@ STRICT = (
     ("encoder.negatives", 4),
     ("nns.placement", "instead"),
     ("hbr.floor", "shifted"),
-    ("dpa.weight", 0.005),
+    ("hbr.scale", 1.25),  # a mean weight of about 1, so that the balance stays the base's
+    ("dpa.drawn", 1),
+    ("dpa.coarse", 500),
+    ("dpa.weight", 0.05),
     # Where a run stops early is a matter of luck.
     ("encoder.epochs", 200),
     ("encoder.patience", 200),
     ("encoder.first_evaluation", 101),
     ("encoder.evaluate_every", 2),
+    # Validation prefers the second by a little.
+    ("encoder.variants", ("base", "nns+dpa", "hbr+nns+dpa")),
 )
 
 
@@ -79,6 +84,7 @@ def get_config(variant: str = "tuned") -> ConfigDict:
         # In so few steps most rows would be seen by hardly any window.
         ("diffusion.noise_fraction", 1.0),
         ("diffusion.error_fraction", 1.0),
+        ("dpa.coarse", 50),
         ("encoder.max_length", 64),  # one length of rows: half the time to compile
         ("encoder.epochs", 30),
         ("encoder.first_evaluation", 2),
