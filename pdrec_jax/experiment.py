@@ -67,7 +67,8 @@ def resolve(config: ConfigDict, by_hand: Collection[str]) -> tuple[ConfigDict, l
     Raises:
       UserError: anything the user can mend.
     """
-    config = apply_strict(sources.adopt(config, by_hand), by_hand)
+    # What was chosen for the log at hand counts for more than what suits the paper's.
+    config = sources.adopt(apply_strict(config, by_hand), by_hand)
     validate(config)
     files = sources.find_files(config)
     if files is None:

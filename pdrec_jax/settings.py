@@ -339,7 +339,7 @@ def _validate_together(config: ConfigDict) -> None:
                 f"config.diffusion.{name}: 1 is expected with target 'epsilon' or normalise, "
                 f"got {diffusion[name]:g}"
             )
-    if config.dpa.fine > config.dpa.coarse:
+    if not config.dpa.drawn and config.dpa.fine > config.dpa.coarse:
         raise UserError(
             f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "
             f"got {config.dpa.fine}"

@@ -78,7 +78,8 @@ def _candidates(told: Explanation) -> list[str]:
             shown(", ".join(candidate.picked_by)),
             candidate.part,
         )
-        for place, candidate in enumerate(told.candidates[:_SHOWN_CANDIDATES])
+        for place, candidate in enumerate(told.candidates)
+        if place < _SHOWN_CANDIDATES or candidate.part or candidate.picked_by
     ]
     title = f"DPA: the {told.coarse} coarse candidates, of which "
     title += (

@@ -76,7 +76,7 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from pdrec_jax.plan import search
     from pdrec_jax.plan.sizes import sizes_of
 
-    config = apply_strict(adopt(config, command.by_hand), command.by_hand)
+    config = adopt(apply_strict(config, command.by_hand), command.by_hand)
     validate(config)
     sizes = sizes_of(config, arguments.users, arguments.items, arguments.events)
     return search.run(config, sizes, topology, shape, arguments.price)

@@ -244,6 +244,8 @@ def sweep_jobs(
     borrowed = not field.startswith(_OF_MODEL)
     for value in values:
         fields: dict[str, Any] = {field: value} | of_encoder | {field: value}
+        if field == "dpa.fine":
+            fields["dpa.drawn"] = 0  # which a config may set for strict; N is then unread
         source = str(setting.workdir("diffusion"))
         if field in _OF_POOLS:
             fields |= {"diffusion_from": source}

@@ -59,6 +59,8 @@ def test_toy_is_tuned_under_strict_alone() -> None:
     strict = resolved()
     validate(strict)
     assert (strict.encoder.negatives, strict.nns.placement) == (4, "instead")
+    assert (strict.dpa.drawn, strict.dpa.coarse, strict.dpa.weight) == (1, 500, 0.05)
+    assert strict.encoder.variants == ("base", "nns+dpa", "hbr+nns+dpa")
     assert resolved(encoder__epochs=7).encoder.epochs == 7
     reference = resolved(protocol="reference")
     readme = config_of("toy", ":readme")
@@ -73,6 +75,17 @@ def test_a_run_has_its_settings_for_strict() -> None:
     assert files is None
     # The shortened run's own number of epochs comes last.
     assert (config.encoder.negatives, config.encoder.epochs) == (4, 30)
+    assert (config.dpa.drawn, config.dpa.coarse) == (1, 50)
+
+
+def test_what_suits_a_log_counts_for_more_than_settings_for_strict(tmp_path) -> None:
+    (tmp_path / "prepared.json").write_text('{"config": {"dpa.coarse": 2}}')
+    config = config_of("toy")
+    config.data.path, config.data.source = str(tmp_path), "simulated"
+    config.simulation.overrides = ()
+    found, _ = resolve(config, ())
+    assert (found.dpa.coarse, found.dpa.drawn) == (2, 1)
+    assert resolve(config, {"dpa.coarse"})[0].dpa.coarse == config.dpa.coarse == 50
 
 
 def test_roles() -> None:

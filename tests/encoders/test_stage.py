@@ -486,8 +486,20 @@ class TestHistoryPositives:
             return float(training_loss(params, task.model, task.data, batch, jax.random.key(3)))
 
         without, once, twice = map(loss, (0.0, 0.1, 0.2))
-        assert once > without
         assert twice - once == pytest.approx(once - without, rel=1e-3)
+        # As the positives' own term has it, were these the positives.
+        task, params, batch = made(0.1)
+        found = step_inputs(params, task.model, task.data, batch, jax.random.key(3))
+        ids = {**found.ids, "positive": found.ids.pop("history")}
+
+        def of_positives(weight: float) -> float:
+            model = dataclasses.replace(task.model, positive_weight=weight)
+            vectors = {name: params["item_embedding"][some] for name, some in ids.items()}
+            vectors.pop("history", None)
+            return float(loss_of_vectors(params, model, task.data, found, vectors)[0])
+
+        expected = 0.1 * (of_positives(2.0) - of_positives(1.0))
+        assert once - without == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """What is said of a user against what the run has kept, and against the formulas by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.inspect.explain import explain
 from pdrec_jax.inspect.explanation import TEST, TRAIN, VALIDATION, Explanation
+from pdrec_jax.inspect.page import as_page
+from pdrec_jax.inspect.text import as_text
 from pdrec_jax.inspect.trained import TrainedRun, find_user, maker_of, open_run, scores
 
 
@@ -94,6 +98,19 @@ def test_picks_are_what_the_plugged_encoder_scores_highest(run, told, index) -> 
     }
     assert picked == best
     assert sum(bool(candidate.picked_by) for candidate in told.candidates) == 3
+
+
+def test_nothing_is_picked_where_positives_are_drawn(run, told) -> None:
+    config = run.given.config.copy_and_resolve_references()
+    config.dpa.drawn = 2
+    other = dataclasses.replace(run, given=dataclasses.replace(run.given, config=config))
+    found = explain(other, told.user)
+    assert (told.fine, told.drawn) == (3, 0)
+    assert (found.fine, found.drawn) == (0, 2)
+    assert [c.item for c in found.candidates] == [c.item for c in told.candidates]
+    assert not any(candidate.picked_by for candidate in found.candidates)
+    assert "candidates, of which 2 drawn at every position" in as_text(found)
+    assert "each position draws 2 of them" in as_page(found)
 
 
 def test_negatives_come_from_the_pool_of_equation_3(run, told, index) -> None:

@@ -150,6 +150,19 @@ def test_text_has_what_the_page_has(told) -> None:
         assert f"Top of {view.name}" in text
 
 
+def test_of_many_candidates_the_text_has_the_first_and_those_that_matter(told) -> None:
+    many = [Candidate(f"item{number}", 0.5, (), "") for number in range(80)]
+    many[60], many[70] = (
+        Candidate("picked", 0.4, ("SASRec",), ""),
+        Candidate("held", 0.3, (), "test"),
+    )
+    text = as_text(dataclasses.replace(told, candidates=tuple(many)))
+    assert [number for number in range(80) if f"item{number} " in text] == list(range(50))
+    assert "61  picked" in text
+    assert "71  held" in text
+    assert "  and 28 more" in text
+
+
 def test_what_is_missing_is_said(told) -> None:
     bare = dataclasses.replace(
         told,

@@ -301,7 +301,7 @@ class TestFinished:
         assert reproduce(*self.FLAGS, real_log).status == 0
         flags = ("--config.encoder.name=gru4rec", "--config.hbr.scale=1", "--config.dpa.fine=1",
                  "--config.encoder.negatives=4", "--config.nns.drawn=2",
-                 "--config.nns.placement=instead")  # fmt: skip
+                 "--config.nns.placement=instead", "--config.dpa.drawn=1")  # fmt: skip
         done = reproduce("--sweep=hbr.clip=1", real_log, *flags)
         assert (done.status, done.err) == (0, "")
         assert [Path(workdir).name for workdir in runs] == [

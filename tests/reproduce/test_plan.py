@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pdrec_jax.reproduce.plan import Setting, sweep_jobs
-from pdrec_jax.settings import default_config
+from pdrec_jax.settings import apply_strict, default_config
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from pdrec_jax.settings import default_config
         ("dpa.coarse", (20, 50), "diffusion_from"),
         ("dpa.pool", ("unobserved", "all"), "diffusion_from"),
         ("hbr.floor", ("observed", "shifted"), "preferences_from"),
+        ("dpa.drawn", (0, 2), "preferences_from"),
         ("diffusion.steps", (5, 10), None),
         ("simulation.num_users", (50, 60), None),
     ],
@@ -32,3 +33,11 @@ def test_what_a_sweep_takes_of_one_diffusion_run(field, values, taken) -> None:
             expected = str(shared[0]) if name == taken else ""
             assert job.config[name] == expected
         assert job.config.stage == ("encoder" if taken == "preferences_from" else "all")
+
+
+def test_a_sweep_over_picks_picks() -> None:
+    config = default_config()
+    config.strict_overrides = (("dpa.drawn", 1), ("dpa.weight", 0.2))
+    jobs = sweep_jobs(Setting("toy", "toy.py", config, (), Path("runs")), "dpa.fine", (1, 3))[1:]
+    found = [apply_strict(job.config, job.by_hand).dpa for job in jobs]
+    assert [(dpa.fine, dpa.drawn, dpa.weight) for dpa in found] == [(1, 0, 0.2), (3, 0, 0.2)]
