@@ -5,8 +5,9 @@
   python -m pdrec_jax.main --config=configs/toy.py:variant=paper
 
 SASRec's plugin values are those of the public code's README; the variant ``paper`` takes those of
-the paper's Sec. 5.1, which come out lower. Under ``strict`` the encoder is trained to its end, and
-base and plugins have as many negatives; the variants ``readme`` and ``paper`` do without that.
+the paper's Sec. 5.1, which come out lower. Under ``strict`` the encoder is trained to its end, base
+and plugins have as many negatives, and DPA's positives are drawn at every position; the variants
+``readme`` and ``paper`` do without that.
 Without the logs the job runs, shortened, on a simulated one. docs/results.md has times and figures.
 """
 
