@@ -24,7 +24,6 @@ STRICT = (
     ("hbr.scale", 1.25),  # a mean weight of about 1, so that the balance stays the base's
     ("dpa.drawn", 1),
     ("dpa.coarse", 500),
-    ("dpa.weight", 0.05),
     # Where a run stops early is a matter of luck.
     ("encoder.epochs", 200),
     ("encoder.patience", 200),

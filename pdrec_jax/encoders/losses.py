@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pdrec_jax.plugins.dpa import augmentation_loss, drawn_loss
+from pdrec_jax.plugins.dpa import augmentation_loss
 
 
 def cosine_logits(states: Array, embeddings: Array, temperature: float) -> Array:
@@ -36,10 +36,8 @@ def sequence_loss(
     valid: Array,
     weights: Array | None,
     positive_weight: float = 1.0,
-    history: Array | None = None,
-    history_weight: float = 0.0,
 ) -> Array:
-    """The first two terms of the loss, [], and that of the history.
+    """The first two terms of the loss, [].
 
     Args:
       positive: [...] logits of the next items.
@@ -47,19 +45,26 @@ def sequence_loss(
       valid: same shape, bool, which positions have a next item.
       weights: same shape, HBR's; None for 1.
       positive_weight: factor of the positives' term.
-      history: same shape, logits of items of the history; None without.
-      history_weight: factor of their term.
     """
-    count = jnp.maximum(jnp.sum(valid, dtype=positive.dtype), 1)
-
-    def mean(terms: Array) -> Array:
-        return jnp.sum(jnp.where(valid, terms, 0.0)) / count
-
     hit = jax.nn.softplus(-positive)
-    loss = positive_weight * mean(hit if weights is None else hit * weights)
-    if history is not None:
-        loss += history_weight * mean(jax.nn.softplus(-history))
-    return loss + sum(mean(jax.nn.softplus(n)) for n in negatives) / len(negatives)
+    loss = positive_weight * _mean(hit if weights is None else hit * weights, valid)
+    return loss + sum(_mean(jax.nn.softplus(n), valid) for n in negatives) / len(negatives)
+
+
+def drawn_loss(logits: Sequence[Array], valid: Array) -> Array:
+    """Mean binary cross-entropy of items that positions drew as positives against label 1, [].
+
+    Args:
+      logits: an array [...] for each item that a position has drawn.
+      valid: [...] bool, the positions that count.
+    """
+    return sum((_mean(jax.nn.softplus(-one), valid) for one in logits), jnp.zeros(())) / len(logits)
+
+
+def _mean(terms: Array, valid: Array) -> Array:
+    """Mean over the positions that count, 0 where none does."""
+    count = jnp.maximum(jnp.sum(valid, dtype=terms.dtype), 1)
+    return jnp.sum(jnp.where(valid, terms, 0.0)) / count
 
 
 def total_loss(
@@ -87,12 +92,13 @@ def total_loss(
       likely: logits of what DPA drew at each position, arrays of the shape of ``positive``.
       fine: N.
       augmentation_weight: omega_d.
-      positive_weight: see ``sequence_loss``; so are the next two.
-      history: see there.
-      history_weight: see there.
+      positive_weight: see ``sequence_loss``.
+      history: same shape as ``positive``, logits of items of the history; None without.
+      history_weight: factor of their term.
     """
-    given = positive, negatives, valid, weights, positive_weight
-    loss = sequence_loss(*given, history, history_weight)
+    loss = sequence_loss(positive, negatives, valid, weights, positive_weight)
+    if history is not None:
+        loss += history_weight * drawn_loss([history], valid)
     if soft is not None:
         loss += augmentation_weight * augmentation_loss(soft, fine)
     if likely:

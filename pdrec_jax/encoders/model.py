@@ -21,8 +21,7 @@ from pdrec_jax.plugins.dpa import draw_positives
 from pdrec_jax.plugins.nns import draw_negatives
 from pdrec_jax.sharding import DATA, MODEL, lookup, spread
 
-# What DPA's key and that of the history differ by from those of negatives.
-_LIKELY = _HISTORY = 1 << 16
+_POSITIVES = 1 << 16  # what keys of drawn positives differ by from those of negatives
 
 Params = dict[str, Any]
 Indices = Array | np.ndarray  # a layout is made on the host
@@ -231,9 +230,9 @@ def step_inputs(
         key = jax.random.fold_in(key_safe, number) if number else key_safe
         ids[f"safe{number or ''}"] = draw_negatives(key, data.pools, owner)
     if model.history_weight:
-        key = jax.random.fold_in(key_uniform, _HISTORY)
+        key = jax.random.fold_in(key_uniform, _POSITIVES)
         ids["history"] = _draw_own(key, data.offsets, data.items, owner)
-    key_likely = jax.random.fold_in(key_safe, _LIKELY)
+    key_likely = jax.random.fold_in(key_safe, _POSITIVES)
     for number in range(model.dpa_drawn):
         key = jax.random.fold_in(key_likely, number)
         ids[f"likely{number or ''}"] = draw_positives(key, data.candidates, owner)

@@ -241,11 +241,12 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
     cells, size = cells_of(section.batch_size), mesh.users(section.batch_size)
     for variant in section.variants:
         plugins = () if variant == "base" else tuple(variant.split("+"))
-        picks, drawn = "dpa" in plugins and not config.dpa.drawn, config.dpa.drawn
+        drawn = config.dpa.drawn if "dpa" in plugins else 0
+        picks = "dpa" in plugins and not drawn
         passes = 2 if picks else 1
-        read = cells * (passes + 1 + sum(count_negatives(config, plugins)))
-        read += cells * (section.history_weight > 0)
-        read += size * config.dpa.coarse if picks else cells * drawn * ("dpa" in plugins)
+        positives = 1 + drawn + (section.history_weight > 0)
+        read = cells * (passes + positives + sum(count_negatives(config, plugins)))
+        read += size * config.dpa.coarse if picks else 0
         activations = cells * passes * width * section.blocks * 8
         yield Program(
             f"{'+'.join([title, *(plugin.upper() for plugin in plugins)])}: train",

@@ -9,8 +9,6 @@ makes of them, as NNS draws its negatives. Picks confirm what the encoder believ
 tell it what the diffusion model knows.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -52,15 +50,3 @@ def draw_positives(key: Array, candidates: Array, users: Array) -> Array:
       [...] int32.
     """
     return draw_of_row(key, candidates, users)
-
-
-def drawn_loss(logits: Sequence[Array], valid: Array) -> Array:
-    """Mean binary cross-entropy of drawn candidates against label 1, [].
-
-    Args:
-      logits: an array [...] for each candidate that a position has drawn.
-      valid: [...] bool, the positions that count.
-    """
-    count = jnp.maximum(jnp.sum(valid, dtype=logits[0].dtype), 1)
-    terms = sum(jax.nn.softplus(-one) for one in logits) / len(logits)
-    return jnp.sum(jnp.where(valid, terms, 0.0)) / count

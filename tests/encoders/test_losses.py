@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdrec_jax.encoders.losses import cosine_logits, sequence_loss, total_loss
+from pdrec_jax.encoders.losses import cosine_logits, drawn_loss, sequence_loss, total_loss
 from pdrec_jax.plugins.hbr import behaviour_weights
 
 
@@ -104,3 +104,18 @@ def test_cosine_logits():
     states, items = logits(2, 3, 8, seed=0), logits(2, 3, 8, seed=1)
     wanted = 5 * (states.astype(np.float64) * items).sum(-1)
     np.testing.assert_allclose(cosine_logits(states, items, 5.0), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("drawn", [1, 3])
+def test_loss_of_drawn_candidates(drawn):
+    """Mean of -log sigmoid over the positions that count and what each has drawn."""
+    logits = np.random.default_rng(1).normal(0, 40, (drawn, 5, 8)).astype(np.float32)
+    valid = np.random.default_rng(2).random((5, 8)) < 0.5
+    expected = np.mean(np.logaddexp(0, -logits.astype(np.float64))[:, valid])
+    found = drawn_loss([jnp.asarray(one) for one in logits], jnp.asarray(valid))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_no_position_that_counts():
+    gradient = jax.grad(lambda x: drawn_loss([x], jnp.zeros((5, 8), bool)))(jnp.ones((5, 8)))
+    np.testing.assert_array_equal(gradient, np.zeros((5, 8)))

@@ -1,11 +1,11 @@
-"""DPA: the picks of the encoder, their loss and its gradient; the loss of drawn candidates."""
+"""DPA: the picks of the encoder, their loss and its gradient."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdrec_jax.plugins.dpa import augmentation_loss, drawn_loss, pick
+from pdrec_jax.plugins.dpa import augmentation_loss, pick
 
 LOGITS = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 
@@ -30,18 +30,3 @@ def test_gradient_flows_through_the_picks_alone():
     picked = np.argsort(np.argsort(-LOGITS, axis=1), axis=1) < 3
     expected = np.where(picked, -1 / (1 + np.exp(LOGITS)) / 15, 0)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("drawn", [1, 3])
-def test_loss_of_drawn_candidates(drawn):
-    """Mean of -log sigmoid over the positions that count and what each has drawn."""
-    logits = np.random.default_rng(1).normal(0, 40, (drawn, 5, 8)).astype(np.float32)
-    valid = np.random.default_rng(2).random((5, 8)) < 0.5
-    expected = np.mean(np.logaddexp(0, -logits.astype(np.float64))[:, valid])
-    found = drawn_loss([jnp.asarray(one) for one in logits], jnp.asarray(valid))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_no_position_that_counts():
-    gradient = jax.grad(lambda x: drawn_loss([x], jnp.zeros((5, 8), bool)))(LOGITS)
-    np.testing.assert_array_equal(gradient, np.zeros_like(LOGITS))
