@@ -21,7 +21,8 @@ from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import model as model_module
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
-from pdrec_jax.encoders.stage import hbr_weights, make_model
+from pdrec_jax.encoders.stage import build, hbr_weights, make_model
+from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.evaluation.protocol import STRICT, draw_candidates
 from pdrec_jax.settings import default_config, put
 
@@ -298,6 +299,29 @@ def world() -> World:
         draw_candidates(STRICT, split, 0, heldout=heldout) for heldout in ("test", "valid")
     )
     return World(split, preferences, test, validation)
+
+
+@pytest.fixture(scope="session")
+def built(world: World) -> Callable[..., EncoderTask]:
+    """`built(variant, encoder__blocks=1)`: the task of an encoder in `world`, under `strict`."""
+
+    def make(variant: str = "base", **fields: Any) -> EncoderTask:
+        settings = {"encoder__batch_size": 8, "encoder__learning_rate": 0.01} | fields
+        task, _ = build(
+            _config(**settings),
+            variant,
+            world.split,
+            None if variant == "base" else world.preferences,
+            drawn=world.split.train.lengths >= 2,
+            ranked=np.ones(world.split.train.num_users, bool),
+            protocol=STRICT,
+            candidates=world.candidates,
+            validation=world.validation,
+            name="sasrec",
+        )
+        return task
+
+    return make
 
 
 @pytest.fixture(autouse=True)

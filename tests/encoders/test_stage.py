@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pdrec_jax.encoders import stage
-from pdrec_jax.encoders.model import loss_of_vectors, step_inputs, training_loss
 from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
 from pdrec_jax.encoders.stage import (
     build,
@@ -136,37 +135,19 @@ class TestTrainingData:
         np.testing.assert_array_equal(data.offsets, world.split.train.offsets)
 
 
-def built(config, world, variant="base", **fields) -> EncoderTask:
-    settings = {"encoder__batch_size": 8, "encoder__learning_rate": 0.01} | fields
-    everybody = np.ones(world.split.train.num_users, bool)
-    task, _ = build(
-        config(**settings),
-        variant,
-        world.split,
-        None if variant == "base" else world.preferences,
-        drawn=world.split.train.lengths >= 2,
-        ranked=everybody,
-        protocol=STRICT,
-        candidates=world.candidates,
-        validation=world.validation,
-        name="sasrec",
-    )
-    return task
-
-
 class TestLayout:
-    def test_it_depends_on_seed_and_epoch_alone(self, config, world):
-        task, other = built(config, world), built(config, world, encoder__learning_rate=0.5)
+    def test_it_depends_on_seed_and_epoch_alone(self, built):
+        task, other = built(), built(encoder__learning_rate=0.5)
         late = task.layout(7)
         for epoch in (1, 7):
             left, right = task.layout(epoch), other.layout(epoch)
             jax.tree.map(np.testing.assert_array_equal, left, right)
         jax.tree.map(np.testing.assert_array_equal, late, task.layout(7))
         assert (task.layout(1).users != late.users).any()
-        assert (built(config, world, seed=1).layout(1).users != task.layout(1).users).any()
+        assert (built(seed=1).layout(1).users != task.layout(1).users).any()
 
-    def test_shapes_repeat(self, config, world):
-        task = built(config, world)
+    def test_shapes_repeat(self, built):
+        task = built()
         shapes = {
             str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), task.layout(epoch)))
             for epoch in range(1, 41)
@@ -174,8 +155,8 @@ class TestLayout:
         # The usual one, and one more where an epoch needs spare rows.
         assert len(shapes) <= 2
 
-    def test_every_step_holds_its_users(self, config, world):
-        task = built(config, world)
+    def test_every_step_holds_its_users(self, built, world):
+        task = built()
         batch = task.layout(3)
         assert batch.users.shape == (task.steps, 8)
         assert task.steps == -(-world.split.train.num_users // 8)
@@ -184,8 +165,8 @@ class TestLayout:
         for users, event, last in zip(batch.users, batch.event[0], batch.last, strict=True):
             assert event.reshape(-1)[last].tolist() == (ends[users] - 1).tolist()
 
-    def test_batches_delivered_three_times(self, config, world):
-        users = built(config, world, encoder__batch_repeat=3).layout(1).users
+    def test_batches_delivered_three_times(self, built):
+        users = built(encoder__batch_repeat=3).layout(1).users
         np.testing.assert_array_equal(users[0], users[1])
         np.testing.assert_array_equal(users[0], users[2])
         assert (users[2] != users[3]).any()
@@ -193,8 +174,8 @@ class TestLayout:
 
 @pytest.mark.loose_jax("dtypes")  # optax's Adam
 class TestEpochs:
-    def test_training(self, config, world, caplog):
-        task = built(config, world, encoder__dropout=0.1, encoder__blocks=1)
+    def test_training(self, built, caplog):
+        task = built(encoder__dropout=0.1, encoder__blocks=1)
         state, done = task.initial(), []
         with jax.log_compiles(), caplog.at_level("WARNING"):
             losses = self.losses(task, state)
@@ -219,8 +200,8 @@ class TestEpochs:
         jax.tree.map(np.testing.assert_array_equal, again, state)
 
     @pytest.mark.parametrize("above", [10**6, 1])
-    def test_an_epoch_that_was_cut_on_a_mesh_is_ended(self, config, world, above):
-        task = built(config, world, encoder__blocks=1, encoder__row_adam_above=above)
+    def test_an_epoch_that_was_cut_on_a_mesh_is_ended(self, built, config, above):
+        task = built(encoder__blocks=1, encoder__row_adam_above=above)
         whole, values = task.run_epoch(task.initial(), 1, lambda steps: None)
         numbers, rate = task.clock(1)
         first = jax.tree.map(lambda leaf: leaf[:1], task.layout(1))
@@ -238,12 +219,12 @@ class TestEpochs:
     @pytest.mark.parametrize(
         ("variant", "drawn"), [("base", 0), ("hbr+nns+dpa", 0), ("hbr+nns+dpa", 2)]
     )
-    def test_adam_by_rows_equals_adam_on_the_whole_table(self, config, world, variant, drawn):
+    def test_adam_by_rows_equals_adam_on_the_whole_table(self, built, variant, drawn):
         """Over two epochs, which rows that are not read wait through."""
         outcomes = []
         for above in (10**6, 1):
             fields = {"encoder__blocks": 1, "encoder__row_adam_above": above, "dpa__drawn": drawn}
-            task = built(config, world, variant, **fields)
+            task = built(variant, **fields)
             state = task.initial()
             for epoch in (1, 2):
                 state, values = task.run_epoch(state, epoch, lambda steps: None)
@@ -283,8 +264,8 @@ class TestEpochs:
         )
         return np.asarray(found)
 
-    def test_nobody_to_evaluate(self, config, world):
-        task = built(config, world)
+    def test_nobody_to_evaluate(self, built):
+        task = built()
         scorer = dataclasses.replace(task.scorer, users=np.zeros(0, np.int64))
         assert dataclasses.replace(task, scorer=scorer).evaluate({}) == 0
 
@@ -320,205 +301,3 @@ class TestBuild:
         assert task.scorer is scorers["test"]
         assert scorers["validation"] is None
         assert not scorers["test"].half_ties
-
-
-class TestNegatives:
-    """More uniform negatives than one."""
-
-    @pytest.fixture
-    def inputs(self, config, world):
-        """Returns the task of so many, and what a step of it reads."""
-
-        def made(negatives: int):
-            task = built(config, world, encoder__blocks=1, encoder__negatives=negatives)
-            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
-            params = task.initial()["params"]
-            key = jax.random.key(3)
-            return task, params, batch, step_inputs(params, task.model, task.data, batch, key)
-
-        return made
-
-    def test_each_is_outside_the_history_and_none_is_another(self, inputs):
-        task, _, batch, found = inputs(3)
-        _, _, _, one = inputs(1)
-        draws = [np.asarray(found.ids[name]) for name in ("uniform", "uniform1", "uniform2")]
-        np.testing.assert_array_equal(draws[0], one.ids["uniform"])
-        assert "uniform1" not in one.ids
-        valid = np.asarray(found.valid)
-        for number in range(3):
-            assert (draws[number] == draws[number - 1])[valid].mean() < 0.1
-        segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
-        offsets, items = task.offsets, np.asarray(task.data.items)
-        for cell in np.flatnonzero(valid):
-            user = int(batch.users[segments[cell]])
-            seen = items[offsets[user] : offsets[user + 1]]
-            assert not np.isin([draw[cell] for draw in draws], seen).any()
-
-    def test_the_loss_is_their_mean(self, inputs):
-        task, params, _, found = inputs(3)
-        one = dataclasses.replace(task.model, negatives=1)
-
-        def loss(model, inputs):
-            vectors = {name: params["item_embedding"][ids] for name, ids in inputs.ids.items()}
-            return float(loss_of_vectors(params, model, task.data, inputs, vectors)[0])
-
-        rest = {name: ids for name, ids in found.ids.items() if not name.startswith("uniform")}
-        alone = [
-            loss(one, dataclasses.replace(found, ids={**rest, "uniform": found.ids[name]}))
-            for name in ("uniform", "uniform1", "uniform2")
-        ]
-        assert len(set(alone)) == 3
-        assert loss(task.model, found) == pytest.approx(np.mean(alone), rel=1e-6)
-
-
-def test_safe_negatives_are_so_many_of_the_users_pool(config, world):
-    def made(drawn: int):
-        task = built(config, world, variant="nns", encoder__blocks=1, nns__drawn=drawn)
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
-        params, key = task.initial()["params"], jax.random.key(3)
-        return task, batch, step_inputs(params, task.model, task.data, batch, key)
-
-    task, batch, found = made(3)
-    _, _, one = made(1)
-    names = [name for name in found.ids if name.startswith("safe")]
-    assert names == ["safe", "safe1", "safe2"]
-    np.testing.assert_array_equal(found.ids["safe"], one.ids["safe"])
-    draws, valid = [np.asarray(found.ids[name]) for name in names], np.asarray(found.valid)
-    pools = np.asarray(task.data.pools)
-    segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
-    for cell in np.flatnonzero(valid):
-        user = int(batch.users[segments[cell]])
-        assert np.isin([draw[cell] for draw in draws], pools[user]).all()
-    for number in range(3):
-        assert (draws[number] == draws[number - 1])[valid].mean() < 0.2
-
-
-class TestDrawnPositives:
-    """DPA with candidates that every position draws."""
-
-    @pytest.fixture
-    def made(self, config, world):
-        def make(variant: str, drawn: int):
-            fields = {"encoder__blocks": 1, "dpa__drawn": drawn, "dpa__weight": 0.3}
-            task = built(config, world, variant, **fields)
-            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
-            params, key = task.initial()["params"], jax.random.key(3)
-            return task, params, batch, step_inputs(params, task.model, task.data, batch, key)
-
-        return make
-
-    def test_they_are_candidates_of_the_positions_user(self, made):
-        task, _, batch, found = made("dpa", 2)
-        names = [name for name in found.ids if name.startswith("likely")]
-        assert names == ["likely", "likely1"]
-        assert "soft" not in found.ids
-        assert all(len(parts) == 1 for parts in found.groups)  # whole histories are not encoded
-        draws, valid = [np.asarray(found.ids[name]) for name in names], np.asarray(found.valid)
-        candidates = np.asarray(task.data.candidates)
-        segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
-        for cell in np.flatnonzero(valid):
-            user = int(batch.users[segments[cell]])
-            assert np.isin([draw[cell] for draw in draws], candidates[user]).all()
-        shares = (draws[0] == draws[1])[valid].mean(), 1 / candidates.shape[1]
-        assert shares[0] < 2 * shares[1]
-
-    def test_other_draws_are_as_without(self, made):
-        _, _, _, found = made("nns+dpa", 1)
-        _, _, _, without = made("nns", 1)
-        for name, ids in without.ids.items():
-            np.testing.assert_array_equal(found.ids[name], ids)
-
-    def test_the_loss_is_that_of_the_base_and_theirs(self, made):
-        task, params, batch, found = made("dpa", 2)
-        base, _, _, plain = made("base", 2)
-
-        def loss(model, inputs):
-            vectors = {name: params["item_embedding"][ids] for name, ids in inputs.ids.items()}
-            return float(loss_of_vectors(params, model, task.data, inputs, vectors)[0])
-
-        # Every drawn item scored as the plain loss scores positives, the negatives aside.
-        def of_positives(name):
-            ids = {**plain.ids, "positive": found.ids[name]}
-            one = loss(base.model, dataclasses.replace(plain, ids=ids))
-            zero = dataclasses.replace(base.model, positive_weight=0.0)
-            return one - loss(zero, dataclasses.replace(plain, ids=ids))
-
-        expected = 0.3 * np.mean([of_positives("likely"), of_positives("likely1")])
-        plain_loss = loss(base.model, plain)
-        assert loss(task.model, found) - plain_loss == pytest.approx(expected, rel=1e-4)
-        given = params, task.model, task.data, batch, jax.random.key(3)
-        assert float(training_loss(*given)) == pytest.approx(loss(task.model, found), rel=1e-6)
-
-
-class TestHistoryPositives:
-    """A base with more positives from the user's own history."""
-
-    @pytest.fixture
-    def made(self, config, world):
-        def make(weight: float):
-            task = built(config, world, encoder__blocks=1, encoder__history_weight=weight)
-            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
-            params = task.initial()["params"]
-            return task, params, batch
-
-        return make
-
-    def test_they_are_of_the_positions_user(self, made):
-        task, params, batch = made(0.1)
-        segments = np.concatenate([np.asarray(s).reshape(-1) for s in batch.segment])
-        counts: dict[int, int] = {}
-        offsets, items = task.offsets, np.asarray(task.data.items)
-        for seed in range(20):
-            key = jax.random.key(seed)
-            found = step_inputs(params, task.model, task.data, batch, key)
-            drawn, valid = np.asarray(found.ids["history"]), np.asarray(found.valid)
-            for cell in np.flatnonzero(valid):
-                user = int(batch.users[segments[cell]])
-                places = np.flatnonzero(items[offsets[user] : offsets[user + 1]] == drawn[cell])
-                assert len(places)
-                counts[int(places[0])] = counts.get(int(places[0]), 0) + 1
-        # Early and late items alike: each history has a first and a second item.
-        assert counts[0] == pytest.approx(counts[1], rel=0.2)
-
-    def test_the_loss(self, made):
-        def loss(weight: float) -> float:
-            task, params, batch = made(weight)
-            return float(training_loss(params, task.model, task.data, batch, jax.random.key(3)))
-
-        without, once, twice = map(loss, (0.0, 0.1, 0.2))
-        assert twice - once == pytest.approx(once - without, rel=1e-3)
-        # As the positives' own term has it, were these the positives.
-        task, params, batch = made(0.1)
-        found = step_inputs(params, task.model, task.data, batch, jax.random.key(3))
-        ids = {**found.ids, "positive": found.ids.pop("history")}
-
-        def of_positives(weight: float) -> float:
-            model = dataclasses.replace(task.model, positive_weight=weight)
-            vectors = {name: params["item_embedding"][some] for name, some in ids.items()}
-            vectors.pop("history", None)
-            return float(loss_of_vectors(params, model, task.data, found, vectors)[0])
-
-        expected = 0.1 * (of_positives(2.0) - of_positives(1.0))
-        assert once - without == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("variant", "placement", "expected"),
-    [("base", "instead", (4, 0)), ("nns", "instead", (2, 2)), ("hbr+nns", "beside", (4, 2))],
-)
-def test_a_safe_negative_in_place_of_a_uniform_one(config, world, variant, placement, expected):
-    fields = {"encoder__negatives": 4, "nns__drawn": 2, "nns__placement": placement}
-    model = built(config, world, variant=variant, **fields).model
-    assert (model.negatives, model.nns) == expected
-
-
-def test_the_balance_of_positives_and_negatives(config, world):
-    def loss(weight: float) -> float:
-        task = built(config, world, encoder__blocks=1, encoder__positive_weight=weight)
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), task.layout(1))
-        params = task.initial()["params"]
-        return float(training_loss(params, task.model, task.data, batch, jax.random.key(3)))
-
-    once, twice, thrice = map(loss, (1.0, 2.0, 3.0))
-    assert twice > once
-    assert thrice - twice == pytest.approx(twice - once, rel=1e-4)
