@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", metavar="S", help="as --config.seeds")
     parser.add_argument(
+        "--share-diffusion",
+        action="store_true",
+        help="train the diffusion models for the first seed only, and every encoder on them",
+    )
+    parser.add_argument(
         "--protocol", type=_names, help="as --config.protocol, or both with a comma"
     )
     parser.add_argument("--metric", default="N@10", help="what a figure shows")
@@ -91,9 +96,9 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     names = arguments.datasets or (_PAIRS if arguments.table == "3" else _DATASETS)
     # A table a protocol, for figures of two protocols do not belong into one.
     groups = [
-        [_setting(name, arguments.configs, arguments.out, [*flags, *own]) for name in names]
+        [_setting(name, arguments, [*flags, *own]) for name in names]
         for own in ([f"--config.protocol={each}"] for each in arguments.protocol or ())
-    ] or [[_setting(name, arguments.configs, arguments.out, flags) for name in names]]
+    ] or [[_setting(name, arguments, flags) for name in names]]
 
     target = _target(arguments)
     from pdrec_jax.experiment import run
@@ -124,12 +129,12 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
             print(path)
 
 
-def _setting(name: str, configs: Path, out: Path, flags: Sequence[str]) -> Setting:
+def _setting(name: str, arguments: argparse.Namespace, flags: Sequence[str]) -> Setting:
     from pdrec_jax.data.sources import adopt
     from pdrec_jax.reproduce.plan import Setting
 
     file, colon, argument = name.partition(":")
-    path = f"{configs / file}.py{colon}{argument}"
+    path = f"{arguments.configs / file}.py{colon}{argument}"
     command = parse(["reproduce", f"--config={path}", *flags])
     config, by_hand = command.config, set(command.by_hand)
     if "data.source" not in by_hand:
@@ -137,7 +142,7 @@ def _setting(name: str, configs: Path, out: Path, flags: Sequence[str]) -> Setti
     config = adopt(config, by_hand)
     validate(config, by_hand)
     safe = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name)
-    return Setting(safe, path, config, by_hand, out)
+    return Setting(safe, path, config, by_hand, arguments.out, arguments.share_diffusion)
 
 
 def _target(arguments: argparse.Namespace) -> Target:

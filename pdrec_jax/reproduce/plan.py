@@ -158,6 +158,7 @@ class Setting:
       config: resolved, with the fields of the command line.
       by_hand: those fields.
       root: directory of all runs.
+      shared: whether all seeds of the encoders read the diffusion models of the first one.
     """
 
     dataset: str
@@ -165,6 +166,19 @@ class Setting:
     config: ConfigDict
     by_hand: Collection[str]
     root: Path
+    shared: bool = False
+
+    @property
+    def of_diffusion(self) -> dict[str, Any]:
+        """What the run of the diffusion models sets in place of the setting's own seeds."""
+        return {"seeds": 1} if self.shared else {}
+
+    @property
+    def models(self) -> Path:
+        """The folder of the diffusion models and their preferences."""
+        config = self.config.copy_and_resolve_references()
+        config.update(self.of_diffusion)
+        return self.workdir("diffusion", config)
 
     def workdir(self, name: str, config: ConfigDict | None = None) -> Path:
         """The folder of that name, of a job with a config of its own or with the setting's."""
@@ -197,7 +211,7 @@ class Setting:
 
 def diffusion_job(setting: Setting) -> Job:
     """Both diffusion models, and the preferences that every other job reads."""
-    fields = {"stage": "diffusion", "diffusion.both": True}
+    fields = {"stage": "diffusion", "diffusion.both": True, **setting.of_diffusion}
     unread = _OF_ENCODER if setting.config.preferences_by == "diffusion" else ()
     return setting.job("diffusion", "TI-DiffRec and T-DiffRec", fields, unread)
 
@@ -208,7 +222,7 @@ def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIAN
         "stage": "encoder",
         "encoder.name": encoder,
         "encoder.variants": tuple(variants),
-        "preferences_from": str(setting.workdir("diffusion")),
+        "preferences_from": str(setting.models),
     }
     return setting.job(encoder, f"{encoder}: {', '.join(variants)}", fields)
 
@@ -246,7 +260,7 @@ def sweep_jobs(
         fields: dict[str, Any] = {field: value} | of_encoder | {field: value}
         if field == "dpa.fine":
             fields["dpa.drawn"] = 0  # which a config may set for strict; N is then unread
-        source = str(setting.workdir("diffusion"))
+        source = str(setting.models)
         if field in _OF_POOLS:
             fields |= {"diffusion_from": source}
         elif borrowed:

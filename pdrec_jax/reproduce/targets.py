@@ -34,6 +34,10 @@ _NOTES = (
     f"{FLAG} where it exceeds the paper's own {TOLERANCE:g}. No figure of the paper stands where "
     "none was verified, none of ours where nothing was run.",
 )
+_SHARED = (
+    "All seeds share the diffusion models of the first: encoders vary by their own chance and by "
+    "the candidates, and the rows of the diffusion models are of one seed."
+)
 _SIMULATED = "SIMULATED DATA: not comparable with figures of any real log."
 
 
@@ -233,6 +237,7 @@ def _table(title: str, settings: Sequence[Setting], rows: Sequence[Row]) -> Tabl
     if config.seeds > 1:
         seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}"
     simulated = any(sources.find_files(setting.config) is None for setting in settings)
-    notes = (*_NOTES, *([_SIMULATED] if simulated else []))
+    shared = config.seeds > 1 and any(setting.shared for setting in settings)
+    notes = (*_NOTES, *([_SHARED] if shared else []), *([_SIMULATED] if simulated else []))
     head = f"{title} | protocol {config.protocol} | {seeds}"
     return Table(head, tuple(METRICS), rows, notes)

@@ -103,6 +103,39 @@ def test_table_1(reproduce, runs, real_log):
     assert len(runs) == 2  # nothing is missing
 
 
+def test_seeds_that_share_a_diffusion_model(reproduce, runs, real_log):
+    """One run of it, that of the first seed alone, which a table of one seed then finds."""
+    flags = ("--table=1", "--encoders=sasrec", "--share-diffusion", real_log)
+    done = reproduce(*flags, "--seeds=3")
+    assert (done.status, done.err) == (0, "")
+    model, encoder = (
+        "runs/reproduce/toy-strict-0/diffusion",
+        "runs/reproduce/toy-strict-0-seeds/sasrec",
+    )
+    assert runs == [model, encoder]
+    assert [runs.configs[run].seeds for run in runs] == [1, 3]
+    assert runs.configs[encoder].preferences_from == model
+    text = (OUT / "strict" / "table1.md").read_text()
+    assert "All seeds share the diffusion models of the first" in text
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if "0.2300" in line}
+    assert "±" not in rows["| TI-DiffRec"]
+    assert "±" in rows["| SASRec"]
+
+    assert reproduce(*flags).status == 0
+    assert runs[2:] == ["runs/reproduce/toy-strict-0/sasrec"]
+    assert "All seeds share" not in (OUT / "strict" / "table1.md").read_text()
+
+
+def test_a_sweep_of_seeds_that_share_a_diffusion_model(reproduce, runs):
+    done = reproduce(
+        "--sweep=hbr.clip=1,2", "--seeds=2", "--share-diffusion", SIMULATED, "--datasets=toy"
+    )
+    assert (done.status, done.err) == (0, "")
+    model = "runs/reproduce/toy-strict-0/diffusion"
+    assert [runs.configs[run].seeds for run in runs] == [1, 2, 2]
+    assert {runs.configs[run].preferences_from for run in runs[1:]} == {model}
+
+
 def test_both_protocols(reproduce, runs, real_log):
     flags = ("--table=1", "--encoders=sasrec", "--protocol=reference,strict", real_log)
     done = reproduce(*flags)
