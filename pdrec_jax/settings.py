@@ -440,12 +440,22 @@ def fill(config: ConfigDict, values: Mapping[str, Any], by_hand: Collection[str]
     return filled
 
 
-def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[str]:
+def differences(
+    config: ConfigDict, other: ConfigDict | dict[str, Any], source: str = "simulated"
+) -> list[str]:
     """Lists the fields in which two configs differ, those that may change between runs left out.
 
     A field that an older run's config lacks has had its default. A run of several seeds may get
     more of them, so only one and several differ.
+
+    Args:
+      config: of a run.
+      other: of another one, which may be older.
+      source: of the log of both; where it is ``real`` nothing reads ``simulation.``.
     """
+    free = [*FREE_FIELDS]
+    if source == "real":
+        free += [path for path in FIELDS if path.startswith("simulation.")]
     left, right = dict(flatten(config)), dict(flatten(ConfigDict(other)))
 
     def value(found: dict[str, Any], path: str) -> Any:
@@ -455,7 +465,7 @@ def differences(config: ConfigDict, other: ConfigDict | dict[str, Any]) -> list[
     return [
         path
         for path in sorted(left.keys() | right.keys())
-        if path not in FREE_FIELDS and value(left, path) != value(right, path)
+        if path not in free and value(left, path) != value(right, path)
     ]
 
 

@@ -77,7 +77,7 @@ class Workdir:
             )
         saved = _read_json(self.path / CONFIG)
         if saved is not None:
-            changed = differences(config, saved)
+            changed = differences(config, saved, source)
             if changed:
                 raise UserError(
                     f"{self.path}: holds a run with another config, which differs in "

@@ -347,6 +347,12 @@ def test_differences() -> None:
         assert differences(config, config_with(**{path.replace(".", "__"): "other"})) == []
 
 
+def test_nothing_reads_the_simulation_of_a_real_log() -> None:
+    config, other = default_config(), config_with(simulation__num_users=7, simulation__seed=1)
+    assert differences(config, other) == ["simulation.num_users", "simulation.seed"]
+    assert differences(config, other, "real") == []
+
+
 def test_reading_and_writing_by_path() -> None:
     config = default_config()
     put(config, "encoder.width", 8)

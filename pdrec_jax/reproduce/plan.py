@@ -129,7 +129,7 @@ class Job:
         saved = saved_config(self.workdir)
         if saved is None:
             return self
-        changed = differences(self.resolved[0], saved)
+        changed = differences(self.resolved[0], saved, self.resolved[1])
         if not changed:
             return self
         config = self.config.copy_and_resolve_references()
