@@ -134,7 +134,7 @@ def lay_out(folder: Path) -> None:
     """Puts into a folder what the commands of a page find in a clone, and a log of one's own."""
     for name in ("configs", "docs", "launch", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
-    text = (ROOT / "docs/encoders.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(r"^```python\n(.*?)^```$", text, re.M | re.S)
     assert found
     (folder / "mean.py").write_text(found[1])

@@ -19,12 +19,12 @@ from pdrec_jax.evaluation.protocol import STRICT
 from pdrec_jax.main import load_config
 from pdrec_jax.settings import validate
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "encoders.md"
+PAGE = Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.fixture
 def example() -> str:
-    """The config file of the page on encoders, with an encoder of its own."""
+    """The config file in README, with an encoder of its own."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     return code
 
