@@ -249,6 +249,9 @@ def sweep_jobs(
       field: that is swept; a job's first one.
       values: of the field.
       encoder: the config's where not given.
+
+    Raises:
+      UserError: the field decides on the diffusion model, which the setting shares.
     """
     jobs = []
     of_encoder: dict[str, Any] = {} if encoder is None else {"encoder.name": encoder}
@@ -256,6 +259,8 @@ def sweep_jobs(
         of_encoder |= {"encoder.variants": VARIANTS[-1:]}
     encoder = encoder or setting.config.encoder.name
     borrowed = not field.startswith(_OF_MODEL)
+    if setting.shared and not borrowed:
+        raise UserError(f"--share-diffusion: {field} decides on the diffusion model itself")
     for value in values:
         fields: dict[str, Any] = {field: value} | of_encoder | {field: value}
         if field == "dpa.fine":

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pdrec_jax.errors import UserError
 from pdrec_jax.reproduce.plan import Setting, sweep_jobs
 from pdrec_jax.settings import apply_strict, default_config
 
@@ -33,6 +34,14 @@ def test_what_a_sweep_takes_of_one_diffusion_run(field, values, taken) -> None:
             expected = str(shared[0]) if name == taken else ""
             assert job.config[name] == expected
         assert job.config.stage == ("encoder" if taken == "preferences_from" else "all")
+
+
+def test_a_sweep_over_diffusion_shares_no_model() -> None:
+    setting = Setting("toy", "toy.py", default_config(), (), Path("runs"), shared=True)
+    with pytest.raises(UserError, match=r"^--share-diffusion: diffusion\.steps decides on"):
+        sweep_jobs(setting, "diffusion.steps", (5, 10))
+    model, *pools = sweep_jobs(setting, "dpa.coarse", (20, 50))
+    assert {job.config.diffusion_from for job in pools} == {str(model.workdir)}
 
 
 def test_a_sweep_over_picks_picks() -> None:
