@@ -49,6 +49,9 @@ def test_both_diffusion_models(strict, call, tmp_path):
     assert [model["stage"] for model in models] == ["diffusion", "diffusion"]
     assert models[0] == strict.results["models"][0]
     assert models[1]["sampled"] != models[0]["sampled"]
+    # Who borrows the preferences need not wait for the other model.
+    phases = ["diffusion", "preferences", "diffusion-position"]
+    assert [name for name in done.results["times"] if name in phases] == phases
     with np.load(tmp_path / "per_user.npz", allow_pickle=False) as file:
         assert "diffusion-position/sampled_rank" in file.files
     # The same as a run of its own.
