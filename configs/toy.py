@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import default_config
 
-# Chosen on validation: docs/results.md.
+# Chosen on validation: docs/search.md.
 STRICT = (
     ("encoder.negatives", 4),
     ("nns.placement", "instead"),

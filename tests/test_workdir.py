@@ -84,6 +84,13 @@ class TestOpening:
         found = complaint(tmp_path, seed=1, dpa__coarse=9, **many)
         assert "encoder.blocks, encoder.epochs, ..; name" in found
 
+    def test_the_simulation_is_unread_where_the_log_is_real(self, tmp_path: Path) -> None:
+        begun(tmp_path / "real", REAL)
+        begun(tmp_path / "real", REAL, simulation__num_users=30)
+        begun(tmp_path / "simulated")
+        found = complaint(tmp_path / "simulated", simulation__num_users=30)
+        assert "differs in simulation.num_users; " in found
+
     def test_another_source_or_content_of_the_data(self, tmp_path: Path) -> None:
         begun(tmp_path, REAL)
         assert complaint(tmp_path).startswith(

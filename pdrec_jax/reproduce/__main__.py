@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--share-diffusion",
         action="store_true",
-        help="train the diffusion models for the first seed only, and every encoder on them",
+        help="train the diffusion models for the first seed only, and all seeds' encoders on them",
     )
     parser.add_argument(
         "--protocol", type=_names, help="as --config.protocol, or both with a comma"
@@ -163,6 +163,8 @@ def _target(arguments: argparse.Namespace) -> Target:
     if arguments.table == "2":
         if asked:
             raise UserError("--encoders: none is expected with --table=2, which trains nothing")
+        if arguments.share_diffusion:
+            raise UserError("--share-diffusion: --table=2 trains nothing; leave it out")
         return targets.statistics()
     return targets.main_table(int(arguments.table), encoders)
 

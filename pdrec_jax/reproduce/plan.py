@@ -260,7 +260,9 @@ def sweep_jobs(
     encoder = encoder or setting.config.encoder.name
     borrowed = not field.startswith(_OF_MODEL)
     if setting.shared and not borrowed:
-        raise UserError(f"--share-diffusion: {field} decides on the diffusion model itself")
+        raise UserError(
+            f"--share-diffusion: {field} decides on the diffusion model itself; leave it out"
+        )
     for value in values:
         fields: dict[str, Any] = {field: value} | of_encoder | {field: value}
         if field == "dpa.fine":

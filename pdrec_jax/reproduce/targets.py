@@ -35,8 +35,8 @@ _NOTES = (
     "none was verified, none of ours where nothing was run.",
 )
 _SHARED = (
-    "All seeds share the diffusion models of the first: encoders vary by their own chance and by "
-    "the candidates, and the rows of the diffusion models are of one seed."
+    "All seeds share the diffusion models of the first: what is trained on them varies by its own "
+    "chance and by the candidates, and figures of theirs are of one seed."
 )
 _SIMULATED = "SIMULATED DATA: not comparable with figures of any real log."
 

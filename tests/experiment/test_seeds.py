@@ -183,6 +183,18 @@ def test_an_encoder_stage_without_preferences_writes_nothing(two, call, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_all_seeds_read_the_preferences_of_a_single_one(strict, call, tmp_path):
+    flags = ["--config.stage=encoder", f"--config.preferences_from={strict.path}", SAME_LOG]
+    done = call(tmp_path / "two", SEEDS, *flags)
+    assert done.status == 0, done.err
+    alone = call(tmp_path / "one", "--config.seed=1", *flags)
+    for ours, *single in zip(
+        done.results["models"], strict.results["models"][1:], alone.results["models"], strict=True
+    ):
+        expected = [model["sampled"]["NDCG@10"] for model in single]
+        assert ours["by_seed"]["sampled"]["NDCG@10"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_each_seed_reads_the_preferences_of_its_number(two, call, tmp_path):
     flags = [SEEDS, SAME_LOG, "--config.stage=encoder"]
     done = call(tmp_path, *flags, f"--config.preferences_from={two.path}")

@@ -325,6 +325,26 @@ class TestFinished:
         done = reproduce(*self.FLAGS, real_log, "--config.save_seconds=1", "--config.progress=True")
         assert (done.status, len(runs)) == (0, 2)
 
+    def test_what_a_real_log_does_not_read(self, reproduce, runs, real_log):
+        assert reproduce(*self.FLAGS, real_log).status == 0
+        done = reproduce(*self.FLAGS, real_log, "--config.simulation.num_users=300")
+        assert (done.status, len(runs)) == (0, 2)
+        # Of two fields that differ the one that it reads is told.
+        done = reproduce(
+            *self.FLAGS, real_log, "--config.simulation.num_users=300", "--config.dpa.weight=0.5"
+        )
+        assert "sasrec: holds a run with another config, which differs in dpa.weight; " in done.err
+
+    @pytest.mark.parametrize("shared_first", [True, False])
+    def test_sharing_makes_other_runs(self, reproduce, runs, real_log, shared_first):
+        flags = [(), ("--share-diffusion",)]
+        first, then = reversed(flags) if shared_first else flags
+        assert reproduce(*self.FLAGS, real_log, "--seeds=2", *first).status == 0
+        done = reproduce(*self.FLAGS, real_log, "--seeds=2", *then)
+        assert done.status == 2
+        assert "another config, which differs in preferences_from; name another --out" in done.err
+        assert len(runs) == 2
+
     def test_fewer_seeds_are_asked_for(self, reproduce, runs, real_log):
         assert reproduce(*self.FLAGS, real_log, "--seeds=3").status == 0
         assert reproduce(*self.FLAGS, real_log, "--seeds=2").status == 0
@@ -460,6 +480,14 @@ def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simul
         (
             ("--table=2", "--encoders=sasrec"),
             "--encoders: none is expected with --table=2, which trains nothing",
+        ),
+        (
+            ("--table=2", "--share-diffusion"),
+            "--share-diffusion: --table=2 trains nothing; leave it out",
+        ),
+        (
+            ("--sweep=diffusion.steps=2,3", "--share-diffusion", "--datasets=toy", SIMULATED),
+            "--share-diffusion: diffusion.steps decides on the diffusion model itself; leave it",
         ),
         (
             ("--sweep=encoder.name=sasrec,gru4rec", "--encoders=sasrec"),

@@ -37,11 +37,15 @@ def test_what_a_sweep_takes_of_one_diffusion_run(field, values, taken) -> None:
 
 
 def test_a_sweep_over_diffusion_shares_no_model() -> None:
-    setting = Setting("toy", "toy.py", default_config(), (), Path("runs"), shared=True)
+    config = default_config()
+    config.seeds = 2
+    setting = Setting("toy", "toy.py", config, (), Path("runs"), shared=True)
     with pytest.raises(UserError, match=r"^--share-diffusion: diffusion\.steps decides on"):
         sweep_jobs(setting, "diffusion.steps", (5, 10))
     model, *pools = sweep_jobs(setting, "dpa.coarse", (20, 50))
+    assert (model.workdir, model.config.seeds) == (Path("runs/toy-strict-0/diffusion"), 1)
     assert {job.config.diffusion_from for job in pools} == {str(model.workdir)}
+    assert {job.config.seeds for job in pools} == {2}
 
 
 def test_a_sweep_over_picks_picks() -> None:
