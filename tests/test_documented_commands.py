@@ -42,6 +42,7 @@ NOT_RUN = {
     r"^taskset ": "needs the cores that it names",
     r"pip install|^python3 -m venv|^git clone": "needs the network; CI makes its environment so",
     r"data\.source=real": "needs the real logs, and an hour",
+    r"reproduce .*--out=docs/runs": "reads the kept runs, which are of the real logs",
     r"prepare --dataset=": "downloads from GitHub",
     r"--reference=": "needs a clone of the reference, and PyTorch",
     r"pdrec_jax\.(compare BASE|keep )": "needs finished runs; tests/finished makes them",
