@@ -3,85 +3,19 @@
 import csv
 import shlex
 from pathlib import Path
-from typing import Any, ClassVar
 
-import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from pdrec_jax import experiment, keep
 from pdrec_jax.errors import UserError
-from pdrec_jax.evaluation.metrics import CUTOFFS
 from pdrec_jax.main import parse
 from pdrec_jax.reproduce import figures
 from pdrec_jax.reproduce.__main__ import main
 from pdrec_jax.settings import flatten
-from pdrec_jax.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = Path("runs/reproduce")
 SIMULATED = "--config.data.source=simulated"
-
-
-def keys_of(config) -> list[str]:
-    other = "position" if config.diffusion.weighting == "time" else "time"
-    keys = [] if config.stage == "encoder" else ["diffusion", f"diffusion-{other}"]
-    if config.stage != "diffusion":
-        names = [v for v in config.encoder.variants if v != "base"]
-        keys += [config.encoder.name, *(f"{config.encoder.name}+{name}" for name in names)]
-    return keys
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The runs that were asked for; each leaves results at once.
-
-    `runs.die_at` kills one, `runs.names` says what a run calls the model of a key, and
-    `runs.configs` has the config of each, by workdir.
-    """
-
-    class Runs(list):
-        die_at = None
-        names: ClassVar[dict[str, str]] = {}
-        configs: ClassVar[dict[str, ConfigDict]] = {}
-
-    made = Runs()
-    made.configs = {}
-
-    def run(config, by_hand, workdir):
-        made.append(workdir)
-        config, files = experiment.resolve(config, by_hand)
-        made.configs[workdir] = config
-        source = "simulated" if files is None else "real"
-        place = Workdir(workdir, config, source)
-        place.begin({"source": source, "files": []})
-        if made.die_at == len(made):
-            raise KeyboardInterrupt
-        names = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS] + ["AUC", "MRR"]
-        figures = {name: 0.23 for name in names}
-        seeds = list(range(config.seed, config.seed + config.seeds))
-        models: list[dict[str, Any]] = [{"key": key, "sampled": figures} for key in keys_of(config)]
-        for model in models:
-            if model["key"] in made.names:
-                model["name"] = made.names[model["key"]]
-            if len(seeds) > 1:
-                model["deviation"] = {"sampled": dict.fromkeys(names, 0.001)}
-        results = {"seed": config.seed, "stage": config.stage, "models": models,
-                   "data": {"source": source}}  # fmt: skip
-        if len(seeds) > 1:
-            results["seeds"] = seeds
-        place.save_per_user({"users": np.arange(3)})
-        place.finish(results)
-
-    monkeypatch.setattr(experiment, "run", run)
-    return made
-
-
-@pytest.fixture
-def real_log(tmp_path):
-    rows = [f"{u},{u * 40 + i},{i}\n" for u in range(9) for i in range(30)]
-    (tmp_path / "none.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
-    return f"--config.data.dir={tmp_path}"
 
 
 def test_table_1(reproduce, runs, real_log):
@@ -268,141 +202,6 @@ def test_the_commands_of_a_dry_run_are_the_runs(
     for command in commands:
         config, _ = experiment.resolve(command.config, command.by_hand)
         assert dict(flatten(config)) == dict(flatten(runs.configs[command.workdir]))
-
-
-REFUSED = "runs/reproduce/toy-strict-0/"
-
-
-class TestFinished:
-    """What a run has left counts for the command that it was made by, and for no other."""
-
-    FLAGS = ("--table=1", "--encoders=sasrec")
-
-    @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-    @pytest.mark.parametrize(
-        ("changed", "message"),
-        [
-            (
-                "--config.diffusion.steps=2",
-                f"{REFUSED}diffusion: holds a run with another config, which differs in "
-                "diffusion.steps; name another --out or remove it",
-            ),
-            (
-                "--config.encoder.dropout=0.5",
-                f"{REFUSED}sasrec: holds a run with another config, which differs in "
-                "encoder.dropout; name another --out or remove it",
-            ),
-            (
-                SIMULATED,
-                f"{REFUSED}diffusion: holds a run on real data, and this one would be on simulated "
-                "data; name another --out or remove it",
-            ),
-        ],
-    )
-    def test_another_config_or_source(self, reproduce, runs, real_log, changed, message, more):
-        assert reproduce(*self.FLAGS, real_log).status == 0
-        text = (OUT / "strict" / "table1.md").read_text()
-        done = reproduce(*self.FLAGS, real_log, changed, *more)
-        assert (done.status, done.err) == (2, f"error: {message}\n")
-        assert len(runs) == 2
-        assert (OUT / "strict" / "table1.md").read_text() == text
-
-    def test_simulated_results_fill_no_real_table(self, reproduce, runs, real_log):
-        assert reproduce(*self.FLAGS, SIMULATED).status == 0
-        done = reproduce(*self.FLAGS, real_log)
-        assert done.status == 2
-        assert "holds a run on simulated data, and this one would be on real data" in done.err
-
-    def test_what_it_was_begun_with_is_said_before_anything_runs(self, reproduce, runs, real_log):
-        runs.die_at = 2
-        assert reproduce(*self.FLAGS, real_log).status == 130
-        done = reproduce("--table=1", "--encoders=gru4rec,sasrec", real_log, "--config.dpa.fine=1")
-        assert done.err.startswith(f"error: {REFUSED}sasrec: holds a run with another config")
-        assert len(runs) == 2
-
-    def test_fields_that_decide_on_nothing(self, reproduce, runs, real_log):
-        assert reproduce(*self.FLAGS, real_log).status == 0
-        done = reproduce(*self.FLAGS, real_log, "--config.save_seconds=1", "--config.progress=True")
-        assert (done.status, len(runs)) == (0, 2)
-
-    def test_what_a_real_log_does_not_read(self, reproduce, runs, real_log):
-        assert reproduce(*self.FLAGS, real_log).status == 0
-        done = reproduce(*self.FLAGS, real_log, "--config.simulation.num_users=300")
-        assert (done.status, len(runs)) == (0, 2)
-        # Of two fields that differ the one that it reads is told.
-        done = reproduce(
-            *self.FLAGS, real_log, "--config.simulation.num_users=300", "--config.dpa.weight=0.5"
-        )
-        assert "sasrec: holds a run with another config, which differs in dpa.weight; " in done.err
-
-    @pytest.mark.parametrize("shared_first", [True, False])
-    def test_sharing_makes_other_runs(self, reproduce, runs, real_log, shared_first):
-        flags = [(), ("--share-diffusion",)]
-        first, then = reversed(flags) if shared_first else flags
-        assert reproduce(*self.FLAGS, real_log, "--seeds=2", *first).status == 0
-        done = reproduce(*self.FLAGS, real_log, "--seeds=2", *then)
-        assert done.status == 2
-        assert "another config, which differs in preferences_from; name another --out" in done.err
-        assert len(runs) == 2
-
-    def test_fewer_seeds_are_asked_for(self, reproduce, runs, real_log):
-        assert reproduce(*self.FLAGS, real_log, "--seeds=3").status == 0
-        assert reproduce(*self.FLAGS, real_log, "--seeds=2").status == 0
-        assert len(runs) == 4
-
-    def test_the_diffusion_run_hears_of_no_encoder(self, reproduce, runs, real_log):
-        assert reproduce(*self.FLAGS, real_log).status == 0
-        flags = ("--config.encoder.name=gru4rec", "--config.hbr.scale=1", "--config.dpa.fine=1",
-                 "--config.encoder.negatives=4", "--config.nns.drawn=2",
-                 "--config.nns.placement=instead", "--config.dpa.drawn=1")  # fmt: skip
-        done = reproduce("--sweep=hbr.clip=1", real_log, *flags)
-        assert (done.status, done.err) == (0, "")
-        assert [Path(workdir).name for workdir in runs] == [
-            "diffusion", "sasrec", "sweep-gru4rec-hbr.clip=1.0",
-        ]  # fmt: skip
-
-    @pytest.mark.parametrize("moved", [False, True])
-    def test_a_folder_spelled_in_another_way(self, reproduce, runs, real_log, tmp_path, moved):
-        assert reproduce(*self.FLAGS, real_log).status == 0
-        place = OUT.rename(tmp_path / "elsewhere") if moved else OUT.absolute()
-        done = reproduce(*self.FLAGS, real_log, f"--out={place}", "--dry-run")
-        assert done.out.endswith("0 of 2 runs are left\n")
-
-    @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("{", "JSON is expected ("),
-            ("[]", "a JSON object is expected"),
-            ('{"seeds": []}', "not what a run writes (IndexError"),
-        ],
-    )
-    def test_damaged(self, reproduce, runs, real_log, text, message, more):
-        assert reproduce(*self.FLAGS, real_log).status == 0
-        (OUT / "toy-strict-0" / "sasrec" / "results.json").write_text(text)
-        done = reproduce(*self.FLAGS, real_log, *more)
-        assert done.status == 2
-        assert done.err.startswith(f"error: {REFUSED}sasrec/results.json: {message}")
-        assert done.err.count("\n") == 1
-
-    @pytest.mark.parametrize(
-        "models", ['[{"name": "SASRec"}]', "5", '[{"key": "sasrec", "sampled": 1}]']
-    )
-    def test_of_another_form(self, reproduce, runs, real_log, models):
-        assert reproduce(*self.FLAGS, real_log).status == 0
-        path = OUT / "toy-strict-0" / "sasrec" / "results.json"
-        path.write_text(f'{{"seed": 0, "stage": "all", "models": {models}}}')
-        done = reproduce(*self.FLAGS, real_log)
-        assert done.status == 2
-        assert done.err.startswith(f"error: {REFUSED}sasrec/results.json: not what a run writes (")
-        assert done.err.count("\n") == 1
-
-    def test_files_that_are_no_run(self, reproduce, runs, real_log):
-        (OUT / "toy-strict-0" / "sasrec").mkdir(parents=True)
-        (OUT / "toy-strict-0" / "sasrec" / "thesis.tex").touch()
-        done = reproduce(*self.FLAGS, real_log)
-        assert done.err == f"error: {REFUSED}sasrec: not empty and not a run; name another --out\n"
-        assert runs == []
 
 
 def test_dry_run_writes_nothing(reproduce, runs, real_log, tmp_path):
