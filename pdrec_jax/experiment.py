@@ -244,11 +244,11 @@ def _run_phases(
         return record
 
     models = []
-    for number, (name, phase) in enumerate(_makers(config).items()):
+    for name, phase in _makers(config).items():
         if asked("diffusion") or place.phase(name) is not None:
             models.append(once(name, phase)["model"])
         # Before the models that nothing else reads, so that runs which borrow them need not wait.
-        if asked("diffusion") and number == 0:
+        if asked("diffusion"):
             once("preferences", phases.preferences_phase)
     if preferences is not None:
         once("preferences", phases.borrowed_phase, preferences)

@@ -12,6 +12,7 @@ from pdrec_jax.data import sources
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.encoders import registry
 from pdrec_jax.evaluation.paper import TOLERANCE, published
+from pdrec_jax.report.tables import duration
 from pdrec_jax.reproduce.cells import FLAG, Cell, Point, Row, Table
 from pdrec_jax.reproduce.plan import (
     SWEEPS,
@@ -72,7 +73,7 @@ def main_table(number: int, encoders: Sequence[str]) -> Target:
             made = jobs(setting)
             rows += _diffusion_rows(made[0])
             rows += [row for job in made[1:] for row in _variants(job)]
-        return _table(f"Table {number}", settings, rows)
+        return _table(f"Table {number}", settings, rows, jobs)
 
     return Target(f"table{number}", jobs, table)
 
@@ -94,9 +95,13 @@ def statistics() -> Target:
             ]
             rows.append(Row(setting.dataset, "target domain", cells))
         columns = ("users", "items", "events", "events a user", "sparsity (%)")
-        return dataclasses.replace(_table("Table 2", settings, rows), columns=columns)
+        made = _table("Table 2", settings, rows, jobs)
+        return dataclasses.replace(made, columns=columns)
 
-    return Target("table2", lambda setting: [], table)
+    def jobs(_: Setting) -> list[Job]:
+        return []
+
+    return Target("table2", jobs, table)
 
 
 def ablation(encoders: Sequence[str]) -> Target:
@@ -114,7 +119,7 @@ def ablation(encoders: Sequence[str]) -> Target:
             rows += [row for job in made for row in _variants(job)]
             key = "sasrec+hbr+nns+dpa"
             rows += _rows(without, {key: "SASRec w/o TI-DiffRec"}, paper=False)
-        return _table("Figure 4", settings, rows)
+        return _table("Figure 4", settings, rows, jobs)
 
     return Target("figure4", jobs, table, drawn=True)
 
@@ -150,7 +155,7 @@ def sweep(
                 field, value = next(iter(job.changed.items()))
                 if field in fields:
                     rows += _swept(job, field, value, len(encoders) > 1)
-        return _table(title, settings, rows)
+        return _table(title, settings, rows, jobs)
 
     return Target(name, jobs, table, drawn=True)
 
@@ -231,13 +236,40 @@ def _number(figures: Mapping[str, Any], metric: str) -> float | None:
     return float(figures[metric]) if metric in figures else None
 
 
-def _table(title: str, settings: Sequence[Setting], rows: Sequence[Row]) -> Table:
+def _table(
+    title: str,
+    settings: Sequence[Setting],
+    rows: Sequence[Row],
+    jobs: Callable[[Setting], list[Job]],
+) -> Table:
     config = settings[0].config
     seeds = f"seed {config.seed}"
     if config.seeds > 1:
         seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}"
     simulated = any(sources.find_files(setting.config) is None for setting in settings)
     shared = config.seeds > 1 and any(setting.shared for setting in settings)
-    notes = (*_NOTES, *([_SHARED] if shared else []), *([_SIMULATED] if simulated else []))
+    notes = [*_NOTES, *([_SHARED] if shared else []), *([_SIMULATED] if simulated else [])]
+    notes += _time_taken([job for setting in settings for job in jobs(setting)])
     head = f"{title} | protocol {config.protocol} | {seeds}"
     return Table(head, tuple(METRICS), rows, notes)
+
+
+def _time_taken(jobs: Sequence[Job]) -> list[str]:
+    """How long the finished runs of a table took, in a note; none where none is finished.
+
+    Raises:
+      UserError: see ``_rows``.
+    """
+    seconds, devices, finished = 0.0, dict[str, None](), 0
+    for job in jobs:
+        results = job.results
+        if results is None:
+            continue
+        finished += 1
+        with job.place.reading_results():
+            seconds += float(results["times"]["total"])
+            devices[results["device"]] = None
+    if not finished:
+        return []
+    took = f"{duration(seconds)} in all on {', '.join(devices)}"
+    return [f"Finished runs: {finished} of {len(jobs)}, {took}."]

@@ -113,7 +113,8 @@ def runs(monkeypatch):
             if len(seeds) > 1:
                 model["deviation"] = {"sampled": dict.fromkeys(names, 0.001)}
         results = {"seed": config.seed, "stage": config.stage, "models": models,
-                   "data": {"source": source}}  # fmt: skip
+                   "data": {"source": source}, "times": {"total": 2000.0},
+                   "device": "cpu x1"}  # fmt: skip
         if len(seeds) > 1:
             results["seeds"] = seeds
         place.save_per_user({"users": np.arange(3)})

@@ -32,6 +32,7 @@ def test_table_1(reproduce, runs, real_log):
     lines = [line.split(" | ")[0] for line in text.splitlines() if "0.2300" in line]
     assert lines == [f"| {name}" for name in models]
     assert "SIMULATED" not in text
+    assert "Finished runs: 2 of 2, 1 h 06 min in all on cpu x1." in text
     again = reproduce("--table=1", "--encoders=sasrec", "--seeds=2", real_log)
     assert again.status == 0
     assert len(runs) == 2  # nothing is missing
@@ -130,6 +131,7 @@ def test_killed_and_run_again(reproduce, runs, real_log):
     assert "| TI-DiffRec |  | " not in text
     # Not run: the paper's figure alone.
     assert "| SASRec |  |  | 0.2020<br><br> |  |  |  |" in text
+    assert "Finished runs: 1 of 2, 33 min 20 s in all on cpu x1." in text
     planned = reproduce(*flags, "--dry-run").out
     assert planned.startswith("finished toy: TI-DiffRec and T-DiffRec\n")
     assert "begun    toy: sasrec" in planned
