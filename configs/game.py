@@ -5,7 +5,8 @@
   python -m pdrec_jax.main --config=configs/game.py:variant=paper
 
 The authors publish commands for Toy alone; the paper gives one set of values for both. Toy's
-variants are Game's too. The authors' one mixed log has Toy before Game within a day.
+variants ``readme``, the default here, and ``paper`` are Game's too. The authors' one mixed log has
+Toy before Game within a day.
 """
 
 import runpy

@@ -78,7 +78,7 @@ def site_links(markdown: str, *, from_root: bool) -> str:
         path = (base / target).resolve()
         if path.parent == ROOT and path.name in FROM_ROOT:
             return f"[{words}]({FROM_ROOT[path.name]}{anchor})"
-        if path.is_relative_to(ROOT / "docs"):
+        if path.is_relative_to(ROOT / "docs") and not path.is_relative_to(ROOT / "docs" / "runs"):
             return f"[{words}]({path.relative_to(ROOT / 'docs')}{anchor})"
         if path.is_relative_to(ROOT) and path.exists():
             return f"{words} (`{path.relative_to(ROOT)}` in the repository)"
