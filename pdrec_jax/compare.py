@@ -91,10 +91,21 @@ def _models(place: Workdir) -> dict[str, Any]:
     """The models of a finished run by their keys, each with a name; at least one."""
     with place.reading_results():
         found = (place.results() or {})["models"]
-        models = {str(model["key"]): {**model, "name": str(model["name"])} for model in found}
+        models = {str(model["key"]): _model(model) for model in found}
     if not models:
         raise UserError(f"{place.path}: no model was trained in this run")
     return models
+
+
+def _model(found: dict[str, Any]) -> dict[str, Any]:
+    """A model of the results, with what a table shows beside its metrics in the form expected."""
+    users, paper = found.get("users"), found.get("paper") or {}
+    return {
+        **found,
+        "name": str(found["name"]),
+        "users": None if users is None else int(users),
+        "paper": {metric: float(value) for metric, value in paper.items()},
+    }
 
 
 def compare_runs(
@@ -232,18 +243,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("a model is named twice")
         base, *others = map(find, given)
         results = compare_runs(base, others, arguments.metrics)
-        print(seeds_table(results))
+        text, page = seeds_table(results), _page(results)
+        print(text)
         for note in results["notes"]:
             print(note)
         if arguments.out is not None:
-            _write(arguments.out, results)
+            _write(arguments.out, page, results)
 
     return answered(work, "nothing was written")
 
 
-def _write(out: Path, results: dict[str, Any]) -> None:
-    with write_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+def _page(results: dict[str, Any]) -> str:
+    """The comparison as Markdown."""
     sections = [
         f"# {title(results)}",
         markdown_table(results),
@@ -252,7 +263,13 @@ def _write(out: Path, results: dict[str, Any]) -> None:
         *filter(None, [markdown_groups(results)]),
         f"**{source_line(results)}**",
     ]
-    atomic_write_text(out / f"{_FILE}.md", "\n\n".join(sections) + "\n")
+    return "\n\n".join(sections) + "\n"
+
+
+def _write(out: Path, page: str, results: dict[str, Any]) -> None:
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(out / f"{_FILE}.md", page)
     atomic_write_text(out / f"{_FILE}.json", json.dumps(results, indent=2) + "\n")
 
 

@@ -108,6 +108,8 @@ def run_one(
     for name in run_models.damaged(config, place):
         place.undo_phase(name)
     done = place.results_of(config.stage)
+    if done is not None:
+        place.require_log(sources.listed(files))
     whole = not place.undone and done is not None
     if processes.found_by_first(whole, str(place.path / "results.json")):
         assert done is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,8 @@ def number(
 
     def allows(value: float) -> bool:
         above = value > low if open_low else value >= low
-        return math.isfinite(value) and above and value <= high
+        # Compared first: an integer may be too large for a float.
+        return above and value <= min(high, sys.float_info.max)
 
     return Field(default, f"a number {left} {low:g}{upper}", allows, meaning)
 

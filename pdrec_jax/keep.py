@@ -22,7 +22,7 @@ import numpy as np
 
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_savez_compressed, atomic_write_bytes
+from pdrec_jax.files import atomic_savez_compressed, atomic_write_bytes, write_errors
 from pdrec_jax.workdir import CONFIG, PER_USER, Workdir, saved_config, seed_folder
 
 _CURVES = "metrics.jsonl"
@@ -55,7 +55,7 @@ def _read(run: Workdir, out: Path) -> list[_Kept]:
     """
     config, several = run.config, run.config.seeds > 1
     results, arrays, curves = run.results(), run.per_user(), run.path / _CURVES
-    if results is None:
+    if results is None or not _covers(run, results):
         raise UserError(f"{run.path}: a finished run is expected")
     if not several and "users" not in arrays:
         raise UserError(f"{run.path}: ranks of all users are expected in {PER_USER}")
@@ -68,16 +68,26 @@ def _read(run: Workdir, out: Path) -> list[_Kept]:
     return kept
 
 
+def _covers(run: Workdir, results: dict[str, Any]) -> bool:
+    """Whether the results are of all seeds that the run was last asked for."""
+    config = run.config
+    numbers = list(range(config.seed, config.seed + config.seeds))
+    return config.seeds == 1 or results.get("seeds") == numbers
+
+
 def _require_free(kept: _Kept) -> Workdir:
     """Opens the place of a copy.
 
     Raises:
-      UserError: it has another run, the run itself, one with models, or one of more seeds.
+      UserError: it has another run, the run itself, one with models, or one of more seeds, or
+        another process is at work in it.
     """
     run, out = kept.run, kept.out
     if out.resolve() == run.path.resolve() or any(out.glob("phases/*.json")):
         raise UserError(f"--out: {out} holds the run itself; name another folder")
     place = Workdir(out, run.config, run.data["source"], flag="--out")
+    place.require_log(run.data["files"])
+    place.require_unlocked()
     before = saved_config(out)
     if before is not None and before.seeds > run.config.seeds:
         raise UserError(f"--out: {out} has {before.seeds} seeds, and {run.path} has fewer")
@@ -101,6 +111,12 @@ def keep(runs: Sequence[tuple[Workdir, Path]]) -> None:
             # The whole run first: a folder of seeds without its config is no run.
             for kept, copy in zip(parts, copies, strict=True):
                 stack.enter_context(copy.held(kept.run.data))
+            # What an earlier call has kept is no finished run while it is replaced.
+            for kept, copy in zip(parts, copies, strict=True):
+                copy.reopen()
+                if not kept.curves:
+                    with write_errors(kept.out):
+                        (kept.out / _CURVES).unlink(missing_ok=True)
             for kept, copy in reversed(list(zip(parts, copies, strict=True))):
                 if kept.curves:
                     atomic_write_bytes(kept.out / _CURVES, kept.curves)
@@ -129,7 +145,8 @@ def _found(given: Path, out: Path) -> Iterator[tuple[Workdir, Path]]:
         inside.append(path)
         try:
             run = Workdir.open(path, several=True)
-            finished = run.results() is not None
+            results = run.results()
+            finished = results is not None and _covers(run, results)
         except UserError as error:
             print(f"{error}; left out", flush=True)
             continue

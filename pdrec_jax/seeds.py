@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax import phases, processes, run_models
+from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
 from pdrec_jax.errors import UserError
@@ -117,6 +118,7 @@ def run(
     seeds = [Workdir(path / seed_folder(own.seed), own, head["data"]["source"]) for own in configs]
     damaged = [run_models.damaged(own, one) for own, one in zip(configs, seeds, strict=True)]
     if done is not None and not any(damaged) and done.get("seeds") == numbers:
+        place.require_log(sources.listed(files))
         with place.reading_results():
             text = seeds_table(done)
         print(f"{place.path}: finished, these are its results", flush=True)

@@ -127,6 +127,24 @@ class Workdir:
         if processes.is_first():
             require_unlocked(self.path)
 
+    def require_log(self, files: list[dict[str, str]]) -> None:
+        """Checks that the run in the directory, if there is one, is on a log.
+
+        Args:
+          files: of the log, see ``data.sources.listed``.
+
+        Raises:
+          UserError: it is on another one.
+        """
+        if self._saved_data is not None and _checksums(self._saved_data["files"]) != _checksums(
+            files
+        ):
+            names = ", ".join(file["name"] for file in files)
+            raise UserError(
+                f"{self.path}: holds a run on another content of {names}, by its checksum; "
+                f"{self._another}"
+            )
+
     @contextlib.contextmanager
     def held(self, data: dict[str, Any]) -> Iterator[None]:
         """Begins the run, with all other processes kept out until the end of the block.
@@ -160,12 +178,7 @@ class Workdir:
           UserError: the run in it is on other data, or the directory cannot be written.
         """
         data = {"source": data["source"], "files": data["files"]}
-        if self._saved_data is not None and _checksums(self._saved_data) != _checksums(data):
-            names = ", ".join(file["name"] for file in data["files"])
-            raise UserError(
-                f"{self.path}: holds a run on another content of {names}, by its checksum; "
-                f"{self._another}"
-            )
+        self.require_log(data["files"])
         with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         # The config first: a directory without it is taken for somebody else's.
@@ -281,6 +294,15 @@ class Workdir:
             atomic_write_text(self.path / _RESULTS, json.dumps(results, indent=2) + "\n")
         processes.barrier(f"finished {self.path}")
 
+    def reopen(self) -> None:
+        """Removes the results, so that what is written next is not taken for finished.
+
+        Raises:
+          UserError: the directory cannot be written.
+        """
+        with write_errors(self.path):
+            (self.path / _RESULTS).unlink(missing_ok=True)
+
 
 def saved_config(path: Path) -> ConfigDict | None:
     """Returns the config that the run in a directory was begun with, None where there is none.
@@ -293,7 +315,7 @@ def saved_config(path: Path) -> ConfigDict | None:
         return None
     try:
         return _resolved(saved)
-    except (UserError, TypeError) as error:
+    except (UserError, ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{path / CONFIG}: {error}") from error
 
 
@@ -319,8 +341,8 @@ def _is_data(found: dict[str, Any]) -> bool:
     )
 
 
-def _checksums(data: dict[str, Any]) -> list[str]:
-    return [file["sha256"] for file in data["files"]]
+def _checksums(files: list[dict[str, str]]) -> list[str]:
+    return [file["sha256"] for file in files]
 
 
 def _resolved(saved: dict[str, Any]) -> ConfigDict:

@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
     # Runs experiments as the command line does; nobody may know it.
     "reproduce": SHARED
-    | {"data", "encoders", "evaluation", "report", "experiment", "main"}
+    | {"data", "encoders", "evaluation", "report", "phases", "experiment", "main"}
     | {"reproduce"},
     # Explains one user of a run; nobody may know it.
     "inspect": SHARED

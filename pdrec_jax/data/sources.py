@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Collection
@@ -174,8 +175,7 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
             raise UserError(f"config.data.time: {files[0]} was prepared without times, expected ''")
         if not data.time:
             log = dataclasses.replace(log, times=None)
-        sealed = [{"name": files[0].name, "sha256": checksum(files[0])}]
-        return log, _found(config, log, sealed)
+        return log, _found(config, log, listed(files))
     columns = (data.time, data.auxiliary_time or data.time)
     logs = [
         read_log(path, user=data.user, item=data.item, time=time or None, ids=data.ids)
@@ -184,8 +184,39 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
     log = logs[0]
     if len(logs) > 1:
         log = merge_domains(log, logs[1], source_first=data.auxiliary_first)
-    listed = [{"name": path.name, "sha256": sha256(path)} for path in files]
-    return log, _found(config, log, listed)
+    return log, _found(config, log, listed(files))
+
+
+def listed(files: list[Path] | None) -> list[dict[str, str]]:
+    """Names the files of a log, each with its checksum; none of a simulated one.
+
+    Args:
+      files: from ``find_files``.
+
+    Raises:
+      UserError: one cannot be read.
+    """
+    found = []
+    for path in files or []:
+        digest = checksum(path) if path.is_dir() else _sha256(path, *_mark(path))
+        found.append({"name": path.name, "sha256": digest})
+    return found
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """What changes with a file; of one that cannot be read nothing, and ``sha256`` says why."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """The checksum of a file, computed once while its size and its time stay."""
+    del size, modified
+    return sha256(path)
 
 
 def _found(config: ConfigDict, log: Interactions, files: list[dict[str, str]]) -> dict[str, Any]:

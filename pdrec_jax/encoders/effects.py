@@ -55,6 +55,7 @@ def plugin_effects(
     offsets, lengths = split.train.offsets, split.train.lengths
     trained = np.where(preferences.users, np.minimum(lengths - 1, max_length), 0)
     counts, edges = np.histogram([], bins=_BINS, range=(0, clip * scale))
+    largest = np.float32(clip) * np.float32(scale)  # as the weights have it, in their precision
     total = zero = clipped = 0
     for first, last in user_blocks(offsets):
         begin, end = offsets[[first, last]]
@@ -64,7 +65,7 @@ def plugin_effects(
         counts = counts + np.histogram(targets, bins=_BINS, range=(0, clip * scale))[0]
         total += len(targets)
         zero += int(np.sum(targets == 0))
-        clipped += int(np.sum(targets >= clip * scale))
+        clipped += int(np.sum(targets >= largest))
     candidates, negatives = preferences.candidates[users], preferences.negatives[users]
     num_items = split.train.num_items
     test, valid = split.test_items[users][:, None], split.valid_items[users][:, None]

@@ -21,8 +21,8 @@ _FEWEST_USERS = 10  # a bin; fewer make an interval that says nothing
 def quantile_bins(numbers: np.ndarray, most: int = _MOST_BINS) -> tuple[np.ndarray, list[str]]:
     """Groups users by a whole number into bins of about the same number of users.
 
-    Users of one number share a bin, so there are fewer bins where numbers tie, or where there are
-    too few users for `most` bins of ten.
+    Users of one number share a bin, so there are fewer bins where numbers tie. None has fewer than
+    ten users, unless there are fewer in all.
 
     Args:
       numbers: [U'], of each user, such as the length of the history; U' >= 1.
@@ -33,13 +33,28 @@ def quantile_bins(numbers: np.ndarray, most: int = _MOST_BINS) -> tuple[np.ndarr
       ("5-8").
     """
     count = max(1, min(most, len(numbers) // _FEWEST_USERS))
-    cuts = np.quantile(numbers, np.arange(1, count + 1) / count, method="inverted_cdf")
-    bins = np.searchsorted(np.unique(cuts), numbers, side="left")
+    cuts = np.unique(np.quantile(numbers, np.arange(1, count + 1) / count, method="inverted_cdf"))
+    bins = _merged(np.searchsorted(cuts, numbers, side="left"))
     labels = []
     for index in range(bins.max() + 1):
         low, high = int(numbers[bins == index].min()), int(numbers[bins == index].max())
         labels.append(f"{low}" if low == high else f"{low}-{high}")
     return bins, labels
+
+
+def _merged(bins: np.ndarray) -> np.ndarray:
+    """Joins bins of fewer than ten users with the next one, the last with the one before."""
+    sizes, joined, number = np.bincount(bins), [], 0
+    held = 0
+    for size in sizes:
+        joined.append(number)
+        held += size
+        if held >= _FEWEST_USERS:
+            number, held = number + 1, 0
+    names = np.array(joined)
+    if held and number:
+        names[names == number] = number - 1
+    return names[bins]
 
 
 def by_group(

@@ -76,7 +76,7 @@ def _with_deviations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for model in results.get("models") or []:
         rows.append(dict(model))
         if model.get("deviation"):
-            rows.append({"name": "  +-", **model["deviation"]})
+            rows.append({"name": tables.DEVIATION, **model["deviation"]})
     return rows
 
 

@@ -17,6 +17,7 @@ BLOCKS = {
 }
 _NAME_WIDTH = 19
 _CELL = 6  # a space and ".1234"
+DEVIATION = "  +-"  # name of the row below a model that has its standard deviations
 _MISSING = "-"
 
 _NDCG = [(f"@{k}", f"NDCG@{k}") for k in CUTOFFS]
@@ -122,17 +123,19 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     models = results.get("models") or []
     if not models:
         return "No model has been evaluated."
+    ranked = [model for model in models if model.get("name") != DEVIATION]
     parts = []
     for block in BLOCKS:
         names = [name for _, name in (*_NDCG, *_HR, *_OTHER)]
-        best = {name: _best(models, block, name) for name in names}
+        best = {name: _best(ranked, block, name) for name in names}
         head, rows = [*names], []
         has_paper = block == "sampled" and _has_paper(results, models)
         for model in models:
             row = []
             for name in names:
                 cell = number(_value(model, block, name))
-                strong = cell != _MISSING and cell == best[name] and len(models) > 1
+                strong = cell == best[name] and model in ranked and len(ranked) > 1
+                strong = strong and cell != _MISSING
                 row.append(f"**{cell}**" if strong else cell)
             if has_paper:
                 row.insert(names.index("NDCG@10") + 1, number(_paper(model)))

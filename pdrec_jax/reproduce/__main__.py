@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from pdrec_jax.reproduce.targets import Target
 
 _DATASETS = ("toy", "game", "book", "music")
+# What is said of a table as a whole, in its title and its folder.
+_OF_A_TABLE = {
+    "protocol": "--protocol=strict,reference makes a table of each",
+    "seed": "--config.seed=N makes the tables of another one",
+    "seeds": "--seeds=S makes the tables of so many",
+}
 _PAIRS = ("toy_game", "game_toy", "book_music", "music_book")  # of Table 3
 
 
@@ -49,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--datasets",
         type=_names,
-        help=f"config files, by default {', '.join(_DATASETS)}, for Table 3 {', '.join(_PAIRS)}",
+        help="config files, with a variant behind a colon (toy:readme), by default "
+        f"{', '.join(_DATASETS)}, for Table 3 {', '.join(_PAIRS)}",
     )
     parser.add_argument(
         "--encoders",
@@ -175,10 +182,12 @@ def _values(text: str) -> tuple[str, tuple[Any, ...]]:
     if not equals or not values:
         raise UserError(f"--sweep: FIELD=V1,V2,.. is expected, got {text!r}")
     require_field(field)
+    if field in _OF_A_TABLE:
+        raise UserError(f"--sweep: {field} is one of a whole table; {_OF_A_TABLE[field]}")
     kind = type(FIELDS[field].default)
     try:
         found = ast.literal_eval(f"({values},)") if kind is not str else tuple(values.split(","))
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise UserError(f"--sweep: {FIELDS[field].expected} is expected, got {values!r}") from error
     for value in found:
         if not FIELDS[field].fits(value):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pdrec_jax.data import sources
 from pdrec_jax.encoders import registry
 from pdrec_jax.errors import UserError
 from pdrec_jax.experiment import resolve
@@ -60,13 +61,17 @@ class Job:
     changed: Mapping[str, Any]
 
     @functools.cached_property
+    def _resolved(self) -> tuple[ConfigDict, list[Path] | None]:
+        return resolve(self.config, self.by_hand)
+
+    @property
     def resolved(self) -> tuple[ConfigDict, str]:
         """The config as the run has it, on a simulated log a shortened one, and the data's source.
 
         Raises:
           UserError: what is wrong with the config, or a log that is missing.
         """
-        config, files = resolve(self.config, self.by_hand)
+        config, files = self._resolved
         return config, "simulated" if files is None else "real"
 
     @property
@@ -74,10 +79,12 @@ class Job:
         """The directory of the run.
 
         Raises:
-          UserError: it holds a run with another config or on data of another source, whose results
-            are not the job's.
+          UserError: it holds a run with another config, on data of another source or on another
+            log, whose results are not the job's.
         """
-        return Workdir(self.workdir, *self.resolved, flag="--out")
+        place = Workdir(self.workdir, *self.resolved, flag="--out")
+        place.require_log(sources.listed(self._resolved[1]))
+        return place
 
     @property
     def results(self) -> dict[str, Any] | None:

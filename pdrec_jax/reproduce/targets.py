@@ -12,6 +12,7 @@ from pdrec_jax.data import sources
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.encoders import registry
 from pdrec_jax.evaluation.paper import TOLERANCE, published
+from pdrec_jax.phases import encoder_key
 from pdrec_jax.report.tables import duration
 from pdrec_jax.reproduce.cells import FLAG, Cell, Point, Row, Table
 from pdrec_jax.reproduce.plan import (
@@ -170,7 +171,7 @@ def _swept(job: Job, field: str, value: Any, several: bool) -> list[Row]:
         point = Point(field, str(value), curve)
         rows += [
             dataclasses.replace(row, point=point)
-            for row in _rows(job, {_key(job, variant): name}, paper=False)
+            for row in _rows(job, {encoder_key(job.config, variant): name}, paper=False)
         ]
     return rows
 
@@ -188,17 +189,10 @@ def _diffusion_rows(job: Job) -> list[Row]:
 
 
 def _variants(job: Job) -> list[Row]:
-    title, _ = registry.find(job.config.encoder.name)
-    variants = job.config.encoder.variants
-    return _rows(job, {_key(job, each): title + _suffix(each).upper() for each in variants})
-
-
-def _key(job: Job, variant: str) -> str:
-    return job.config.encoder.name + _suffix(variant)
-
-
-def _suffix(variant: str) -> str:
-    return "" if variant == "base" else f"+{variant}"
+    encoder = job.config.encoder
+    title, _ = registry.find(encoder.name)
+    keys = [encoder_key(job.config, variant) for variant in encoder.variants]
+    return _rows(job, {key: title + key.removeprefix(encoder.name).upper() for key in keys})
 
 
 def _rows(job: Job, names: Mapping[str, str], *, paper: bool = True) -> list[Row]:
@@ -216,7 +210,7 @@ def _rows(job: Job, names: Mapping[str, str], *, paper: bool = True) -> list[Row
     rows = []
     with job.place.reading_results():
         models = {model["key"]: model for model in results.get("models", [])}
-        simulated = results.get("data", {}).get("source") == "simulated"
+        simulated = job.resolved[1] == "simulated"
         for key, name in names.items():
             model = models.get(key, {})
             if paper:  # the run knows better: on a log without times all is T-DiffRec
@@ -255,7 +249,7 @@ def _table(
 
 
 def _time_taken(jobs: Sequence[Job]) -> list[str]:
-    """How long the finished runs of a table took, in a note; none where none is finished.
+    """How long the finished runs of a table took, in a note; none where one does not say so.
 
     Raises:
       UserError: see ``_rows``.
@@ -267,8 +261,10 @@ def _time_taken(jobs: Sequence[Job]) -> list[str]:
             continue
         finished += 1
         with job.place.reading_results():
+            if "times" not in results:
+                return []
             seconds += float(results["times"]["total"])
-            devices[results["device"]] = None
+            devices[str(results.get("device", "an unnamed device"))] = None
     if not finished:
         return []
     took = f"{duration(seconds)} in all on {', '.join(devices)}"

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.splits import leave_one_out
@@ -6,7 +7,8 @@ from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders.effects import plugin_effects
 
 
-def test_shares_are_of_the_events_that_train() -> None:
+@pytest.mark.parametrize(("clip", "scale"), [(2.0, 2.0), (0.7, 2.25)])
+def test_shares_are_of_the_events_that_train(clip, scale) -> None:
     """Neither a first event, nor one before the window, nor one of a user without preferences."""
     lengths = np.array([8, 4, 7])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -23,7 +25,8 @@ def test_shares_are_of_the_events_that_train() -> None:
     split = leave_one_out(log)
     np.testing.assert_array_equal(split.train.lengths, [6, 2, 5])
     # Zero where no target: of 6 events the last 3 are, of 2 the last one.
-    weights = np.array([0, 0, 0, 2, 4, 0, 0, 1, 9, 9, 9, 9, 9], np.float32)
+    weights = np.array([0, 0, 0, 1, 4, 0, 0, 1, 9, 9, 9, 9, 9], np.float32)
+    weights[4] = np.float32(clip) * np.float32(scale)  # as float32 has it, not as float64
     preferences = Preferences(
         np.array([True, True, False]),
         np.ones((3, 2), np.int32),
@@ -31,7 +34,7 @@ def test_shares_are_of_the_events_that_train() -> None:
         np.zeros(13, np.float32),
         np.zeros(3, np.float32),
     )
-    hbr = plugin_effects(split, preferences, weights, 2.0, 2.0, 3)["hbr"]
+    hbr = plugin_effects(split, preferences, weights, clip, scale, 3)["hbr"]
     assert sum(hbr["counts"]) == 4
     assert hbr["zero_share"] == 1 / 4
     assert hbr["clipped_share"] == 1 / 4

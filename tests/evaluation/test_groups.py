@@ -101,10 +101,25 @@ def test_quantile_bins_part_the_users(lengths: list[int], most: int) -> None:
     order = np.argsort(array, kind="stable")
     assert (np.diff(bins[order]) >= 0).all()
     assert all(len(set(bins[array == length])) == 1 for length in set(lengths))
+    assert np.bincount(bins).min() >= min(10, len(lengths))
     for index, label in enumerate(labels):
         low, _, high = label.partition("-")
         assert array[bins == index].min() == int(low)
         assert array[bins == index].max() == int(high or low)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({1: 59, 2: 1}, [60]),
+        ({1: 3, 2: 50, 3: 50}, [53, 50]),
+        ({1: 50, 2: 4, 3: 50, 4: 5}, [50, 59]),
+        ({1: 4}, [4]),
+    ],
+)
+def test_quantile_bins_are_of_ten_users_at_least(counts, expected) -> None:
+    numbers = np.concatenate([np.full(count, number) for number, count in counts.items()])
+    assert np.bincount(quantile_bins(numbers)[0]).tolist() == expected
 
 
 def test_quantile_bins_are_even_where_nothing_ties() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax import keep, seeds
+from pdrec_jax.data import sources
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
 
@@ -78,6 +79,15 @@ def test_again(two, call, monkeypatch):
     assert (done.status, done.err) == (0, "")
     assert "finished, these are its results" in done.out
     assert two.stamps == before
+
+
+def test_again_on_another_log(two, call, monkeypatch):
+    monkeypatch.setattr(sources, "listed", lambda _: [{"name": "log.inter", "sha256": "0"}])
+    done = call(two.path, SEEDS, SAME_LOG)
+    assert done.status == 2
+    assert "holds a run on another content of log.inter, by its checksum" in done.err
+    one = call(two.path / "seed-1", "--config.seed=1", SAME_LOG)
+    assert "holds a run on another content of log.inter, by its checksum" in one.err
 
 
 def test_more_seeds_later(two, call, tmp_path):

@@ -100,6 +100,14 @@ def test_a_run_of_several_models_needs_a_name(tmp_path, make, capsys):
         ('{"models": [{}]}', "results.json: not what a run writes"),
         ('{"models": [{"key": "sasrec"}]}', "results.json: not what a run writes"),
         ('{"models": []}', "no model was trained in this run"),
+        (
+            '{"models": [{"key": "sasrec", "name": "S", "users": "many"}]}',
+            "results.json: not what a run writes",
+        ),
+        (
+            '{"models": [{"key": "sasrec", "name": "S", "paper": 3}]}',
+            "results.json: not what a run writes",
+        ),
     ],
 )
 def test_damaged_results_are_one_line(tmp_path, make, capsys, text, expected):

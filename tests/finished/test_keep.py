@@ -1,6 +1,7 @@
 """What is kept of finished runs can be compared as they can, and replaces no other run."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -164,6 +165,46 @@ def test_without_whole_ranks_nothing_is_kept(tmp_path, make, kept, seeds):
         assert not folder.exists()
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_interrupted_while_a_copy_is_replaced(tmp_path, make, kept, monkeypatch, seeds):
+    """New ranks never stand beside old results."""
+    make("run", ["sasrec"], seeds)
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    if seeds > 1:
+        Workdir.open(tmp_path / "run", several=True).finish({"seeds": [0, 1]})
+    assert kept("run")[0] == 0
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "finish", Mock(side_effect=KeyboardInterrupt))
+        assert kept("run")[0] == 130
+    assert list((tmp_path / "kept").rglob("results.json")) == []
+    assert kept("run")[0] == 0
+    names = [path.name for path in (tmp_path / "kept").rglob("*.json")]
+    assert names.count("results.json") == (1 if seeds == 1 else 3)
+    assert not (tmp_path / "kept" / "run" / "metrics.jsonl").exists()
+
+
+def test_another_log_or_a_lock_is_found_before_anything_is_written(tmp_path, make, kept):
+    make("a", ["sasrec"])
+    make("b", ["sasrec"])
+    make("kept/b", ["sasrec"], log="another")
+    status, _, error, folder = kept("a", "b")
+    assert status == 2
+    assert "holds a run on another content of log, by its checksum; name another --out" in error
+    assert not (folder / "a").exists()
+
+
+def test_a_run_that_is_given_more_seeds_is_left_out_of_a_folder(tmp_path, make, kept):
+    for name, seeds in (("all/whole", 2), ("all/more", 3)):
+        make(name, ["sasrec"], seeds)
+        Workdir.open(tmp_path / name, several=True).finish({"seeds": [0, 1]})
+    status, out, error, folder = kept("all")
+    assert (status, error) == (0, "")
+    assert f"{tmp_path}/all/more: not finished, left out\n" in out
+    assert [path.name for path in folder.iterdir()] == ["whole"]
+    assert kept("all/more")[2].endswith("more: a finished run is expected\n")
+
+
 def test_fewer_seeds_do_not_replace_more(tmp_path, make, kept):
     for name, seeds in (("run", 2), ("kept/run", 3)):
         make(name, ["sasrec"], seeds)
@@ -175,12 +216,18 @@ def test_fewer_seeds_do_not_replace_more(tmp_path, make, kept):
 
 def test_what_is_no_run_is_left_out_of_a_folder(tmp_path, make, kept):
     make("all/run", ["sasrec"])
-    for name, text in (("other", '{"hidden": 3}'), ("odd", '{"seeds": null}')):
+    damaged = {
+        "other": '{"hidden": 3}',
+        "odd": '{"seeds": null}',
+        "dotted": '{"hbr.clip": 3}',
+        "large": '{"hbr": {"clip": 1%s}}' % (400 * "0"),
+    }
+    for name, text in damaged.items():
         (tmp_path / "all" / name).mkdir()
         (tmp_path / "all" / name / "config.json").write_text(text)
         (tmp_path / "all" / name / "data.json").write_text('{"source": "real", "files": []}')
     status, out, error, folder = kept("all")
     assert (status, error) == (0, "")
-    assert out.count("; left out\n") == 2
+    assert out.count("; left out\n") == 4
     assert "an integer of at least 1 is expected, got None" in out
     assert [path.name for path in folder.iterdir()] == ["run"]

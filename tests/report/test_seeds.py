@@ -47,6 +47,20 @@ def test_without_comparisons(results):
     assert "gains over" not in seeds_table({**results, "comparisons": []})
 
 
+def test_deviations_are_never_the_best(results, tmp_path):
+    small = {"key": "a", "name": "A", "full": {"NDCG@1": 0.0004, "NDCG@5": 0.0002},
+             "deviation": {"full": {"NDCG@1": 0.0006, "NDCG@5": 0.0001}}}  # fmt: skip
+    text = write_seeds_report(
+        tmp_path / "run", {**results, "models": [small], "comparisons": []}
+    ).read_text()
+    assert "**0" not in text
+    large = {**small, "key": "b", "name": "B", "full": {"NDCG@1": 0.0003, "NDCG@5": 0.0005}}
+    both = {**results, "models": [small, large], "comparisons": []}
+    text = write_seeds_report(tmp_path / "run", both).read_text()
+    bold = {line.split(" | ")[0]: line.count("**0") for line in text.splitlines() if "**0" in line}
+    assert bold == {"| A": 1, "| B": 1}
+
+
 def test_report(results, tmp_path):
     text = write_seeds_report(tmp_path / "run", results).read_text()
     assert text.startswith("# real data | toy | protocol strict | seeds 0 to 2\n")

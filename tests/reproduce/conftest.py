@@ -12,6 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from pdrec_jax import experiment
+from pdrec_jax.data import sources
+from pdrec_jax.encoders.stage import parse_variant
 from pdrec_jax.evaluation.metrics import CUTOFFS
 from pdrec_jax.reproduce.__main__ import main
 from pdrec_jax.workdir import Workdir
@@ -73,8 +75,8 @@ def keys_of(config) -> list[str]:
     other = "position" if config.diffusion.weighting == "time" else "time"
     keys = [] if config.stage == "encoder" else ["diffusion", f"diffusion-{other}"]
     if config.stage != "diffusion":
-        names = [v for v in config.encoder.variants if v != "base"]
-        keys += [config.encoder.name, *(f"{config.encoder.name}+{name}" for name in names)]
+        names = [parse_variant(v) for v in config.encoder.variants if v != "base"]
+        keys += ["+".join([config.encoder.name, *plugins]) for plugins in [(), *names]]
     return keys
 
 
@@ -100,7 +102,7 @@ def runs(monkeypatch):
         made.configs[workdir] = config
         source = "simulated" if files is None else "real"
         place = Workdir(workdir, config, source)
-        place.begin({"source": source, "files": []})
+        place.begin({"source": source, "files": sources.listed(files)})
         if made.die_at == len(made):
             raise KeyboardInterrupt
         names = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS] + ["AUC", "MRR"]

@@ -1,6 +1,7 @@
 """What the command plans, runs, leaves out and writes; the runs themselves are stand-ins."""
 
 import csv
+import json
 import shlex
 from pathlib import Path
 
@@ -257,6 +258,32 @@ def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simul
     assert "0.2020" not in text
 
 
+def test_simulated_or_not_before_anything_is_run(reproduce, runs, simulated):
+    runs.die_at = 1
+    assert reproduce("--table=1", "--encoders=sasrec", simulated).status == 130
+    assert "0.2020" not in (OUT / "strict" / "table1.md").read_text()
+
+
+def test_a_variant_whose_plugins_are_named_in_another_order(reproduce, runs, real_log):
+    flags = ("--config.encoder.variants=('dpa+nns', 'base')", real_log)
+    assert reproduce("--sweep=hbr.clip=1", *flags).status == 0
+    lines = (OUT / "strict" / "sweep-hbr.clip.csv").read_text().splitlines()
+    rows = [row[1] for row in csv.reader(lines) if row[2] == "N@10" and row[4] == "0.23"]
+    assert rows == ["hbr.clip = 1.0 (dpa+nns)", "hbr.clip = 1.0 (base)"]
+
+
+def test_results_that_name_no_time(reproduce, runs, real_log):
+    assert reproduce("--table=1", "--encoders=sasrec", real_log).status == 0
+    path = OUT / "toy-strict-0" / "sasrec" / "results.json"
+    results = json.loads(path.read_text())
+    del results["times"]
+    path.write_text(json.dumps(results))
+    assert reproduce("--table=1", "--encoders=sasrec", real_log).status == 0
+    text = (OUT / "strict" / "table1.md").read_text()
+    assert "0.2020<br>0.2300" in text
+    assert "Finished runs" not in text
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -299,6 +326,10 @@ def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simul
         (("--sweep=hbr.clap=1",), "config.hbr.clap: unknown field, did you mean"),
         (("--sweep=hbr.clip=1,no",), "--sweep: a number above 0 is expected"),
         (("--sweep=hbr.clip=1,-1",), "config.hbr.clip: a number above 0 is expected, got -1"),
+        (("--sweep=hbr.clip={[]:1}",), "--sweep: a number above 0 is expected"),
+        (("--sweep=hbr.clip=1" + 400 * "0",), "config.hbr.clip: a number above 0 is expected"),
+        (("--sweep=protocol=strict,reference",), "--sweep: protocol is one of a whole table"),
+        (("--sweep=seeds=1,2",), "--sweep: seeds is one of a whole table"),
     ],
 )
 def test_mistakes(reproduce, runs, tmp_path, flags, message):

@@ -40,6 +40,19 @@ def test_another_config_or_source(reproduce, runs, real_log, changed, message, m
     assert (OUT / "strict" / "table1.md").read_text() == text
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_another_content_of_the_log(reproduce, runs, real_log, tmp_path, more):
+    assert reproduce(*FLAGS, real_log).status == 0
+    log = tmp_path / "none.csv"
+    log.write_text(log.read_text().removesuffix("\n")[:-1] + "7\n")
+    done = reproduce(*FLAGS, real_log, *more)
+    assert (done.status, len(runs)) == (2, 2)
+    assert done.err == (
+        f"error: {REFUSED}diffusion: holds a run on another content of none.csv, by its checksum; "
+        "name another --out or remove it\n"
+    )
+
+
 def test_simulated_results_fill_no_real_table(reproduce, runs, real_log):
     assert reproduce(*FLAGS, SIMULATED).status == 0
     done = reproduce(*FLAGS, real_log)
