@@ -1,12 +1,16 @@
-"""Writing files so that a kill, a crash or a full disk never leaves half of one."""
+"""Files of a run, which are written whole or not at all, and told in a line where damaged."""
 
 import contextlib
 import errno
+import json
 import os
+import struct
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -138,3 +142,81 @@ def _savez(
 ) -> None:
     # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too, hence no types of it.
     atomic_write(path, lambda file: savez(file, allow_pickle=False, **arrays))
+
+
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turns the failures of a read into one line.
+
+    Args:
+        path: The file or folder that the message names.
+
+    Raises:
+        UserError: The system refuses it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object.
+
+    Args:
+        path: The file; may be missing.
+
+    Returns:
+        The object; None where there is no file.
+
+    Raises:
+        UserError: The file cannot be read or holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with read_errors(path):
+            found = json.loads(path.read_bytes().decode())
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: JSON is expected ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON object is expected")
+    return found
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an .npz file; no Python objects, which would run code.
+
+    Args:
+        path: The file; may be missing.
+
+    Returns:
+        The arrays by name; none where there is no file.
+
+    Raises:
+        UserError: The file cannot be read or holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        # An array file without an archive around it: one of these two, by the version of Python.
+        AttributeError,
+        TypeError,
+        KeyError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: arrays in .npz form are expected ({reason})") from error

@@ -6,9 +6,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,14 @@ from ml_collections import ConfigDict
 
 from pdrec_jax import processes
 from pdrec_jax.errors import UserError, warn
-from pdrec_jax.files import atomic_savez, atomic_write_text, write_errors
+from pdrec_jax.files import (
+    atomic_savez,
+    atomic_write_text,
+    read_arrays,
+    read_errors,
+    read_json,
+    write_errors,
+)
 from pdrec_jax.locks import NAME as LOCK
 from pdrec_jax.locks import locked, require_unlocked
 from pdrec_jax.settings import (
@@ -67,7 +71,7 @@ class Workdir:
         config, source = self._resolved, self._source
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: a directory is expected")
-        self._saved_data = _read_json(self.path / _DATA)
+        self._saved_data = read_json(self.path / _DATA)
         if self._saved_data is not None and not _is_data(self._saved_data):
             raise UserError(f"{self.path / _DATA}: not what a run writes; {self._another}")
         if self._saved_data and self._saved_data.get("source") != source:
@@ -75,7 +79,7 @@ class Workdir:
                 f"{self.path}: holds a run on {self._saved_data.get('source')} data, and this one "
                 f"would be on {source} data; {self._another}"
             )
-        saved = _read_json(self.path / CONFIG)
+        saved = read_json(self.path / CONFIG)
         if saved is not None:
             changed = differences(config, saved, source)
             if changed:
@@ -98,7 +102,7 @@ class Workdir:
           UserError: there is no run, or one of several seeds where one is expected.
         """
         path = Path(path)
-        config, data = saved_config(path), _read_json(path / _DATA)
+        config, data = saved_config(path), read_json(path / _DATA)
         if config is None or data is None:
             raise UserError(f"{path}: the workdir of a run is expected, with {CONFIG} and {_DATA}")
         if config.seeds > 1 and not several:
@@ -196,7 +200,7 @@ class Workdir:
 
     def results(self) -> dict[str, Any] | None:
         """Returns the results of a finished run, None otherwise."""
-        return _read_json(self.path / _RESULTS)
+        return read_json(self.path / _RESULTS)
 
     def results_of(self, stage: str) -> dict[str, Any] | None:
         """Returns the results of a finished run, None unless they cover a stage, or ``all``."""
@@ -237,7 +241,7 @@ class Workdir:
 
     def _sound(self, name: str) -> dict[str, Any] | None:
         path = self.path / "phases" / f"{name}.json"
-        sealed = _read_json(path)
+        sealed = read_json(path)
         if sealed is None:
             return None
         if not {_SEAL, _RECORD} & sealed.keys():
@@ -277,11 +281,11 @@ class Workdir:
 
     def phase_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Returns the per-user arrays of a phase, empty where it has none."""
-        return _read_arrays(self.path / "phases" / f"{name}.npz")
+        return read_arrays(self.path / "phases" / f"{name}.npz")
 
     def per_user(self) -> dict[str, np.ndarray]:
         """Returns the per-user arrays of a finished run."""
-        return _read_arrays(self.path / PER_USER)
+        return read_arrays(self.path / PER_USER)
 
     def save_per_user(self, arrays: dict[str, np.ndarray]) -> None:
         """Writes the per-user arrays of the whole run."""
@@ -310,7 +314,7 @@ def saved_config(path: Path) -> ConfigDict | None:
     Raises:
       UserError: it is damaged, or has fields that are not known here.
     """
-    saved = _read_json(path / CONFIG)
+    saved = read_json(path / CONFIG)
     if saved is None:
         return None
     try:
@@ -328,7 +332,7 @@ def _seal(record: dict[str, Any], arrays: Path) -> str:
     """The checksum of a phase: of its record and, where it has them, of its arrays."""
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     if arrays.is_file():
-        with _read_errors(arrays), arrays.open("rb") as file:
+        with read_errors(arrays), arrays.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
@@ -362,7 +366,7 @@ def _as_tuples(value: Any) -> Any:
 
 
 def _entries(path: Path) -> list[Path]:
-    with _read_errors(path):
+    with read_errors(path):
         return list(path.iterdir())
 
 
@@ -382,49 +386,3 @@ def _left_below(path: Path) -> Iterator[Path]:
 
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-@contextlib.contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        with _read_errors(path):
-            found = json.loads(path.read_bytes().decode())
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: JSON is expected ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return found
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        return {}
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        AttributeError,  # an array file without an archive around it
-        KeyError,
-        MemoryError,
-        NotImplementedError,
-        RuntimeError,
-        struct.error,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: arrays in .npz form are expected ({reason})") from error

@@ -111,3 +111,43 @@ def test_other_failures_pass_and_leave_no_temporary_file(
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="Input/output"):
         files.atomic_write_text(tmp_path / "a", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"{", "JSON is expected"),
+        (b"[1]", "a JSON object is expected"),
+        (b"\xff", "JSON is expected"),
+        (b"[" * 100_000, "JSON is expected"),
+    ],
+)
+def test_what_is_no_json_object(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "a.json"
+    assert files.read_json(path) is None
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: {expected}"):
+        files.read_json(path)
+    path.write_bytes(b'{"a": [1]}')
+    assert files.read_json(path) == {"a": [1]}
+
+
+def test_what_is_no_archive_of_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    assert files.read_arrays(path) == {}
+    files.atomic_savez(path, a=np.arange(300), b=np.eye(9))
+    whole = path.read_bytes()
+    assert sorted(files.read_arrays(path)) == ["a", "b"]
+    np.save(tmp_path / "array.npy", np.arange(3))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    others = [(tmp_path / f"{name}.npy").read_bytes() for name in ("array", "objects")]
+    for content in (b"", whole[:300], whole[:-5], b"PK" + whole[2:90], *others):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"^{path}: arrays in .npz form are expected"):
+            files.read_arrays(path)
+
+
+def test_what_the_system_does_not_let_read(tmp_path: Path) -> None:
+    refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with pytest.raises(UserError, match="a: cannot be read"), files.read_errors(Path("a")):
+        raise refused

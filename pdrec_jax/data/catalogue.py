@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from pdrec_jax.data.splits import Split
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_savez
+from pdrec_jax.files import atomic_savez, read_arrays
 
 CATALOGUE = "catalogue.npz"
 
@@ -138,18 +137,18 @@ def load_catalogue(workdir: Path) -> Catalogue:
             f"{path}: not there; a run of an earlier version is expected to be called once more, "
             "by the command that trained it, which then writes the file"
         )
+    arrays = read_arrays(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            target, source = archive["counts"].tolist()
-            found = Catalogue(
-                archive["item_ids"],
-                target,
-                source,
-                archive["popularity"],
-                tuple(archive["places"].tolist()),
-            )
-            whole = found.popularity.shape == found.item_ids.shape and target <= found.num_items
-    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        target, source = arrays["counts"].tolist()
+        found = Catalogue(
+            arrays["item_ids"],
+            target,
+            source,
+            arrays["popularity"],
+            tuple(arrays["places"].tolist()),
+        )
+        whole = found.popularity.shape == found.item_ids.shape and target <= found.num_items
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: a catalogue is expected ({error})") from error
     if not whole:
         raise UserError(f"{path}: a catalogue is expected (its parts do not fit)")

@@ -90,7 +90,7 @@ class TestFile:
         whole = (tmp_path / CATALOGUE).read_bytes()
         for data in (b"", whole[:100], whole[: len(whole) // 2], b"nonsense"):
             (tmp_path / CATALOGUE).write_bytes(data)
-            with pytest.raises(UserError, match="a catalogue is expected"):
+            with pytest.raises(UserError, match=r"arrays in .npz form are expected"):
                 load_catalogue(tmp_path)
 
     def test_parts_that_do_not_fit(self, tmp_path) -> None:
