@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -33,6 +34,9 @@ def answered(work: Callable[[], int | None], going_on: str) -> int:
       the exit status: 0, 2 after one line on a mistake of the user's or of the system's, 128 and
       the number of the signal when interrupted (130 for SIGINT, 143 for SIGTERM).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may have bytes that are no text; stderr escapes them by itself.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with interrupts.heard():
             return work() or 0
@@ -41,6 +45,8 @@ def answered(work: Callable[[], int | None], going_on: str) -> int:
     except KeyboardInterrupt as error:
         print(interrupts.farewell(error, going_on), file=sys.stderr)
         return interrupts.status(error)
+    except MemoryError as error:
+        return _fail(f"out of memory ({str(error) or 'no more is given'})")
     except OSError as error:
         message = of_system(error)
         if message is None:

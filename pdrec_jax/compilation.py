@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+from pdrec_jax.files import expanded
+
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _DIRECTORY, _ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
@@ -32,7 +34,7 @@ def use_cache(setting: str) -> Path | None:
         return Path(own) if own else None
     if setting == "off":
         return None
-    directory = _default() if setting == "auto" else Path(setting).expanduser()
+    directory = _default() if setting == "auto" else expanded(setting, "config.compilation_cache")
     jax.config.update(_DIRECTORY, str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
     return directory

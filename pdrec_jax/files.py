@@ -19,13 +19,16 @@ from pdrec_jax.errors import UserError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     errno.EACCES,
+    errno.EBUSY,
     errno.EEXIST,
     errno.EISDIR,
     errno.ENOENT,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
+    errno.ENOTEMPTY,
     errno.EPERM,
     errno.EROFS,
+    errno.EXDEV,
 }
 
 
@@ -99,6 +102,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes text (UTF-8, line ends as given) as a whole or not at all.
 
+    What UTF-8 cannot hold, as a byte of a file's name that is no text, is written as an escape.
+
     Args:
         path: The file to write or replace; its folder must exist.
         text: The content.
@@ -106,7 +111,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         UserError: As `atomic_write`.
     """
-    atomic_write_bytes(path, text.encode("utf-8"))
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def atomic_savez(path: str | os.PathLike[str], /, **arrays: np.ndarray) -> None:
@@ -142,6 +147,22 @@ def _savez(
 ) -> None:
     # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too, hence no types of it.
     atomic_write(path, lambda file: savez(file, allow_pickle=False, **arrays))
+
+
+def expanded(path: str, what: str) -> Path:
+    """Puts a home directory in place of ``~`` or ``~user``.
+
+    Args:
+        path: As the user has written it.
+        what: Names it in the message.
+
+    Raises:
+        UserError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{what}: {path}: no such home directory") from error
 
 
 @contextlib.contextmanager

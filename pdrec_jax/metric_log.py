@@ -331,7 +331,7 @@ def _load(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(row)
             valid = isinstance(line["stage"], str) and isinstance(line["epoch"], int)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
         if valid:
             lines.append(line)

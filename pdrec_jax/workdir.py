@@ -81,7 +81,12 @@ class Workdir:
             )
         saved = read_json(self.path / CONFIG)
         if saved is not None:
-            changed = differences(config, saved, source)
+            try:
+                changed = differences(config, saved, source)
+            except (ArithmeticError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{self.path / CONFIG}: not what a run writes ({error}); {self._another}"
+                ) from error
             if changed:
                 raise UserError(
                     f"{self.path}: holds a run with another config, which differs in "

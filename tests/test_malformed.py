@@ -389,6 +389,27 @@ def json_values(draw: st.DrawFn, data: bytes) -> bytes:
     return json.dumps(value).encode()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", b"[" * 200_000 + b"\n"),
+        ("config.json", b'{"seeds": null}'),
+        ("config.json", b'{"a.b": 1}'),
+        ("config.json", b'{"hbr": {"clip": 1%s}}' % (b"0" * 400)),
+    ],
+)
+def test_what_no_run_leaves(place: Path, begun: dict[str, bytes], name, content) -> None:
+    path = place / "begun"
+    for each, original in begun.items():
+        (path / each).write_bytes(original)
+    (path / name).write_bytes(content)
+    (path / "results.json").unlink()
+    arguments = ["main", "--config=config.py", f"--workdir={path}"]
+    status, _, lines = told(lambda: main([*arguments, "--config.data.source=simulated"]))
+    assert status == 2
+    require_one_line(status, lines)
+
+
 @drawn(50)
 @given(data=st.data())
 def test_what_lies_in_a_workdir(place: Path, begun: dict[str, bytes], data: st.DataObject) -> None:

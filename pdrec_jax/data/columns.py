@@ -6,6 +6,7 @@ Letters: E events.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,11 @@ LARGEST_RATIO = 200
 # Makes the error for the record with this index (from 0), this field and this complaint.
 Fault = Callable[[int, str, str], UserError]
 
-POSITIVE_INTEGER = r"^0*[1-9][0-9]{0,17}$"
+MAX_ID = 255  # characters
+_POSITIVE_INTEGER = r"^0*[1-9][0-9]{0,17}$"
 # Written the one way that an integer is written: then text and number can stand for each other.
 # Both patterns stop at 18 digits, which always fit int64.
+LINE_ENDS = "\r\n"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
@@ -93,10 +96,24 @@ def to_log(columns: dict[str, Any], wanted: Columns, ids: Ids, fault: Fault) -> 
     return from_events(users, items, times, user_ids=user_ids, item_ids=item_ids)
 
 
+def is_id(value: str, ids: Ids) -> bool:
+    """Whether text without blanks around it is an id: of one line, not empty and not endless."""
+    if ids == "integer":
+        return re.match(_POSITIVE_INTEGER, value) is not None
+    return 0 < len(value) <= MAX_ID and not set(LINE_ENDS) & set(value)
+
+
 def bad_id(value: str, ids: Ids) -> str:
-    """What is wrong with an empty or non-integer id, in words."""
+    """What is wrong with what is no id, in words."""
+    value = value.strip()
     wanted = "an integer from 1" if ids == "integer" else "an id"
-    return f"{shown(value)} is not {wanted}" if value.strip() else f"empty, {wanted} is expected"
+    if not value:
+        return f"empty, {wanted} is expected"
+    if set(LINE_ENDS) & set(value):
+        return f"{shown(value)} has a line break in it, as behind a quote that is not closed"
+    if ids != "integer":
+        return f"{shown(value)} is longer than {MAX_ID} characters"
+    return f"{shown(value)} is not {wanted}"
 
 
 def shown(value: str) -> str:
@@ -142,9 +159,11 @@ def _coded_ids(column: Any, name: str, ids: Ids, fault: Fault) -> tuple[NDArray,
     codes = encoded.indices.to_numpy()
     distinct = pc.utf8_trim_whitespace(encoded.dictionary)
     if ids == "integer":
-        wrong = pc.invert(pc.match_substring_regex(distinct, POSITIVE_INTEGER))
+        wrong = pc.invert(pc.match_substring_regex(distinct, _POSITIVE_INTEGER))
     else:
-        wrong = pc.equal(distinct, "")
+        wrong = pc.or_(pc.equal(distinct, ""), pc.greater(pc.utf8_length(distinct), MAX_ID))
+        for end in LINE_ENDS:
+            wrong = pc.or_(wrong, pc.match_substring(distinct, end))
     wrong = wrong.to_numpy(zero_copy_only=False)
     if wrong.any():
         row = int(np.argmax(wrong[codes]))

@@ -21,10 +21,10 @@ import numpy as np
 from pdrec_jax.data.columns import (
     HARMLESS,
     LARGEST_RATIO,
-    POSITIVE_INTEGER,
     Columns,
     Ids,
     bad_id,
+    is_id,
     one_line,
     shown,
     to_log,
@@ -35,6 +35,7 @@ from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.errors import UserError
 
 _NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
+OPEN_QUOTE = "a quote that is not closed; one within a field is expected doubled"
 _ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
@@ -77,6 +78,27 @@ class _Layout:
         if self.quoted:
             return csv.reader(lines, delimiter=self.delimiter)
         return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
+
+
+def open_quote(lines: Iterable[str], delimiter: str, first: int = 1) -> int | None:
+    """Finds a quote that is not closed: all rows behind it would be one field.
+
+    Args:
+        lines: of a text with quotes, each with its line end.
+        delimiter: between fields.
+        first: number of the first line.
+
+    Returns:
+        The line that the row with the quote begins on; None where there is none.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    row = first
+    try:
+        for _ in reader:
+            row = first + reader.line_num
+    except csv.Error:
+        return row
+    return None
 
 
 def _text(path: Path) -> bytes:
@@ -184,6 +206,11 @@ class _Table:
             )
         except pa.ArrowException as error:
             raise self._first_fault(one_line(error)) from error
+        # Each quote that is opened is closed, and one within a field is doubled.
+        if self.layout.quoted and self.data.count(b'"', self.body) % 2:
+            row = open_quote(self._lines(), self.layout.delimiter, 2)
+            if row is not None:
+                raise UserError(f"{self.path}: row {row}: {OPEN_QUOTE}")
         return {
             name: table.column(str(position)) for name, position in self.layout.positions.items()
         }
@@ -204,13 +231,15 @@ class _Table:
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Rows that are not blank, each with the number of the line that it begins on."""
-        text = io.TextIOWrapper(io.BytesIO(self.data[self.body :]), "utf-8", newline="")
-        reader = self.layout.rows(text)
+        reader = self.layout.rows(self._lines())
         row = 2
         for fields in reader:
             if fields:
                 yield row, fields
             row = reader.line_num + 2
+
+    def _lines(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(io.BytesIO(self.data[self.body :]), "utf-8", newline="")
 
     def _complaint(self, fields: list[str]) -> str:
         width = self.layout.width
@@ -222,14 +251,10 @@ class _Table:
                 if not _is_finite(value):
                     what = shown(value) if value.strip() else "an empty field"
                     return f", field {shown(name)}: {what} is not a finite number"
-            elif not _is_id(value.strip(), self.ids):
+            elif not is_id(value.strip(), self.ids):
                 return f", field {shown(name)}: {bad_id(value, self.ids)}"
         return ""
 
 
 def _is_finite(value: str) -> bool:
     return _NUMBER.fullmatch(value) is not None and bool(np.isfinite(float(value)))
-
-
-def _is_id(value: str, ids: Ids) -> bool:
-    return re.match(POSITIVE_INTEGER, value) is not None if ids == "integer" else bool(value)

@@ -65,7 +65,8 @@ def _columns(path: Path, wanted: Columns) -> dict[str, Any]:
     except OSError as error:
         raise unreadable(path, error) from error
     try:
-        with pq.ParquetFile(path) as parquet:
+        # A path would be taken for a URI where it has a colon.
+        with path.open("rb") as file, pq.ParquetFile(file) as parquet:
             wanted.positions(str(path), parquet.schema_arrow.names)
             require_plausible(path, parquet.metadata)
             table = parquet.read(columns=list(wanted.names))

@@ -11,6 +11,7 @@ from pdrec_jax.data.delimited import read_delimited
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.parquet import read_parquet
 from pdrec_jax.errors import UserError
+from pdrec_jax.files import expanded
 
 SUFFIXES = (".inter.gz", ".inter", ".csv.gz", ".csv", ".tsv.gz", ".tsv", ".parquet")
 
@@ -92,7 +93,7 @@ def find_log(name: str, directories: Iterable[str | Path | None]) -> Path | None
         if not directory:
             continue
         for suffix in ("", *SUFFIXES):
-            path = Path(directory).expanduser() / (name + suffix)
+            path = expanded(str(directory), name) / (name + suffix)
             if path.is_file():
                 return path
     return None

@@ -17,6 +17,7 @@ from pdrec_jax.data.mapped import checksum, read_mapped
 from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
+from pdrec_jax.files import expanded
 from pdrec_jax.settings import FIELDS, fill, misfit
 
 # What `python -m pdrec_jax.prepare` leaves in the directory of a log of one's own.
@@ -37,7 +38,7 @@ def directories(config: ConfigDict) -> list[Path]:
     found = []
     for what, place in named.items():
         if place:
-            found.append(Path(place).expanduser())
+            found.append(expanded(place, what))
             if not found[-1].is_dir():
                 raise UserError(f"{what}: {place} is no directory")
     return [*found, Path("data")]
@@ -58,6 +59,12 @@ def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     """
     if not config.data.path:
         return config
+    for field in ("data.target", "data.auxiliary"):
+        if field in by_hand:
+            raise UserError(
+                f"config.{field}: config.data.path names the log already, and one of the two is "
+                "expected"
+            )
     path = Path(config.data.path) / PREPARED
     where = f"config.data.path: {path}"
     try:
@@ -71,7 +78,7 @@ def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
             f"{where}: cannot be read ({error.strerror}); the directory that "
             "`python -m pdrec_jax.prepare` made is expected"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: not written by `python -m pdrec_jax.prepare`") from error
     for field, value in values.items():
         if field not in FIELDS:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrec_jax.data.columns import Columns, one_line, shown
+from pdrec_jax.data.delimited import OPEN_QUOTE, open_quote
 from pdrec_jax.data.parquet import require_plausible
 from pdrec_jax.errors import UserError
 from pdrec_jax.prepare.streams import Unpacked, UnpackedText, split_suffix
@@ -63,7 +64,7 @@ def read_batches(
         yield from _parquet(path, wanted, progress)
     elif suffix in (".inter", ".csv", ".tsv"):
         with Unpacked(path, packing, lambda _: None) as stream:
-            layout = _Layout(path, suffix, wanted, stream, positions)
+            layout = _Layout(path, suffix, packing, wanted, stream, positions)
         with UnpackedText(path, packing, progress) as text:
             yield from layout.batches(text, skipped, block or _BLOCK)
     else:
@@ -78,11 +79,12 @@ class _Layout:
         self,
         path: Path,
         suffix: str,
+        packing: str | None,
         wanted: Columns,
         stream: Unpacked,
         positions: dict[str, int] | None,
     ):
-        self.path, self.wanted = path, wanted
+        self.path, self.packing, self.wanted = path, packing, wanted
         self.delimiter = "," if suffix == ".csv" else "\t"
         self.quoted = suffix != ".inter"
         self.headings = positions is None
@@ -118,12 +120,13 @@ class _Layout:
         except csv.Error as error:
             raise UserError(f"{where}: {one_line(error)}") from error
 
-    def batches(self, stream: Unpacked, skipped: Skipped, block: int) -> Iterator[Batch]:
+    def batches(self, stream: UnpackedText, skipped: Skipped, block: int) -> Iterator[Batch]:
         import pyarrow as pa
         import pyarrow.csv as pa_csv
 
         def skip(row: Any) -> str:
-            skipped["another number of fields"] += 1
+            # Behind a quote that is out of place many lines are one row.
+            skipped["another number of fields"] += 1 + row.text.strip("\r\n").count("\n")
             return "skip"
 
         # As a dictionary, millions of ids cost an int32 each, and each check is done once an id.
@@ -157,10 +160,18 @@ class _Layout:
             )
             for batch in reader:
                 yield {name: batch.column(str(place)) for name, place in self.positions.items()}
+            if self.quoted and stream.quotes % 2:
+                self._require_closed_quotes()
         except (pa.ArrowException, OSError) as error:
             if any(words in str(error) for words in ("Empty CSV", "Could not skip initial")):
                 return  # a header alone
             raise UserError(f"{self.path}: {one_line(error)}") from error
+
+    def _require_closed_quotes(self) -> None:
+        with UnpackedText(self.path, self.packing, lambda _: None) as text:
+            row = open_quote(text.lines(), self.delimiter)
+        if row is not None:
+            raise UserError(f"{self.path}: row {row}: {OPEN_QUOTE}")
 
 
 def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> Iterator[Batch]:
@@ -169,7 +180,8 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
 
     Unpacked(path, None, progress).close()  # for its errors of a file that cannot be opened
     try:
-        with pq.ParquetFile(path) as parquet:
+        # A path would be taken for a URI where it has a colon.
+        with path.open("rb") as file, pq.ParquetFile(file) as parquet:
             wanted.positions(str(path), parquet.schema_arrow.names)
             require_plausible(path, parquet.metadata)
             rows = max(parquet.metadata.num_rows, 1)

@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdrec_jax.data.columns import shown
+from pdrec_jax.data.columns import LINE_ENDS, MAX_ID, shown
 from pdrec_jax.errors import UserError
 
-MAX_ID = 255  # characters
-
 # Why an id or a time is no use; the places are the codes below.
-ID_FAULTS = ("", "empty", "not UTF-8 text or a NUL in it", f"longer than {MAX_ID}")
-_GOOD, _EMPTY, _NO_TEXT, _LONG = range(len(ID_FAULTS))
+ID_FAULTS = (
+    "",
+    "empty",
+    "not UTF-8 text or a NUL in it",
+    f"longer than {MAX_ID}",
+    "a line break in it, as behind a quote that is not closed",
+)
+_GOOD, _EMPTY, _NO_TEXT, _LONG, _BREAK = range(len(ID_FAULTS))
 _ISO = "ISO date (YYYY-MM-DD..)"
 TIME_FAULTS = (
     "",
@@ -172,6 +176,8 @@ def _checked_text(values: Any) -> tuple[Any, NDArray[np.int8]]:
     text = pc.fill_null(pc.utf8_trim_whitespace(text), "")
     wrong[np.asarray(pc.match_substring(text, "\0"))] = _NO_TEXT
     wrong[np.asarray(pc.utf8_length(text)) > MAX_ID] = _LONG
+    for end in LINE_ENDS:
+        wrong[np.asarray(pc.match_substring(text, end))] = _BREAK
     wrong[np.asarray(pc.equal(text, "")) & (wrong == _GOOD)] = _EMPTY
     return text, wrong
 

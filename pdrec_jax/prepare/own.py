@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdrec_jax import interrupts
 from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.mapped import read_mapped
 from pdrec_jax.data.sources import PREPARED, PREPARED_COLUMNS, PREPARED_LOG
@@ -124,6 +125,8 @@ def require_free(out: Path, overwrite: bool) -> None:
         UserError: something is in the way.
     """
     with write_errors(out):
+        if os.path.ismount(out.resolve()):
+            raise UserError(f"{out}: a file system begins there; name a directory below it")
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return
         ours = (out / PREPARED).is_file()
@@ -187,13 +190,15 @@ def _in_memory(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, in
     def fill(directory: Path) -> Figures:
         import pyarrow.parquet as pq
 
-        pq.write_table(
-            _table(raw, records, users, items),
-            directory / PREPARED_LOG,
-            compression="zstd",
-            use_dictionary=["user_id", "item_id"],  # times hardly repeat
-            row_group_size=_ROW_GROUP,
-        )
+        # A path would be taken for a URI where it has a colon.
+        with (directory / PREPARED_LOG).open("wb") as file:
+            pq.write_table(
+                _table(raw, records, users, items),
+                file,
+                compression="zstd",
+                use_dictionary=["user_id", "item_id"],  # times hardly repeat
+                row_group_size=_ROW_GROUP,
+            )
         return measure(records)
 
     return fill, dropped
@@ -266,24 +271,35 @@ def _external(vocabulary: Vocabulary, used: Any, codes: Any) -> Any:
 
 def _write(out: Path, fill: Callable[[Path], str], overwrite: bool) -> str:
     """Fills a directory beside `out`, then gives it the name; returns what `fill` does."""
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    place = out.resolve()  # a link stays, and `.` has a name
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
     with write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
             text = fill(temporary)
             require_free(out, overwrite)
-            if out.exists() and any(out.iterdir()):
-                old = out.with_name(f"{temporary.name}.old")
-                os.replace(out, old)
-                os.replace(temporary, out)
-                shutil.rmtree(old)
-            else:
-                os.replace(temporary, out)
+            with interrupts.deferred():
+                _swap(temporary, place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return text
+
+
+def _swap(temporary: Path, out: Path) -> None:
+    """Gives a directory the name of another one, which goes; or leaves that as it was."""
+    if not out.exists() or not any(out.iterdir()):
+        os.replace(temporary, out)
+        return
+    old = out.with_name(f"{temporary.name}.old")
+    os.replace(out, old)
+    try:
+        os.replace(temporary, out)
+    except BaseException:
+        os.replace(old, out)
+        raise
+    shutil.rmtree(old)
 
 
 def _name(out: Path) -> str:

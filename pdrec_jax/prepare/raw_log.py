@@ -176,6 +176,9 @@ def _usable(
         where = f"{path}: field {shown(name)}"
         if name == wanted.time:
             moments = to_times(batch[name], where, dates)
+            if dates not in (None, moments.dates) and (moments.faults == 0).any():
+                kinds = ("dates", "numbers") if moments.dates else ("numbers", "dates")
+                raise UserError(f"{where}: {kinds[0]}, after {kinds[1]}; prepare them apart")
             # A file without one time that can be read says nothing of the next.
             dates = moments.dates if (moments.faults == 0).any() else dates
             faults, words, values = moments.faults, TIME_FAULTS, moments.values

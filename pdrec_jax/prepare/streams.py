@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,8 @@ class Unpacked(io.RawIOBase):
         super().__init__()
         self._path, self._packing, self._progress = path, packing, progress
         try:
-            # pyarrow's own file would map a directory's error to words of its own.
-            with path.open("rb"):
-                pass
-            self._file = pa.OSFile(str(path), "rb")
+            # Through Python, for pyarrow takes no name that is no UTF-8 text.
+            self._file = pa.PythonFile(path.open("rb"), "r")
         except OSError as error:
             raise unreadable(path, error) from error
         self._stream: Any = pa.CompressedInputStream(self._file, packing) if packing else self._file
@@ -114,6 +112,7 @@ class UnpackedText(Unpacked):
     def __init__(self, path: Path, packing: str | None, progress: Callable[[int], None]):
         super().__init__(path, packing, progress)
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self.quotes = 0  # read so far
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes: at most `size` of them, none at the end of the file."""
@@ -123,7 +122,17 @@ class UnpackedText(Unpacked):
             text = self._decoder.decode(chunk, final=not chunk)
             if text or not chunk:
                 break
+        self.quotes += text.count('"')
         try:
             return text.encode()
         except UnicodeEncodeError:
             return _NO_TEXT.sub("\0", text).encode()
+
+    def lines(self) -> Iterator[str]:
+        """The lines that are left, each with its end."""
+        rest = b""
+        while chunk := self.read(1 << 20):
+            *whole, rest = (rest + chunk).split(b"\n")
+            yield from (f"{line.decode()}\n" for line in whole)
+        if rest:
+            yield rest.decode()

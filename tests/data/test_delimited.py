@@ -260,6 +260,30 @@ class TestBadText:
         text = 'user_id,item_id,timestamp\n1,7,10\n1,"7,10\n2,7,10\n'
         assert complaint(write("log.csv", text)) == "row 3: 2 fields, 3 are expected"
 
+    @pytest.mark.parametrize("rest", ["", "2,7,10\n" * 30])
+    def test_a_quote_of_the_last_field_that_never_ends(self, write, complaint, rest):
+        """All rows behind it would be one id, and silently be gone."""
+        for name, delimiter in (("log.csv", ","), ("log.tsv.gz", "\t")):
+            text = f'user_id,timestamp,item_id\n1,10,7\n1,10,"7\n{rest}'.replace(",", delimiter)
+            expected = "row 3: a quote that is not closed; one within a field is expected doubled"
+            assert complaint(write(name, text)) == expected
+
+    def test_quotes_that_close_each_other(self, write, complaint):
+        rows = [*['1,10,"7'], *["2,7,10"] * 5, '1,10,8"', "1,10,9"]
+        text = "user_id,timestamp,item_id\n1,10,7\n" + "".join(f"{row}\n" for row in rows)
+        told = complaint(write("log.csv", text))
+        assert told.startswith("row 3, field 'item_id': '7\\n2,7,10\\n2,")
+        assert told.endswith(" has a line break in it, as behind a quote that is not closed")
+
+    def test_quotes_within_a_field_open_nothing(self, write, events):
+        text = 'user_id,title,item_id,timestamp\n1,5" disc,7,10\n1,x,5,20\n2,y,7,5\n'
+        assert events(read_log(write("log.csv", text))) == EXPECTED
+
+    def test_an_id_without_end(self, write, complaint):
+        path = write("log.csv", "user_id,item_id,timestamp\n1,7,10\n1," + "x" * 256 + ",1\n")
+        expected = f"row 3, field 'item_id': {'x' * 37 + '...'!r} is longer than 255 characters"
+        assert complaint(path) == expected
+
     @given(body=st.text("12x\t\t\n.- e", max_size=30), suffix=st.sampled_from([".inter", ".tsv"]))
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_whatever_is_wrong_has_a_row(self, write, body, suffix):

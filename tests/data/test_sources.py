@@ -114,6 +114,8 @@ class TestFindFiles:
         assert complaint(config) == "$PDREC_DATA: none is no directory"
         config.data.dir = "data/toy.csv"
         assert complaint(config) == "config.data.dir: data/toy.csv is no directory"
+        config.data.dir = "~nobody-of-that-name/data"
+        assert complaint(config).endswith("~nobody-of-that-name/data: no such home directory")
 
     def test_no_target(self, config) -> None:
         config.data.target = ""

@@ -139,15 +139,37 @@ class TestText:
             ("log.tsv", b"user,item,time\n", "row 1 (header): no column 'user', found 'user,item"),
             ("log.csv", b"\xff\xfe\n1,2", "row 1 (header): not UTF-8 text"),
             ("log.csv", b"x" * (1 << 20), "row 1 (header): longer than 1 MiB, no text table"),
-            ("log.csv", b'user,item,time\n"a,x,1\n' + b"b,y,2\n" * 9, "CSV"),
+            ("log.csv", b'user,item,time\n"a,x,1\n' + b"b,y,2\n" * 9, "row 2: a quote that is not"),
+            (
+                "log.csv.gz",
+                b"user,item,time\n" + b"b,y,2\n" * 9 + b'a,x,"1\n' + b"b,y,2\n" * 9,
+                "row 11: a quote that is not closed; one within a field is expected doubled",
+            ),
         ],
     )
     def test_broken(self, write, name, content, message) -> None:
-        if message == "CSV":
-            # An open quote takes in the rest: one row of one field.
-            assert read(write(name, content)) == ([], {"another number of fields": 1})
-        else:
-            assert complaint(write(name, content)).startswith(message)
+        assert complaint(write(name, content)).startswith(message)
+
+    def test_quotes_that_open_nothing(self, write) -> None:
+        text = 'user,item,time\na,5" disc,1\n"b ""\n""",y,2\n'
+        rows = [("a", '5" disc', "1"), ('b "\n"', "y", "2")]
+        assert read(write("log.csv", text)) == (rows, Skipped())
+
+    def test_rows_behind_an_open_quote_are_counted_by_lines(self, write) -> None:
+        text = 'user,item,time\na,x,1\n"b,y,2\nc,z,3\nd,v,4",w\ne,u,5\n'
+        rows, skipped = read(write("log.csv", text))
+        assert rows == [("a", "x", "1"), ("e", "u", "5")]
+        assert skipped == {"another number of fields": 3}
+
+    def test_names_that_are_no_paths_for_arrow(self, tmp_path, write, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("s3:a").mkdir()
+        table = pa.table({"item": ["x"], "time": [1], "user": ["a"]})
+        pq.write_table(table, tmp_path / "log.parquet")
+        for name in ("s3:a/log.parquet", "~.parquet", "\udce9.parquet"):
+            Path(name).write_bytes((tmp_path / "log.parquet").read_bytes())
+            assert read(Path(name))[0] == [("a", "x", "1")]
+        assert read(write("\udce9.csv", CSV))[0] == EXPECTED
 
     def test_a_row_without_an_end(self, write, monkeypatch) -> None:
         monkeypatch.setattr(batches, "_BLOCK", 1000)

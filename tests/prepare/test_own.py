@@ -1,6 +1,7 @@
 """A log of one's own: filtered, reported, written as a whole, and read by the main job."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -221,6 +222,53 @@ class TestDirectory:
     def test_an_empty_directory_is_free(self, make, tmp_path) -> None:
         (tmp_path / "out").mkdir()
         make(users("a", "b"))
+
+    def test_a_link_stays_and_a_point_has_a_name(self, make, tmp_path, monkeypatch) -> None:
+        make(users("a", "b"))
+        (tmp_path / "out").rename(tmp_path / "real")
+        (tmp_path / "out").symlink_to("real")
+        assert len(make(users("a", "b", "c"), overwrite=True)["rows"]) == 9
+        assert (tmp_path / "out").is_symlink()
+        assert pq.read_table(tmp_path / "real" / "log.parquet").num_rows == 9
+        monkeypatch.chdir(tmp_path / "real")
+        text = prepare([tmp_path / "log.csv"], WANTED, Path(), Rules(), overwrite=True)
+        assert "--config.data.path=.\n" in text
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"log.csv", "out", "real"}
+
+    def test_a_mount_point(self, make, tmp_path, monkeypatch) -> None:
+        (tmp_path / "out").mkdir()
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "out")
+        with pytest.raises(UserError, match=r"out: a file system begins there; name a directory"):
+            make(users("a", "b"))
+
+    def test_names_that_are_no_paths_for_arrow(self, make, tmp_path, monkeypatch) -> None:
+        make(users("a", "b"))
+        monkeypatch.chdir(tmp_path)
+        for out in ("runs:a/mine", "~/mine", "\udce9"):
+            assert prepare([tmp_path / "log.csv"], WANTED, Path(out), Rules())
+            assert (Path(out) / "report.txt").is_file()
+            assert pq.read_table(tmp_path / "out" / "log.parquet").num_rows == 6
+
+    def test_the_old_log_stays_where_the_new_one_cannot_take_its_place(
+        self, make, tmp_path, monkeypatch
+    ) -> None:
+        make(users("a", "b"))
+        replace, calls = os.replace, []
+
+        def fail(source: Path, target: Path) -> None:
+            calls.append(target)
+            # That of the directory: the first moves the old one away, the second fails.
+            if Path(target).name == "out" and len([t for t in calls if Path(t).name == "out"]) == 1:
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(own.os, "replace", fail)
+            with pytest.raises(KeyboardInterrupt):
+                make(users("a", "b", "c"), overwrite=True)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
+        assert pq.read_table(tmp_path / "out" / "log.parquet").num_rows == 6
 
     def test_nothing_is_left_of_a_failure(self, make, tmp_path, monkeypatch) -> None:
         make(users("a", "b"))

@@ -88,6 +88,33 @@ def test_dates(tmp_path) -> None:
     assert (log.dates, log.times.tolist()) == (True, [86_400.0])
 
 
+@pytest.mark.parametrize("last", [".jsonl", ".parquet"])
+def test_dates_and_numbers_in_two_files(tmp_path, last) -> None:
+    """Read as one, half of the times would be wrong by a factor of a thousand."""
+    table = {"user": ["a"], "item": ["x"], "time": [1_500_000_000_000]}
+    numbers, dates = tmp_path / f"numbers{last}", tmp_path / f"dates{last}"
+    if last == ".jsonl":
+        write(numbers, '{"user": "a", "item": "x", "time": 1500000000000}\n')
+        write(dates, '{"user": "b", "item": "x", "time": "2017-07-14"}\n')
+    else:
+        pq.write_table(pa.table(table), numbers)
+        stamps = pa.array(table["time"], pa.timestamp("ms"))
+        pq.write_table(pa.table({**table, "time": stamps}), dates)
+    with pytest.raises(UserError, match=r"field 'time': numbers, after dates; prepare them apart"):
+        read_raw_log([dates, numbers], WANTED)
+    if last == ".parquet":
+        with pytest.raises(UserError, match=r"dates, after numbers; prepare them apart"):
+            read_raw_log([numbers, dates], WANTED)
+
+
+def test_an_id_with_a_line_break(tmp_path) -> None:
+    text = 'user,item,time\na,x,1\n"b\nc",x,1\n'
+    log = read_raw_log([write(tmp_path / "a.csv", text)], WANTED)
+    assert rows(log) == [("a", "x", 1)]
+    reason = "field 'user': a line break in it, as behind a quote that is not closed"
+    assert log.skipped == {reason: 1}
+
+
 def test_many_batches(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(batches, "_BLOCK", 200)
     rng = np.random.default_rng(0)
