@@ -49,6 +49,7 @@ require_number --nodes "$nodes"
 require_number --tasks "$tasks"
 require_number --notice "$notice"
 [[ -z $port ]] || require_number --port "$port"
+[[ -z $cpus ]] || require_number --cpus "$cpus"
 [[ $gpus == 0 ]] || require_number --gpus "$gpus"
 if ((notice > 65535)); then fail "--notice: at most 65535 is what sbatch takes, got $notice"; fi
 if ((gpus && tasks > 1 && gpus % tasks)); then

@@ -91,7 +91,11 @@ on_all_hosts() {
 create() {
   local asked=("--accelerator-type=$type")
   [[ -z $spot ]] || asked+=(--spot)
-  if ! $dry_run && [[ $(slice_state) != GONE ]]; then
+  local state=GONE
+  $dry_run || state=$(slice_state)
+  if [[ $state == UNREACHABLE ]]; then
+    return 3
+  elif [[ $state != GONE ]]; then
     echo "$name is there already" >&2
   elif [[ -n $direct ]]; then
     # There may be no room for it now.
@@ -104,16 +108,23 @@ create() {
   wait_until_ready
 }
 
-# The slice's state in capitals; GONE where there is none.
+describe=("${tpus[@]}" queued-resources describe "$name" "${place[@]}" '--format=value(state.state)')
+[[ -z $direct ]] ||
+  describe=("${tpus[@]}" tpu-vm describe "$name" "${place[@]}" '--format=value(state)')
+
+# The slice's state in capitals; GONE where there is none, UNREACHABLE where gcloud does not know.
 slice_state() {
-  local found
-  if [[ -n $direct ]]; then
-    found=$("${tpus[@]}" tpu-vm describe "$name" "${place[@]}" '--format=value(state)' 2>/dev/null)
+  local found errors
+  errors=$(mktemp)
+  if found=$("${describe[@]}" 2>"$errors"); then
+    echo "${found:-GONE}"
+  elif grep -qiE 'not[ _]found' "$errors"; then
+    echo GONE
   else
-    found=$("${tpus[@]}" queued-resources describe "$name" "${place[@]}" \
-      '--format=value(state.state)' 2>/dev/null)
-  fi || true
-  echo "${found:-GONE}"
+    tail -n 1 "$errors" >&2
+    echo UNREACHABLE
+  fi
+  rm -f "$errors"
 }
 
 wait_until_ready() {
@@ -177,7 +188,8 @@ watch() {
   fi
   while :; do
     state=$(slice_state)
-    case $state in READY | ACTIVE) ;; *)
+    # What gcloud does not know is no reason to give the slice back.
+    case $state in READY | ACTIVE | UNREACHABLE) ;; *)
       echo "$(date +%H:%M) $name: $state" >&2
       return 1
       ;;
@@ -215,6 +227,7 @@ keep() {
       { create && setup && start "$@" && watch; } || status=$?
     fi
     case $status in
+      3) sleep "$poll" ;;
       1)
         echo "$(date +%H:%M) $name: again; the job goes on from its workdir" >&2
         remove || true
@@ -239,7 +252,7 @@ case $action in
     ;;
   status)
     if $dry_run; then
-      run "${tpus[@]}" queued-resources describe "$name" "${place[@]}" '--format=value(state.state)'
+      run "${describe[@]}"
     else
       echo "$name: $(slice_state)"
     fi

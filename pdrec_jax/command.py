@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -45,6 +46,10 @@ def answered(work: Callable[[], int | None], going_on: str) -> int:
     except KeyboardInterrupt as error:
         print(interrupts.farewell(error, going_on), file=sys.stderr)
         return interrupts.status(error)
+    except BrokenPipeError:
+        # Who reads has seen enough. What is left in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except MemoryError as error:
         return _fail(f"out of memory ({str(error) or 'no more is given'})")
     except OSError as error:

@@ -4,16 +4,18 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import struct
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from pdrec_jax import interrupts
 from pdrec_jax.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -70,6 +72,8 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
         UserError: The disk is full or the place cannot be written; `path` is then as it was.
     """
     target = Path(path)
+    if not target.name:
+        raise UserError(f"{path}: the name of a file is expected")
     # Beside the target: os.replace is atomic only within one file system.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     with write_errors(target):
@@ -147,6 +151,53 @@ def _savez(
 ) -> None:
     # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too, hence no types of it.
     atomic_write(path, lambda file: savez(file, allow_pickle=False, **arrays))
+
+
+def require_no_input(flag: str, out: Path, inputs: Mapping[str, Iterable[Path]]) -> None:
+    """Checks that a file to write is none of those that are read, by whatever name or link.
+
+    Args:
+        flag: that names `out`.
+        out: the file to write; it may not be there yet.
+        inputs: files that are read, by what names them.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    for name, paths in inputs.items():
+        for path in paths:
+            try:
+                same = out.samefile(path)
+            except OSError:  # one of the two is not there, which is for its reader or writer to say
+                continue
+            if same:
+                raise UserError(
+                    f"{flag}: {out}: is an input too ({name}), which it would overwrite; another "
+                    "file is expected"
+                )
+
+
+def replace_directory(new: Path, old: Path) -> None:
+    """Gives a directory the name of another one, which goes, or leaves that as it was.
+
+    A signal waits until it is done.
+
+    Args:
+        new: A directory beside the other one.
+        old: It may be missing.
+    """
+    with interrupts.deferred():
+        if not old.exists() or not any(old.iterdir()):
+            os.replace(new, old)
+            return
+        aside = old.with_name(f"{new.name}.old")
+        os.replace(old, aside)
+        try:
+            os.replace(new, old)
+        except BaseException:
+            os.replace(aside, old)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def expanded(path: str, what: str) -> Path:

@@ -33,6 +33,7 @@ class Command:
     Attributes:
       config: resolved.
       by_hand: the fields set by hand.
+      path: of the config file, with its argument.
       workdir: directory of the run.
       coordinator: see ``processes.initialise``, and so are the next two.
       num_processes: see there.
@@ -41,6 +42,7 @@ class Command:
 
     config: ConfigDict
     by_hand: Collection[str]
+    path: str
     workdir: str | None
     coordinator: str | None = None
     num_processes: int | None = None
@@ -111,6 +113,7 @@ def parse(argv: Sequence[str]) -> Command:
     return Command(
         config,
         frozenset(by_hand),
+        path,
         workdir.value,
         coordinator.value,
         number.value,

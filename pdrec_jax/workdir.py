@@ -127,6 +127,10 @@ class Workdir:
         """Source of the data, and its files with checksums, of a run that has begun."""
         return dict(self._saved_data or {})
 
+    def files(self) -> list[Path]:
+        """All files of the run, which nothing but the run may write."""
+        return [path for path in self.path.rglob("*") if path.is_file()]
+
     def require_unlocked(self) -> None:
         """Checks that no other process is at work in the directory, before it costs any time.
 

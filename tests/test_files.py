@@ -147,6 +147,12 @@ def test_what_is_no_archive_of_arrays(tmp_path: Path) -> None:
             files.read_arrays(path)
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_name_that_is_none(name: str) -> None:
+    with pytest.raises(UserError, match="the name of a file is expected"):
+        files.atomic_write_text(name, "")
+
+
 def test_what_the_system_does_not_let_read(tmp_path: Path) -> None:
     refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     with pytest.raises(UserError, match="a: cannot be read"), files.read_errors(Path("a")):

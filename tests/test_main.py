@@ -1,6 +1,7 @@
 """The command line: what it reads, and that every mistake is one line, status 2, and no trace."""
 
 import gzip
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -371,6 +372,20 @@ def test_what_is_nobodys_mistake_keeps_its_traceback(call, monkeypatch, error) -
 
 
 class TestStart:
+    def test_a_reader_that_has_seen_enough(self) -> None:
+        code = "print('x' * 100_000, flush=True); print('y' * 100_000)"
+        work = "from pdrec_jax.command import answered, leave\n"
+        work += f"leave(answered(lambda: exec({code!r}), ''))"
+        with subprocess.Popen(
+            [sys.executable, "-c", work], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout
+            assert process.stderr
+            process.stdout.read(9)
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 128 + signal.SIGPIPE
+
     @pytest.mark.parametrize(
         ("flag", "message"),
         [

@@ -64,6 +64,7 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     from pdrec_jax.convert import names
     from pdrec_jax.convert.torch_files import read_tensors, write_tensors
     from pdrec_jax.data.readers import sha256
+    from pdrec_jax.files import require_no_input
     from pdrec_jax.given import prepare
     from pdrec_jax.training import Course
     from pdrec_jax.workdir import Workdir
@@ -72,6 +73,8 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
         raise UserError("--workdir: the directory of the run is expected")
     if given.rows is not None and given.action == "import":
         raise UserError("--rows: goes with export")
+    if given.rows is not None and not 1 <= given.rows < 2**31:
+        raise UserError(f"--rows: at least 1 and below 2^31 is expected, got {given.rows}")
     config, files = experiment.resolve(command.config, command.by_hand)
     if config.seeds != 1:
         raise UserError(f"config.seeds: 1 is expected, got {config.seeds}")
@@ -85,13 +88,23 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     split, slots = prepared.split, made.slots
     if arrays is None:
         params, _ = made.store.restore("best", made.shapes)
-        number = given.rows or 1 + split.train.num_items + split.num_source_items
+        inputs = {"the run": place.files(), "the run's log": files or []}
+        inputs["--config"] = [Path(command.path.partition(":")[0])]
+        require_no_input("--file", given.file, inputs)
+        number = given.rows
+        if number is None:
+            number = 1 + split.train.num_target_items + split.num_source_items
         rows = names.rows_of_items(split, slots, number, "--rows")
         write_tensors(given.file, names.to_reference(key, params, rows, number))
         return f"{given.file}: {made.key} of {place.path}, {number:,} rows"
     where = str(given.file)
     rows = names.rows_of_items(split, slots, names.table_of(key, arrays, where), where)
-    params = names.to_ours(key, arrays, rows, where)
+    try:
+        params = names.to_ours(key, arrays, rows, where)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: a tensor has another shape than the reference's ({error})"
+        ) from error
     made.require_shapes(params, where)
     origin = f"{given.file.name}, sha256 {sha256(given.file)}"
     with place.held(data):

@@ -161,7 +161,7 @@ class _Machine:
         elif name == "LIST":
             stack.append(self.group())
         elif name == "FROZENSET":
-            stack.append(frozenset(self.group()))
+            stack.append(frozenset(map(_plain, self.group())))
         elif name == "DICT":
             stack.append(_paired(self.group()))
         elif name in ("APPEND", "APPENDS", "ADDITEMS"):
@@ -169,7 +169,7 @@ class _Machine:
             if isinstance(stack[-1], list):
                 stack[-1].extend(values)
             elif isinstance(stack[-1], set):
-                stack[-1].update(values)
+                stack[-1].update(map(_plain, values))
         elif name in ("SETITEM", "SETITEMS"):
             values = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self.group()
             filled = stack[-1].items if isinstance(stack[-1], Call) else stack[-1]
@@ -203,4 +203,11 @@ class _Machine:
 
 
 def _paired(values: list[Any]) -> dict[Any, Any]:
-    return dict(zip(values[::2], values[1::2], strict=True))
+    return dict(zip(map(_plain, values[::2]), values[1::2], strict=True))
+
+
+def _plain(key: Any) -> Any:
+    """A key as it is; none that holds others, whose hash may take as deep a stack as they are."""
+    if not isinstance(key, str | int | float | bytes | None):
+        raise ValueError(f"a key of type {type(key).__name__} is not read")
+    return key

@@ -56,7 +56,8 @@ class Catalogue:
         num_target_items: items `1..num_target_items` can be recommended; the others are those of
             the source domain of a run that was trained on both.
         num_source_items: items of the source domain, trained on or not.
-        popularity: `[I+1]` int64, events of each item, held-out ones included.
+        popularity: `[I+1]` int64, events of each item, held-out ones included, those of dropped
+            users not.
         places: absolute paths of the logs, target first; empty for a simulated log.
     """
 

@@ -16,7 +16,7 @@ _MOST = 10_000
 
 
 def _wanted(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:6]) <= _MOST:
+    if not text.isdecimal() or not 1 <= int(text.lstrip("0")[:6] or 0) <= _MOST:
         raise argparse.ArgumentTypeError(
             f"a whole number of at least 1 and at most {_MOST:,} is expected, got {text!r}"
         )

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib.util
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ from pdrec_jax.files import (
     atomic_write,
     atomic_write_bytes,
     atomic_write_text,
+    replace_directory,
     write_errors,
 )
 from pdrec_jax.recommend.models import load_encoder
@@ -84,9 +84,11 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
         "platforms": list(recommend.platforms),
         "written_by": {"pdrec_jax": __version__, "jax": jax.__version__},
     }
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.tmp")
+    require_finite(flat, place.path)
+    whole = out.resolve()  # a link stays, and `.` has a name
+    temporary = whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:12]}.tmp")
     with write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        whole.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
             atomic_write_bytes(temporary / "recommend.jax", bytes(recommend.serialize()))
@@ -101,7 +103,8 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
             )
             atomic_write_text(temporary / "README.md", readme(manifest))
             atomic_write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-            _take_place(temporary, out)
+            require_free(out)
+            replace_directory(temporary, whole)
         except UserError as error:
             # Names the file as it would have been: nobody knows the temporary folder.
             raise UserError(str(error).replace(str(temporary), str(out))) from error
@@ -131,15 +134,15 @@ def require_free(out: Path) -> None:
         raise UserError(f"{out}: is there and is no artifact; name another --out")
 
 
-def _take_place(temporary: Path, out: Path) -> None:
-    require_free(out)
-    if out.exists() and any(out.iterdir()):
-        old = out.with_name(f"{temporary.name}.old")
-        os.replace(out, old)
-        os.replace(temporary, out)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, out)
+def require_finite(parameters: Flat, path: Path) -> None:
+    """Checks that a model's parameters are numbers.
+
+    Raises:
+      UserError: some are not.
+    """
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {name} of its model is not finite; train it anew")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ folder = "artifact/"
 model = export.deserialize(bytearray(open(folder + "recommend.jax", "rb").read()))
 parameters = jax.device_put(dict(np.load(folder + "parameters.npz")))
 ids = np.load(folder + "item_ids.npy")
-number = {item: n for n, item in enumerate(ids.tolist(), 1)}  # 0 is no item
+number = dict(zip(ids[::-1].tolist(), range(len(ids), 0, -1)))  # of two with an id, the first
 
 
 def recommend(histories, k=20):  # lists of item ids, oldest first; [] where none is known

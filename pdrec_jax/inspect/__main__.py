@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdrec_jax.command import Parser, answered, leave
-from pdrec_jax.files import atomic_write_text
+from pdrec_jax.files import atomic_write_text, require_no_input
 
 
 def _count(text: str) -> int:
@@ -75,13 +75,13 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.inspect.page import as_page
     from pdrec_jax.inspect.text import as_text
     from pdrec_jax.inspect.trained import log_files, open_run
-    from pdrec_jax.recommend.output import require_no_input
 
     run = open_run(given.workdir, log)
     if given.html is not None:
         config = [Path(given.config)] if given.config else []
         logs = log_files(run.place, log) or []
-        require_no_input("--html", given.html, {"the run's log": logs, "--config": config})
+        inputs = {"the run": run.place.files(), "the run's log": logs, "--config": config}
+        require_no_input("--html", given.html, inputs)
     told = explain(run, given.user, given.top)
     if given.html is not None:
         # Before the text: who sees it can open the page.

@@ -20,6 +20,7 @@ Status 3: it does not fit, and which mesh would fit is said.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from pdrec_jax.plan.hardware import parse_mesh, parse_topology
 from pdrec_jax.settings import apply_strict, validate
 
 TOO_LARGE = 3
+_MOST = 1e15  # far beyond any log, and exact as a float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +62,10 @@ def _count(text: str) -> int:
     """Reads 100000000, 100_000_000 or 1e8."""
     if not re.fullmatch(r"\d[\d_]*|\d+(\.\d+)?e\d+", text):
         raise argparse.ArgumentTypeError(f"a number such as 1e6 is expected, got {text!r}")
-    return int(float(text)) if "e" in text else int(text)
+    found = float(text) if "e" in text else int(text.replace("_", "")[:20])
+    if not found <= _MOST:
+        raise argparse.ArgumentTypeError(f"at most {_MOST:.0e} is expected, got {text[:20]!r}")
+    return int(found)
 
 
 def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -68,16 +73,17 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     command = parse(["plan", *rest])
     config = command.config
     validate(config, command.by_hand)
-    if arguments.price is not None and arguments.price < 0:
+    if arguments.price is not None and not 0 <= arguments.price < math.inf:
         raise UserError(f"--price: at least 0 is expected, got {arguments.price:g}")
     shape = parse_mesh(arguments.mesh or ",".join(map(str, config.mesh)), topology.count)
     # Imported here, so that a mistyped flag is answered before JAX is loaded.
     from pdrec_jax.data.sources import adopt
     from pdrec_jax.plan import search
-    from pdrec_jax.plan.sizes import sizes_of
+    from pdrec_jax.plan.sizes import require_planned, sizes_of
 
     config = adopt(apply_strict(config, command.by_hand), command.by_hand)
     validate(config)
+    require_planned(config)
     sizes = sizes_of(config, arguments.users, arguments.items, arguments.events)
     return search.run(config, sizes, topology, shape, arguments.price)
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from pdrec_jax.data.sources import find_files, load
 from pdrec_jax.data.splits import Split, leave_one_out
 from pdrec_jax.errors import UserError
+from pdrec_jax.settings import get
 
 _SAMPLE = 65_536  # users whose lengths stand for all
 
@@ -76,6 +77,22 @@ def sizes_of(config: ConfigDict, users: int | None, items: int | None, events: i
         lengths if events is None else np.full(1, events - 2),
         f"{found['source']} log" + (", the rest given" if users or items or events else ""),
     )
+
+
+def require_planned(config: ConfigDict) -> None:
+    """Checks that a config asks for nothing that a plan would leave out.
+
+    Raises:
+      UserError: it does.
+    """
+    for field, planned in {
+        "seeds": 1,
+        "preferences_by": "diffusion",
+        "diffusion.both": False,
+        "data.mixed": False,
+    }.items():
+        if get(config, field) != planned:
+            raise UserError(f"config.{field}: {planned} is planned alone, got {get(config, field)}")
 
 
 def as_offsets(lengths: np.ndarray) -> np.ndarray:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdrec_jax import interrupts
 from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.mapped import read_mapped
 from pdrec_jax.data.sources import PREPARED, PREPARED_COLUMNS, PREPARED_LOG
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.files import atomic_write_text, replace_directory, write_errors
 from pdrec_jax.prepare import filters, mapped
 from pdrec_jax.prepare.defaults import suggest
 from pdrec_jax.prepare.figures import Figures, measure, measure_log
@@ -279,27 +278,11 @@ def _write(out: Path, fill: Callable[[Path], str], overwrite: bool) -> str:
         try:
             text = fill(temporary)
             require_free(out, overwrite)
-            with interrupts.deferred():
-                _swap(temporary, place)
+            replace_directory(temporary, place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return text
-
-
-def _swap(temporary: Path, out: Path) -> None:
-    """Gives a directory the name of another one, which goes; or leaves that as it was."""
-    if not out.exists() or not any(out.iterdir()):
-        os.replace(temporary, out)
-        return
-    old = out.with_name(f"{temporary.name}.old")
-    os.replace(out, old)
-    try:
-        os.replace(temporary, out)
-    except BaseException:
-        os.replace(old, out)
-        raise
-    shutil.rmtree(old)
 
 
 def _name(out: Path) -> str:

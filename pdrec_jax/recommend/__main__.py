@@ -23,7 +23,7 @@ _MOST = 10_000
 
 
 def _wanted(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:6]) <= _MOST:
+    if not text.isdecimal() or not 1 <= int(text.lstrip("0")[:6] or 0) <= _MOST:
         raise argparse.ArgumentTypeError(
             f"a whole number of at least 1 and at most {_MOST:,} is expected, got {text!r}"
         )
@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
-    from pdrec_jax.files import atomic_write, write_errors
+    from pdrec_jax.files import atomic_write, require_no_input, write_errors
     from pdrec_jax.recommend.histories import Faults
-    from pdrec_jax.recommend.output import format_of, open_writer, require_no_input
+    from pdrec_jax.recommend.output import format_of, open_writer
     from pdrec_jax.recommend.recommender import Recommender
     from pdrec_jax.workdir import Workdir
 
@@ -112,7 +112,9 @@ def _run(given: argparse.Namespace) -> None:
         load_config(given.config)
     compilation.use_cache(Workdir.open(given.workdir).config.compilation_cache)
     recommender = Recommender.load(given.workdir, given.variant)
-    require_no_input("--out", out, {"the run's log": map(Path, recommender.catalogue.places)})
+    run = {"the run": recommender.place.files()}
+    run["the run's log"] = [Path(place) for place in recommender.catalogue.places]
+    require_no_input("--out", out, run)
     faults = Faults()
     print(recommender.title, flush=True)
     counts = {"users": 0, "popular": 0, "rows": 0}

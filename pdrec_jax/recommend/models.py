@@ -74,9 +74,14 @@ def trained_models(place: Workdir) -> dict[str, Trained]:
     for key, record in sorted(place.phases().items()):
         model = record.get("model")
         if model is not None:
-            kind = "test" if model["validation"] is None else "validation"
-            figures: Mapping[str, float] = model["validation"] or model["sampled"]
-            found[key] = Trained(key, model["name"], figures.get("NDCG@10", 0.0), kind)
+            try:
+                kind = "test" if model["validation"] is None else "validation"
+                figures: Mapping[str, float] = model["validation"] or model["sampled"]
+                found[key] = Trained(key, model["name"], figures.get("NDCG@10", 0.0), kind)
+            except (AttributeError, LookupError, TypeError) as error:
+                raise UserError(
+                    f"{place.path}: phase {key} is not what a run writes ({error})"
+                ) from error
     if not found and place.results() is not None:
         raise UserError(
             f"{place.path}: of this run the results were kept without its models; a workdir that "
@@ -225,23 +230,34 @@ def _load_diffusion(
             "normalise, sampling_steps and sampling_noise; choose an encoder"
         )
     params, _ = Store(place.path / trained.key).restore("best", jax.eval_shape(initialise))
-    return DiffusionVectors(section, model, params, catalogue.num_items, block)
+    # Of a log without times it was trained by position, whatever its weighting is called.
+    by_time = section.weighting == "time" and place.config.data.time != ""
+    return DiffusionVectors(section, model, params, catalogue.num_items, block, by_time=by_time)
 
 
 class DiffusionVectors:
     """T- or TI-DiffRec: a user's vector is what the reverse loop hands to the output layer.
 
     Args:
-      config: section ``diffusion``; its weighting is the model's.
+      config: section ``diffusion``.
       model: static description, ``factored``.
       params: of the denoiser.
       num_items: I.
       block: users that are given at once, at most.
+      by_time: whether the model was trained on behaviours weighed by time.
     """
 
     def __init__(
-        self, config: ConfigDict, model: DiffusionModel, params: Any, num_items: int, block: int
+        self,
+        config: ConfigDict,
+        model: DiffusionModel,
+        params: Any,
+        num_items: int,
+        block: int,
+        *,
+        by_time: bool,
     ) -> None:
+        self._by_time = by_time
         self._config, self._model, self._params = config, model, jax.device_put(params)
         coupled = couple(model, self._params)
         assert coupled is not None
@@ -258,7 +274,7 @@ class DiffusionVectors:
         vectors = build_vectors(
             histories.offsets,
             histories.items,
-            histories.times if config.weighting == "time" else None,
+            histories.times if self._by_time else None,
             self._model.num_slots,
             w_min=config.w_min,
             w_max=config.w_max,

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -57,30 +57,6 @@ def format_of(path: Path) -> str:
     if suffix not in (".parquet", ".csv", ".jsonl"):
         raise UserError(f"--out: {path}: one of .parquet, .csv, .jsonl is expected")
     return suffix
-
-
-def require_no_input(flag: str, out: Path, inputs: Mapping[str, Iterable[Path]]) -> None:
-    """Checks that a file to write is none of those that are read, by whatever name or link.
-
-    Args:
-        flag: that names `out`.
-        out: the file to write; it may not be there yet.
-        inputs: files that are read, by what names them.
-
-    Raises:
-        UserError: it is one of them.
-    """
-    for name, paths in inputs.items():
-        for path in paths:
-            try:
-                same = out.samefile(path)
-            except OSError:  # one of the two is not there, which is for its reader or writer to say
-                continue
-            if same:
-                raise UserError(
-                    f"{flag}: {out}: is an input too ({name}), which it would overwrite; another "
-                    "file is expected"
-                )
 
 
 @contextlib.contextmanager

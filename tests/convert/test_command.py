@@ -111,6 +111,9 @@ def test_the_run_goes_on_from_it(place) -> None:
         (["import", "--file=good.pth", "--model=base"], "good.pth: no tensor sasrec_embedding_"),
         (["import", "--file=good.pth", "--model=bass"], "encoder.variants: expected 'base' or"),
         (["import", "--file=good.pth", "--rows=3"], "--rows: goes with export"),
+        (["export", "--file=x.pth", "--rows=0"], "--rows: at least 1 and below 2^31 is expected"),
+        (["export", "--file=x.pth", "--rows=1000000000000"], "--rows: at least 1 and below 2^31"),
+        (["import", "--file=odd.pth"], "odd.pth: a tensor has another shape than the reference's"),
         (["export", "--file=x.pth"], "diffusion/best: no checkpoint here"),
         (["export"], "the following arguments are required: --file"),
         (["improve", "--file=x.pth"], "argument action: invalid choice"),
@@ -120,7 +123,8 @@ def test_the_run_goes_on_from_it(place) -> None:
 def test_mistakes(place, arguments, told) -> None:
     file_of(place / "small.pth", 50)
     file_of(place / "wide.pth", 301, 7)
-    file_of(place / "good.pth")
+    arrays = file_of(place / "good.pth")
+    write_tensors(place / "odd.pth", {**arrays, "out_layers.0.bias": np.zeros(3, np.float32)})
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
@@ -156,3 +160,13 @@ def test_encoders(place) -> None:
         assert back.keys() == arrays.keys()
         for key, array in arrays.items():
             np.testing.assert_array_equal(back[key], array, err_msg=key)
+        status, _, err = call("export", "--file=config.py", *flags)
+        assert status == 2
+        assert "--file: config.py: is an input too (--config), which it would overwrite" in err
+        odd = {"sasrec": ("in_proj_weight", (25, 8)), "gru4rec": ("weight_ih_l0", (25, 8))}[name]
+        for key in [key for key in arrays if key.endswith(odd[0])]:
+            arrays[key] = np.zeros(odd[1], np.float32)
+        write_tensors(place / "encoder.pth", arrays)
+        status, _, err = call("import", "--file=encoder.pth", *flags, "--workdir=another")
+        assert status == 2
+        assert "encoder.pth: a tensor has another shape than the reference's (" in err

@@ -197,6 +197,13 @@ class TestMalice:
         (tmp_path / "x.pth").write_bytes(content.getvalue())
         assert complaint(tmp_path / "x.pth") == "a state dict or a module is expected"
 
+    def test_keys_that_hold_others(self):
+        """A hash goes down as deep as they are, in C, where nothing stops it."""
+        deep = b"(K\x01" + b"\x85" * 300_000  # a tuple in a tuple in ..
+        for end in (b"K\x02d.", b"\x91."):  # as the key of a dictionary, in a frozen set
+            with pytest.raises(UserError, match="a key of type tuple is not read"):
+                follow(b"\x80\x04" + deep + end, "x")
+
     def test_random_pickles(self):
         draw = random.Random(0)
         codes = (

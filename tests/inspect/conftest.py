@@ -43,7 +43,7 @@ NASTY = [
     "back\u202eward",
     "\x1b[31mred",
     "&lt;already&gt;",
-    "a" * 300,
+    "a" * 255,
 ]
 
 

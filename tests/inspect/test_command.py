@@ -60,7 +60,10 @@ def test_an_input_is_not_overwritten(workdir, config, tmp_path) -> None:
     log, link = config.parent / "log.csv", tmp_path / "link.html"
     link.symlink_to(log)
     before = log.read_bytes(), config.read_bytes()
-    for page, what in ((log, "the run's log"), (link, "the run's log"), (config, "--config")):
+    own = workdir / "config.json"
+    for page, what in (
+        *((log, "the run's log"), (link, "the run's log"), (config, "--config"), (own, "the run")),
+    ):
         flags = [f"--workdir={workdir}", "--user=user 9", f"--html={page}", f"--config={config}"]
         status, out, err = call(*flags)
         assert (status, out) == (2, "")

@@ -106,6 +106,12 @@ def test_sbatch_accepts_it(
     assert {"--requeue", "--signal", "--open-mode"} <= options.keys()
 
 
+def test_processors_are_a_number(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
+    done = launch("slurm.sh", "--cpus=many", "--dry-run", "--", *job)
+    assert done.status
+    assert "--cpus" in done.err
+
+
 def test_defaults_come_from_the_environment(
     launch: Callable[..., Any], job: tuple[str, ...]
 ) -> None:

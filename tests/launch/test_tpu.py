@@ -169,7 +169,12 @@ next() {
   return 0
 }
 case "$3 $4" in
-  *describe) state=$(next "$HOME/slice"); [[ $state == GONE ]] && exit 1; echo "$state" ;;
+  *describe)
+    state=$(next "$HOME/slice")
+    [[ $state == GONE ]] && { echo "ERROR: NOT_FOUND: it was not found" >&2; exit 1; }
+    [[ $state == FAILS ]] && { echo "ERROR: no token could be had" >&2; exit 1; }
+    echo "$state"
+    ;;
   *ssh) [[ ${*: -1} == *"cat status"* ]] && next "$HOME/job" ;;
 esac
 exit 0
@@ -195,6 +200,13 @@ def cloud(tmp_path: Path, slices: list[str], jobs: list[str]) -> None:
         ),
         # The job was told to end by a notice, before the slice went.
         (["GONE", "ACTIVE", "ACTIVE", "GONE", "ACTIVE"], ["", "143", "", "0"], 0, 2),
+        # gcloud fails for a while: nothing is given back, nothing is asked for twice.
+        (
+            ["FAILS", "GONE", "FAILS", "ACTIVE", "ACTIVE", "FAILS", "FAILS", "ACTIVE"],
+            ["", "", "running", "running", "running", "0"],
+            0,
+            1,
+        ),
         # An error of the job's is not tried again.
         (["GONE", "ACTIVE"], ["", "1"], 2, 1),
         # A second `keep` finds the job running, and only watches.

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from jax import export
 
+from pdrec_jax.data.catalogue import Catalogue
 from pdrec_jax.errors import UserError
 from pdrec_jax.export import artifact
 from pdrec_jax.export.__main__ import main
@@ -73,6 +75,16 @@ class TestScript:
         assert done.returncode == 0, done.stderr
         live = Recommender.load(texts).recommend(HISTORIES, k=20)
         assert json.loads(done.stdout) == [list(one.items) for one in live]
+
+    def test_an_id_of_both_domains_is_the_targets(self) -> None:
+        """As the catalogue has it, in which the target's items come first."""
+        ids = np.array([7, 5, 5, 9])
+        catalogue = Catalogue(np.array([0, *ids]), 2, 2, np.zeros(5, int), ())
+        (line,) = [line for line in SCRIPT.splitlines() if line.startswith("number = ")]
+        names: dict[str, Any] = {"ids": ids}
+        exec(line, names)
+        found = catalogue.find(np.array(["5", "7", "9"]))
+        assert [names["number"][item] for item in (5, 7, 9)] == found.tolist() == [2, 1, 4]
 
     # The script leaves its file to be closed by the end of a process.
     @pytest.mark.filterwarnings(
@@ -170,6 +182,25 @@ class TestEncoders:
         monkeypatch.setattr(export, "export", refuses)
         made = artifact._export(lambda flat: flat["a"] + 1, {"a": jax.numpy.ones(2)})
         assert made.platforms == ("cpu", "cuda")
+
+
+class TestPlace:
+    def test_a_link_stays_and_a_point_has_a_name(
+        self, made: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(made, tmp_path / "old")
+        (tmp_path / "old" / "of_before").touch()
+        (tmp_path / "link").symlink_to("old")
+        for out in ("../link", "."):
+            monkeypatch.chdir(tmp_path / "old")  # anew, for it is another directory now
+            assert main([f"--workdir={texts}", f"--out={out}", "--k=20"]) == 0
+            assert {path.name for path in (tmp_path / "old").iterdir()} == FILES
+            assert (tmp_path / "link").is_symlink()
+            assert {path.name for path in tmp_path.iterdir()} == {"old", "link"}
+
+    def test_a_model_that_is_no_numbers(self) -> None:
+        with pytest.raises(UserError, match="run: b of its model is not finite"):
+            artifact.require_finite({"a": np.ones(2), "b": np.array([1, np.nan])}, Path("run"))
 
 
 class TestMistakes:

@@ -158,6 +158,27 @@ class TestMistakes:
         assert (done.status, log.read_text()) == (2, before)
         assert "is an input too (the run's log)" in done.err
 
+    def test_a_file_of_the_run_is_not_overwritten(self, run: Path, call: Call) -> None:
+        Path("in.csv").write_text("user_id,item_id\na,1\n")
+        own = run / "metrics.jsonl"
+        own.write_text("{}")
+        done = call(run, "--histories=in.csv", f"--out={own}")
+        assert (done.status, own.read_text()) == (2, "{}")
+        assert "is an input too (the run)" in done.err
+        own.unlink()
+
+    @pytest.mark.parametrize("k", ["00000199999999", "0000", "10001"])
+    def test_zeros_before_a_number(self, run: Path, call: Call, k) -> None:
+        done = call(run, "--all_users", f"--k={k}", "--out=x.csv")
+        assert done.err.startswith("error: argument --k: a whole number of at least 1")
+
+    def test_a_phase_of_another_form(self, run: Path, call: Call, tmp_path: Path) -> None:
+        shutil.copytree(run, tmp_path / "odd")
+        (tmp_path / "odd" / "phases" / "sasrec.json").write_text('{"model": {"name": "x"}}')
+        done = call(tmp_path / "odd", "--all_users", "--out=x.csv")
+        assert done.status == 2
+        assert "odd: phase sasrec is not what a run writes ('validation')" in done.err
+
     def test_a_bad_row_late_leaves_the_former_file(self, run: Path, call: Call) -> None:
         Path("recs.csv").write_text("of yesterday")
         Path("ids.txt").write_bytes(b"1\n" * 2000 + b"\xff\n")

@@ -33,6 +33,22 @@ from pdrec_jax.workdir import Workdir
 VARIANTS = {"sasrec": "base", "sasrec+hbr+nns+dpa": "hbr+nns+dpa", "diffusion": "diffusion"}
 
 
+def test_a_model_of_a_log_without_times_weighs_none(run: Path, tmp_path: Path) -> None:
+    """Its weighting is still called ``time``, the default."""
+    whole = Recommender.load(run, "diffusion")
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["data"]["time"] = ""
+    path.write_text(json.dumps(config))
+    timeless = Recommender.load(tmp_path / "run", "diffusion")
+    history, times = [[1, 2, 3, 4, 5]], [[0, 1, 2, 3, 900_000_000]]
+    (plain,), (timed,) = timeless.recommend(history), timeless.recommend(history, times=times)
+    assert list(plain.scores) == list(timed.scores)
+    (weighed,) = whole.recommend(history, times=times)
+    assert list(weighed.scores) != list(timed.scores)
+
+
 def encoder_scores(run: Path, key: str, log: Interactions) -> np.ndarray:
     """Scores of all items for all users of a log, [U, I + 1], by the encoder's own functions."""
     config = Workdir.open(run).config
