@@ -56,8 +56,8 @@ class Catalogue:
         num_target_items: items `1..num_target_items` can be recommended; the others are those of
             the source domain of a run that was trained on both.
         num_source_items: items of the source domain, trained on or not.
-        popularity: `[I+1]` int64, events of each item, held-out ones included, those of dropped
-            users not.
+        popularity: `[I+1]` int64, events of each item, held-out ones included; of target items also
+            those of users that the split drops.
         places: absolute paths of the logs, target first; empty for a simulated log.
     """
 
@@ -106,11 +106,13 @@ def catalogue_of(split: Split, files: Sequence[Path] | None) -> Catalogue:
     """
     train = split.train
     heldout = np.concatenate([split.valid_items, split.test_items])
+    popularity = train.popularity + np.bincount(heldout, minlength=train.num_items + 1)
+    popularity[: train.num_target_items + 1] += split.dropped_popularity
     return Catalogue(
         train.item_ids,
         train.num_target_items,
         split.num_source_items,
-        train.popularity + np.bincount(heldout, minlength=train.num_items + 1),
+        popularity,
         tuple(str(path.resolve()) for path in files or ()),
     )
 

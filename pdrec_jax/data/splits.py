@@ -31,6 +31,7 @@ class Split:
         test_items: `[U]` int32, last target item.
         test_times: `[U]` float64, its time; None when the log has none.
         dropped_users: users with fewer than 3 target events, who are in none of the above.
+        dropped_popularity: `[I+1]` int64, their target events of each of the I target items.
         history: what a user did before the test event, where that is more than `train` and the
             validation event after it, or is kept on the disk; None where it is just that.
     """
@@ -42,6 +43,7 @@ class Split:
     test_items: NDArray[np.int32]
     test_times: NDArray[np.float64] | None
     dropped_users: int
+    dropped_popularity: NDArray[np.int64]
     history: Interactions | None = None
 
     def __post_init__(self) -> None:
@@ -120,6 +122,7 @@ def _split(log: Interactions) -> Split:
     counts = log.target_lengths
     long_enough = counts >= _MIN_EVENTS
     dropped = log.num_users - int(long_enough.sum())
+    left_out = _target_popularity(log.select(~long_enough))
     if dropped:
         log = log.select(long_enough)
     is_target = np.ones(log.num_events, bool) if log.domains is None else log.domains == TARGET
@@ -137,7 +140,14 @@ def _split(log: Interactions) -> Split:
         test_items=log.items[test],
         test_times=None if log.times is None else log.times[test],
         dropped_users=dropped,
+        dropped_popularity=left_out,
     )
+
+
+def _target_popularity(log: Interactions) -> NDArray[np.int64]:
+    """Target events of each target item, `[I+1]`."""
+    items = log.items if log.domains is None else log.items[log.domains == TARGET]
+    return np.bincount(items, minlength=log.num_target_items + 1)
 
 
 def _split_in_blocks(log: Interactions) -> Split:
@@ -148,10 +158,11 @@ def _split_in_blocks(log: Interactions) -> Split:
     heldout: dict[str, list[NDArray]] = {
         name: [] for name in ("valid_items", "valid_times", "test_items", "test_times")
     }
-    dropped = 0
+    dropped, left_out = 0, np.zeros(log.num_target_items + 1, np.int64)
     for block in log.blocks():
         part = _split(block)
         dropped += part.dropped_users
+        left_out += part.dropped_popularity
         train.add(part.train)
         history.add(part.before_test())
         for name, values in heldout.items():
@@ -166,6 +177,7 @@ def _split_in_blocks(log: Interactions) -> Split:
         test_items=cast(NDArray[np.int32], together["test_items"]),
         test_times=together["test_times"],
         dropped_users=dropped,
+        dropped_popularity=left_out,
         history=history.finish(),
     )
 

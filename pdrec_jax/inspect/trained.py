@@ -191,6 +191,7 @@ def _split_of(split: Split, index: int) -> Split:
         test_items=split.test_items[at],
         test_times=test_times,
         dropped_users=0,
+        dropped_popularity=split.dropped_popularity,
         history=None if split.history is None else split.history.select(row),
     )
 

@@ -60,6 +60,17 @@ class TestCatalogue:
         assert (made.num_target_items, made.num_source_items) == (3, 0)
         assert made.places == (str(Path.cwd() / "log.csv"),)
 
+    def test_events_of_dropped_users_count(self) -> None:
+        """They decide what somebody gets of whom nothing is known."""
+        users = [0] * 3 + [1] * 3 + list(range(2, 52))
+        log = from_events(users, [1, 2, 3, 1, 2, 4] + [9] * 50, np.arange(56))
+        made = catalogue_of(leave_one_out(log), None)
+        assert made.popularity.tolist() == log.popularity.tolist() == [0, 2, 2, 1, 1, 50]
+        assert made.popular[0] == 5
+        source = from_events([0, 1, 60], [1, 2, 2], np.zeros(3))
+        mixed = catalogue_of(with_source_events(merge_domains(log, source), between=False), None)
+        assert mixed.popularity.tolist()[:6] == [0, 2, 2, 1, 1, 50]
+
     def test_two_domains(self) -> None:
         target = from_events([1, 1, 1, 2, 2, 2], [1, 2, 3, 1, 2, 3], np.arange(6))
         source = from_events([1, 2], [1, 2], np.zeros(2))

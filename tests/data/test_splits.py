@@ -68,7 +68,7 @@ class TestOneDomain:
     def test_fields_must_align(self):
         train = from_events([1, 2], [1, 1])
         with pytest.raises(UserError, match=r"^valid_items: one value a user"):
-            Split(train, None, np.array([1]), None, np.array([1, 1]), None, 0)
+            Split(train, None, np.array([1]), None, np.array([1, 1]), None, 0, np.zeros(2, int))
 
 
 class TestTwoDomains:
