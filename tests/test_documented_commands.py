@@ -45,7 +45,7 @@ NOT_RUN = {
     r"reproduce .*--out=docs/runs": "reads the kept runs, which are of the real logs",
     r"prepare --dataset=": "downloads from GitHub",
     r"--reference=": "needs a clone of the reference, and PyTorch",
-    r"pdrec_jax\.(compare BASE|keep )": "needs finished runs; tests/finished makes them",
+    r"pdrec_jax\.(compare (BASE|runs/)|keep )": "needs finished runs; tests/finished makes them",
     r"^kubectl ": "needs a cluster",
     r"^launch/(slurm|kubernetes|tpu)\.sh": "needs a cluster; tests/launch reads what would run",
 }
