@@ -27,10 +27,10 @@ LARGEST_RATIO = 200
 Fault = Callable[[int, str, str], UserError]
 
 MAX_ID = 255  # characters
+LINE_ENDS = "\r\n"  # of which an id has none
 _POSITIVE_INTEGER = r"^0*[1-9][0-9]{0,17}$"
 # Written the one way that an integer is written: then text and number can stand for each other.
 # Both patterns stop at 18 digits, which always fit int64.
-LINE_ENDS = "\r\n"
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
