@@ -94,7 +94,7 @@ create() {
   local state=GONE
   $dry_run || state=$(slice_state)
   if [[ $state == UNREACHABLE ]]; then
-    return 3
+    return 75 # as sysexits has it: try again later
   elif [[ $state != GONE ]]; then
     echo "$name is there already" >&2
   elif [[ -n $direct ]]; then
@@ -227,7 +227,7 @@ keep() {
       { create && setup && start "$@" && watch; } || status=$?
     fi
     case $status in
-      3) sleep "$poll" ;;
+      75) sleep "$poll" ;; # gcloud did not answer, and nothing was done
       1)
         echo "$(date +%H:%M) $name: again; the job goes on from its workdir" >&2
         remove || true
