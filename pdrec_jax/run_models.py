@@ -27,7 +27,7 @@ class ModelPlace:
     Attributes:
       key: names its phase.
       shapes: of its parameters.
-      slots: rows of its item tables.
+      slots: ids that it knows, 0 included; an item table may have rows behind.
       store: slot ``best``.
     """
 

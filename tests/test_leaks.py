@@ -125,6 +125,7 @@ def what_training_sees(config, log, folder: Path) -> Seen:
         {
             "diffusion": task.scorer.candidates[:, 0],
             "encoder": encoder.scorer.candidates[:, 0],
+            "negatives": encoder.scorer.candidates[:, 1:],
             "input": encoder.scorer.items,
         },
         given.split,
@@ -170,8 +171,9 @@ def test_strict_trains_on_nothing_that_is_held_out(see, plain):
     assert (plain.split.valid_items != both.split.valid_items).any()
     for part in ("diffusion", "preferences", "encoder"):
         assert differing(getattr(plain, part), getattr(both, part)) == set()
-    # The validation item chooses the epoch.
-    assert differing(plain.chosen_by, both.chosen_by) == {"diffusion", "encoder"}
+    # The validation item chooses the epoch, and is none of its own negatives.
+    chosen = {"diffusion", "encoder", "negatives"}
+    assert differing(plain.chosen_by, both.chosen_by) == chosen
 
 
 @pytest.mark.parametrize("plain", ["strict"], indirect=True)
@@ -190,8 +192,9 @@ def test_reference_leaks_where_it_is_documented_to(see, plain, which):
     # The pool of negatives leaves the held-out items out.
     assert differing(plain.preferences, other.preferences) == {"negatives"}
     assert differing(plain.encoder, other.encoder) == {"['pools']"}
-    # The test item chooses the epoch, with the validation item in the input.
-    chosen = {"diffusion", "encoder"} if which == (-1,) else {"input"}
+    # The test item chooses the epoch, with the validation item in the input, and so none of the
+    # negatives.
+    chosen = {"diffusion", "encoder"} if which == (-1,) else {"input", "negatives"}
     assert differing(plain.chosen_by, other.chosen_by) == chosen
 
 

@@ -52,6 +52,7 @@ class PaddedTask(EncoderTask):
             (np.stack([row.event[0] for row in rows]),),
             (np.stack([row.segment[0] for row in rows]),),
             np.stack([row.last for row in rows]),
+            users.astype(np.int32),
         )
 
 

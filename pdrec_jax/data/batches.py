@@ -51,7 +51,7 @@ def draw_users(
       shape: (steps, batch size).
       seed: of this epoch; nothing else decides the draw.
       repeat: how often each batch is delivered in a row. The public code delivers each three times,
-        because its three sampler processes start from one random state.
+        because its three sampler processes start from one random state, uniform negatives and all.
 
     Returns:
       [steps, B] int64.

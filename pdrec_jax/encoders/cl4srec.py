@@ -1,7 +1,7 @@
 """CL4SRec: SASRec with a contrastive loss over views of each history (Xie et al., ICDE 2022).
 
 A history is cropped, masked or reordered, twice; the two views of a user should end in states that
-are alike, and unlike those of the other users of the batch (NT-Xent, with inner products and no
+are alike, and unlike those of the batch's other users (NT-Xent, with inner products and no
 projection head). The paper tunes its rates by data set. The defaults here, ``crop`` 0.6, ``mask``
 0.3 and ``reorder`` 0.6, are those of the usual worked example of the three operators;
 ``contrast_weight`` 0.1 and ``contrast_temperature`` 1 are those of the public reimplementation
@@ -50,13 +50,14 @@ class CL4SRec(SASRec):
             for one in jax.random.split(key, _VIEWS)
         )
 
-    def own_loss(self, states: Sequence[Array], views: Sequence[Rows], users: int) -> Array:
+    def own_loss(self, states: Sequence[Array], views: Sequence[Rows], users: Array) -> Array:
         """The contrastive loss between the last states of the views, weighted."""
         ends = [
-            last_states(s, v, users, self.max_length) for s, v in zip(states, views, strict=True)
+            last_states(s, v, len(users), self.max_length)
+            for s, v in zip(states, views, strict=True)
         ]
         first, second = (end for end, _ in ends)
-        loss = contrastive_loss(first, second, ends[0][1], self.temperature)
+        loss = contrastive_loss(first, second, ends[0][1], users, self.temperature)
         return self.weight * loss
 
 
@@ -130,13 +131,19 @@ def last_states(states: Array, rows: Rows, users: int, max_length: int) -> tuple
     return states[jnp.maximum(cell, 0)], cell >= 0
 
 
-def contrastive_loss(first: Array, second: Array, present: Array, temperature: float) -> Array:
-    """NT-Xent (Chen et al., 2020) with inner products: a view finds the other one of its user.
+def contrastive_loss(
+    first: Array, second: Array, present: Array, users: Array, temperature: float
+) -> Array:
+    """NT-Xent (Chen et al., 2020) with inner products: a view finds the other one of its pair.
+
+    It is held against the views of other users: a user that a batch holds twice has two pairs,
+    which are not told apart.
 
     Args:
-      first: [B, D], a view of each user.
+      first: [B, D], a view of each history.
       second: [B, D], another one.
-      present: [B] bool, who has any.
+      present: [B] bool, which have any.
+      users: [B], of the histories.
       temperature: divides the products.
 
     Returns:
@@ -145,9 +152,11 @@ def contrastive_loss(first: Array, second: Array, present: Array, temperature: f
     count = len(first)
     both, there = jnp.concatenate([first, second]), jnp.concatenate([present, present])
     logits = jnp.dot(both, both.T) / temperature
-    itself = jnp.eye(2 * count, dtype=bool)
-    logits = jnp.where(itself | ~there[None, :], -1e9, logits)
+    owner = jnp.concatenate([users, users])
     other = jnp.roll(jnp.arange(2 * count), count)[:, None]
+    pair = jnp.arange(2 * count)[None, :] == other
+    same = (owner[:, None] == owner[None, :]) & ~pair
+    logits = jnp.where(same | ~there[None, :], -1e9, logits)
     own = jnp.take_along_axis(logits, other, axis=1)[:, 0]
     terms = jnp.where(there, jax.nn.logsumexp(logits, axis=1) - own, 0)
     return jnp.sum(terms) / jnp.maximum(jnp.sum(there, dtype=terms.dtype), 1)

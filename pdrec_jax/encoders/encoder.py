@@ -70,13 +70,14 @@ class Encoder(nnx.Module):
         del rows, key
         return ()
 
-    def own_loss(self, states: Sequence[Array], views: Sequence[Rows], users: int) -> Array:
+    def own_loss(self, states: Sequence[Array], views: Sequence[Rows], users: Array) -> Array:
         """What is added to the loss of a training step, [].
 
         Args:
           states: of each view [C, D], the cells of all groups laid end to end.
           views: of each view [C].
-          users: B; a cell's ``segment`` is below it unless the cell is empty.
+          users: [B], who each history of the batch is of, in numbers that mean nothing else; a user
+            may be drawn twice. A cell's ``segment`` is below B unless the cell is empty.
         """
         del states, views, users
         return jnp.zeros(())

@@ -111,6 +111,8 @@ class LayerNorm(nnx.Module):
 class Attention(nnx.Module):
     """Causal attention within segments, equal to the reference's over left-padded rows.
 
+    Not in how dropout treats the value bias: here it is spared.
+
     The reference does not mask its left padding. A padded key is the zero vector: against the real
     keys' ``q (W_k x + b_k)`` it scores ``q b_k``, so the softmax is that of ``q W_k x`` with n_pad
     extra entries of exp(0) in the denominator, and a padded value adds ``b_v`` alone. Hence the key

@@ -109,12 +109,18 @@ class Batch:
       event: a group each, [R, L] int32.
       segment: a group each, [R, L] int32, B in an empty cell.
       last: [B] int32, among the cells of all groups laid end to end.
+      owner: [B] int32 in training, None elsewhere: who ``users`` are, also where these have been
+        renamed; equal numbers are one user.
+      again: [] int32, how often the batch has been delivered just before, negatives and all; None
+        where batches do not come again.
     """
 
     users: Indices
     event: tuple[Indices, ...]
     segment: tuple[Indices, ...]
     last: Indices
+    owner: Indices | None = None
+    again: Indices | None = None
 
 
 def _rows(
@@ -190,6 +196,7 @@ class StepInputs:
       target: [C] int32, event of the next item.
       valid: [C] bool, whether there is one.
       last: [B] int32, see ``Batch``.
+      owner: [B] int32, see ``Batch``.
       key: for dropout.
     """
 
@@ -198,11 +205,17 @@ class StepInputs:
     target: Array
     valid: Array
     last: Indices
+    owner: Array
     key: Array
 
 
 def step_inputs(
-    params: Params, model: EncoderModel, data: TrainingData, batch: Batch, key: Array
+    params: Params,
+    model: EncoderModel,
+    data: TrainingData,
+    batch: Batch,
+    key: Array,
+    drawn: Array | None = None,
 ) -> StepInputs:
     """Lays out a step and draws its negatives and views.
 
@@ -212,8 +225,11 @@ def step_inputs(
       data: all users.
       batch: users and layout.
       key: of this step.
+      drawn: of the step that drew its negatives and positives; None for this one.
     """
     key_dropout, key_uniform, key_safe, key_views = jax.random.split(key, 4)
+    if drawn is not None:
+        _, key_uniform, key_safe, _ = jax.random.split(drawn, 4)
     groups = [
         training_rows(data, batch.users, event, segment, model.max_length)
         for event, segment in zip(batch.event, batch.segment, strict=True)
@@ -243,7 +259,8 @@ def step_inputs(
         views = encoder.views(inputs, jax.random.fold_in(key_views, number))
         parts.append((inputs, *([whole] if model.dpa_fine else []), *views))
         ids[f"rows{number}"] = stack(*parts[-1]).items
-    return StepInputs(ids, tuple(parts), target, valid, batch.last, key_dropout)
+    names = jnp.asarray(batch.users if batch.owner is None else batch.owner)
+    return StepInputs(ids, tuple(parts), target, valid, batch.last, names, key_dropout)
 
 
 def _draw_own(key: Array, offsets: Array, items: Array, users: Array) -> Array:
@@ -304,11 +321,16 @@ def loss_of_vectors(
         history=logits("history") if "history" in vectors else None,
         history_weight=model.history_weight,
     )
-    return loss + encoder.own_loss(views, view_rows, len(inputs.last)), soft
+    return loss + encoder.own_loss(views, view_rows, inputs.owner), soft
 
 
 def training_loss(
-    params: Params, model: EncoderModel, data: TrainingData, batch: Batch, key: Array
+    params: Params,
+    model: EncoderModel,
+    data: TrainingData,
+    batch: Batch,
+    key: Array,
+    drawn: Array | None = None,
 ) -> Array:
     """The loss of one step, [].
 
@@ -318,8 +340,9 @@ def training_loss(
       data: all users.
       batch: users and layout.
       key: of this step.
+      drawn: see ``step_inputs``.
     """
-    inputs = step_inputs(params, model, data, batch, key)
+    inputs = step_inputs(params, model, data, batch, key, drawn)
     if model.mesh is None:
         # One lookup for everything, so that the table's gradient is one scatter.
         vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)

@@ -18,7 +18,7 @@ from jax import Array
 
 from pdrec_jax.data.negatives import ComplementTable
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
-from pdrec_jax.encoders.step import train_step
+from pdrec_jax.encoders.step import step_keys, train_step
 from pdrec_jax.sharding import constrain, round_up, spread
 
 _EVENT_STEP = 256
@@ -26,7 +26,7 @@ _EVENT_STEP = 256
 
 def event_budget(offsets: np.ndarray, users: np.ndarray) -> int:
     """Returns how many events the users of each of some batches [..., B] have at most, rounded."""
-    lengths = np.diff(offsets)[users]
+    lengths = offsets[users + 1] - offsets[users]
     return round_up(int(lengths.sum(axis=-1).max(initial=1)), _EVENT_STEP)
 
 
@@ -123,7 +123,7 @@ def train_steps_on(
 
     def step(state: dict[str, Any], inputs: Any) -> tuple[dict[str, Any], Array]:
         some, batch, number = inputs
-        return train_step(state, some, batch, jax.random.fold_in(base, number), rate, model)
+        return train_step(state, some, batch, step_keys(base, number, batch), rate, model)
 
     state, losses = jax.lax.scan(step, state, (data, batches, numbers))
     return constrain(state, model.mesh), spread(losses, model.mesh)

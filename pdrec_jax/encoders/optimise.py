@@ -20,7 +20,7 @@ from pdrec_jax.encoders.model import (
     split_lookup,
     step_inputs,
 )
-from pdrec_jax.encoders.step import ADAM, OPTIMISER, train_step
+from pdrec_jax.encoders.step import ADAM, OPTIMISER, step_keys, train_step
 from pdrec_jax.row_adam import (
     Rows,
     Table,
@@ -53,7 +53,7 @@ def train_epoch(
 
     def step(state: dict[str, Any], inputs: tuple[Batch, Array]) -> tuple[dict[str, Any], Array]:
         batch, number = inputs
-        return train_step(state, data, batch, jax.random.fold_in(base, number), rate, model)
+        return train_step(state, data, batch, step_keys(base, number, batch), rate, model)
 
     return jax.lax.scan(step, state, (batches, numbers))
 
@@ -83,7 +83,7 @@ def train_epoch_by_rows(
         """Loss, gradient of the parameters but the table; ids of rows, these and their gradient."""
         batch, number = given
         whole = {**params, _TABLE: table.values}
-        inputs = step_inputs(whole, model, data, batch, jax.random.fold_in(base, number))
+        inputs = step_inputs(whole, model, data, batch, *step_keys(base, number, batch))
         ids = flat_ids(inputs.ids)
         read = read_rows(ADAM, table, ids, number, tail)
 

@@ -17,11 +17,23 @@ ADAM = AdamW(b1=0.9, b2=0.98)
 OPTIMISER = optax.scale_by_adam(b1=ADAM.b1, b2=ADAM.b2)
 
 
+def step_keys(base: Array, number: Array, batch: Batch) -> tuple[Array, Array | None]:
+    """Returns the key of a step and, of a batch that may come again, that of what is drawn with it.
+
+    Args:
+      base: of the run.
+      number: [] int32, of the step.
+      batch: of the step.
+    """
+    key = jax.random.fold_in(base, number)
+    return key, None if batch.again is None else jax.random.fold_in(base, number - batch.again)
+
+
 def train_step(
     state: dict[str, Any],
     data: TrainingData,
     batch: Batch,
-    key: Array,
+    keys: tuple[Array, Array | None],
     rate: Array | float,
     model: EncoderModel,
 ) -> tuple[dict[str, Any], Array]:
@@ -32,14 +44,14 @@ def train_step(
         ``EncoderTask.initial``; all rows up to date.
       data: all users.
       batch: users and layout.
-      key: of this step.
+      keys: of ``step_keys``.
       rate: learning rate.
       model: static.
 
     Returns:
       the new state and the loss [].
     """
-    loss, gradient = jax.value_and_grad(training_loss)(state["params"], model, data, batch, key)
+    loss, gradient = jax.value_and_grad(training_loss)(state["params"], model, data, batch, *keys)
     updates, optimiser = OPTIMISER.update(gradient, state["optimiser"])
     params = jax.tree.map(lambda p, u: p - rate * u, state["params"], updates)
     new = {"params": params, "optimiser": optimiser}

@@ -75,8 +75,8 @@ class EncoderTask:
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state.
 
-        Where the table of items is large also ``row_age`` [I] int32, the steps that its rows are up
-        to date with; on a mesh too, so that a run can go on there, and come back.
+        Where the table of items is large also ``row_age`` int32, for each row the steps that it is
+        up to date with; on a mesh too, so that a run can go on there, and come back.
         """
 
         def make() -> dict[str, Any]:
@@ -127,14 +127,16 @@ class EncoderTask:
         # A rare epoch that needs more gets spare rows, so that few shapes are ever compiled.
         return users, self._rows(users, self._usual_rows)
 
-    def _pack(self, users: np.ndarray, rows: tuple[int, ...]) -> Batch:
-        model = self.model
+    def _pack(self, users: np.ndarray, rows: tuple[int, ...], begin: int = 0) -> Batch:
+        model, repeat = self.model, self.config.batch_repeat
         packed = [pack(self.offsets, row, model.max_length, rows, model.layout) for row in users]
         return Batch(
             users.astype(np.int32),
             tuple(np.stack(group) for group in zip(*(p.event for p in packed), strict=True)),
             tuple(np.stack(group) for group in zip(*(p.segment for p in packed), strict=True)),
             np.stack([p.last for p in packed]),
+            users.astype(np.int32),
+            (begin + np.arange(len(users), dtype=np.int32)) % repeat if repeat > 1 else None,
         )
 
     def clock(self, epoch: int) -> tuple[np.ndarray, float]:
@@ -191,7 +193,7 @@ class EncoderTask:
         budget = max(event_budget(self.offsets, users), self._usual_events)
         for begin in range(len(done), self.steps, STEPS_ON_MESH):
             chunk = slice(begin, begin + STEPS_ON_MESH)
-            data, batches = of_steps(self.data, self._pack(users[chunk], rows), budget)
+            data, batches = of_steps(self.data, self._pack(users[chunk], rows, begin), budget)
             given = state, data, batches, numbers[chunk], rate
             state, loss = train_steps_on(*given, self.model, self.config.seed)
             losses.append(np.asarray(loss))

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
-from pdrec_jax.encoders.step import train_step
+from pdrec_jax.encoders.step import step_keys, train_step
 from pdrec_jax.training import epoch_values
 
 Trained = tuple[dict[str, Any], dict[str, float]]
@@ -145,7 +145,7 @@ def _train_epochs(
     ) -> tuple[dict[str, Any], Array]:
         weights, pools, candidates = part
         data = dataclasses.replace(shared, weights=weights, pools=pools, candidates=candidates)
-        return train_step(state, data, batch, jax.random.fold_in(key, number), rate, model)
+        return train_step(state, data, batch, step_keys(key, number, batch), rate, model)
 
     def step(state: Any, inputs: tuple[Batch, Array]) -> tuple[Any, Array]:
         batch, number = inputs

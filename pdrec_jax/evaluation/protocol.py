@@ -25,7 +25,7 @@ class Protocol:
       name: printed with every figure.
       select_on_test: choose the epoch by the test item (True) or the validation item.
       nns_excludes_heldout: the negatives' pool leaves out validation and test items too.
-      nns_last_fraction: where the negatives' pool ends in the ranking; 0.99 drops the lowest 1 %.
+      nns_last_fraction: where the negatives' pool ends in the ranking, see ``PoolRules``.
       dpa_unobserved: soft positives come from unobserved items only.
       hbr_floor: ``observed`` or ``shifted`` (``plugins.hbr``).
       half_ties: a tied candidate counts half a place.
@@ -137,9 +137,10 @@ def draw_candidates(
 
     They are items of the target domain, also where the input holds others.
 
-    A user's draw depends on the seed and the user alone. Never drawn: what the model is given as
-    input. Under ``strict``, neither held-out item is drawn; under ``reference`` the test item can
-    be (the public code lets it).
+    A user's draw depends on the seed, the user and what is held out. Never drawn: what the model is
+    given as input, and the held-out item itself, but that under ``reference`` the test item can be
+    (the public code lets it). Those of the validation are drawn apart from those of the test, and
+    may hold the test item, so that nothing of the test has a say in which epoch is chosen.
 
     Args:
       protocol: decides on the test item.
@@ -213,7 +214,8 @@ class DrawnCandidates:
         train, num_items = split.train, split.train.num_target_items
         own = train.items[train.offsets[user] : train.offsets[user + 1]]
         excluded = np.append(own, split.valid_items[user])
-        if not self.protocol.test_among_negatives:
+        of_test = self.heldout == "test"
+        if of_test and not self.protocol.test_among_negatives:
             excluded = np.append(excluded, split.test_items[user])
         excluded = np.unique(excluded[excluded <= num_items])
         if num_items - len(excluded) < negatives:
@@ -221,7 +223,7 @@ class DrawnCandidates:
                 f"evaluation: user {split.train.user_ids[user]} leaves {num_items - len(excluded)} "
                 f"items to draw {negatives} negatives from; a larger catalogue is needed"
             )
-        rng = np.random.default_rng((self.seed, user))
+        rng = np.random.default_rng((self.seed, user) if of_test else (self.seed, user, 1))
         # Distinct ranks among the items that are not excluded, shifted past the excluded ones.
         ranks = rng.choice(num_items - len(excluded), negatives, replace=False)
         return complement(excluded, ranks)

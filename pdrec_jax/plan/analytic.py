@@ -227,7 +227,7 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
     slots = mesh.slots(sizes.items)
     table = slots * width
     # Four projections and two layers, or the six matrices of a recurrence; attention on top.
-    attends = section.name != "gru4rec"
+    attends, views = section.name != "gru4rec", 2 if section.name == "cl4srec" else 0
     layer = 12.0 * width**2 + (4.0 * length * width if attends else 0.0)
 
     def cells_of(count: int) -> int:
@@ -243,7 +243,7 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
         plugins = () if variant == "base" else tuple(variant.split("+"))
         drawn = config.dpa.drawn if "dpa" in plugins else 0
         picks = "dpa" in plugins and not drawn
-        passes = 2 if picks else 1
+        passes = 1 + picks + views
         positives = 1 + drawn + (section.history_weight > 0)
         read = cells * (passes + positives + sum(count_negatives(config, plugins)))
         read += size * config.dpa.coarse if picks else 0

@@ -202,7 +202,7 @@ def _layout(model: EncoderModel, lengths: np.ndarray, *leading: int) -> tuple[Ba
     groups = tuple(_array((*leading, *cells)) for cells in zip(rows, widths, strict=True))
     ids = _array((*leading, size))
     events = round_up(int(lengths.sum(axis=-1).max()), _STEP)
-    return Batch(ids, groups, groups, ids), events  # type: ignore[arg-type]
+    return Batch(ids, groups, groups, ids, ids), events  # type: ignore[arg-type]
 
 
 def _encoder_step(

@@ -175,7 +175,7 @@ class EncoderVectors:
         self._rows: tuple[int, ...] | None = None
 
     def item_vectors(self) -> Array:
-        """Returns the items' vectors of length 1, [I + 1, D]; see ``VectorModel``."""
+        """Returns the items' vectors of length 1, [>= I + 1, D]; see ``VectorModel``."""
         return item_vectors(self.params)
 
     def user_vectors(self, histories: Histories) -> np.ndarray:
@@ -194,7 +194,7 @@ class EncoderVectors:
 
 @jax.jit
 def item_vectors(params: Params) -> Array:
-    """The vectors of an encoder's items, [I + 1, D], of length 1 as its cosine takes them."""
+    """The vectors of an encoder's items, [>= I + 1, D], of length 1 as its cosine takes them."""
     return normalise(params["item_embedding"])
 
 

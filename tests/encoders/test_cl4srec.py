@@ -116,18 +116,28 @@ class TestContrastiveLoss:
         rng = np.random.default_rng(0)
         first, second = rng.normal(size=(2, 5, 4)).astype(np.float32)
         present = np.array([True, True, False, True, True])
+        users = np.array([7, 3, 9, 9, 3])  # one of them twice, beside one who is not there
+        owner = np.tile(users[present], 2)
         views = np.concatenate([first[present], second[present]]).astype(np.float64)
         terms = []
         for a in range(8):
-            products = {b: views[a] @ views[b] / 0.7 for b in range(8) if b != a}
+            pair = (a + 4) % 8
+            held = [b for b in range(8) if b == pair or owner[b] != owner[a]]
+            products = {b: views[a] @ views[b] / 0.7 for b in held}
             total = np.log(sum(np.exp(value) for value in products.values()))
-            terms.append(total - products[(a + 4) % 8])
-        found = contrastive_loss(jnp.asarray(first), jnp.asarray(second), jnp.asarray(present), 0.7)
+            terms.append(total - products[pair])
+        found = contrastive_loss(*map(jnp.asarray, (first, second, present, users)), 0.7)
         np.testing.assert_allclose(found, np.mean(terms), rtol=1e-5)
+
+    def test_a_user_who_is_drawn_twice_is_no_stranger(self):
+        """Views that are alike, and at right angles to all others', leave next to no loss."""
+        users = jnp.array([0, 1, 0])
+        views = 50.0 * jnp.eye(3)[users]
+        assert contrastive_loss(views, views, jnp.ones(3, bool), users, 1.0) < 1e-6
 
     def test_nobody(self):
         zeros = jnp.zeros((3, 2))
-        assert contrastive_loss(zeros, zeros, jnp.zeros(3, bool), 1.0) == 0
+        assert contrastive_loss(zeros, zeros, jnp.zeros(3, bool), jnp.arange(3), 1.0) == 0
 
     def test_last_states(self, inputs):
         flat = Rows(*(part.reshape(-1) for part in inputs))

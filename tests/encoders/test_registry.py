@@ -68,7 +68,7 @@ class Adding(SASRec):
     def own_loss(self, states, views, users):
         (state,), (view,) = states, views
         assert state.shape[0] == view.items.shape[0]
-        kept = jnp.sum(view.items > 0) + users
+        kept = jnp.sum(view.items > 0) + len(users)
         return kept.astype(jnp.float32) + 0 * jnp.sum(state)
 
 

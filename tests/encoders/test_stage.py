@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.encoders import stage
+from pdrec_jax.encoders.model import step_inputs
 from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
 from pdrec_jax.encoders.stage import (
     build,
@@ -18,6 +19,7 @@ from pdrec_jax.encoders.stage import (
     title_of,
     training_data,
 )
+from pdrec_jax.encoders.step import step_keys
 from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import REFERENCE, STRICT
@@ -166,10 +168,29 @@ class TestLayout:
             assert event.reshape(-1)[last].tolist() == (ends[users] - 1).tolist()
 
     def test_batches_delivered_three_times(self, built):
-        users = built(encoder__batch_repeat=3).layout(1).users
+        """Users and negatives come again, dropout does not."""
+        task = built(encoder__batch_repeat=3, encoder__dropout=0.1)
+        layout, params = task.layout(2), task.initial()["params"]
+        users, numbers = layout.users, task.clock(2)[0]
         np.testing.assert_array_equal(users[0], users[1])
         np.testing.assert_array_equal(users[0], users[2])
         assert (users[2] != users[3]).any()
+        steps = []
+        for place in range(4):
+            batch = jax.tree.map(lambda leaf, place=place: jnp.asarray(leaf[place]), layout)
+            keys = step_keys(jax.random.key(0), numbers[place], batch)
+            steps.append(step_inputs(params, task.model, task.data, batch, *keys))
+        for step in steps[1:3]:
+            np.testing.assert_array_equal(step.ids["uniform"], steps[0].ids["uniform"])
+        assert (steps[3].ids["uniform"] != steps[0].ids["uniform"]).any()
+        assert len({tuple(np.asarray(jax.random.key_data(step.key))) for step in steps}) == 4
+
+    def test_a_part_of_an_epoch_knows_which_batches_come_again(self, built):
+        task = built(encoder__batch_repeat=3)
+        users, rows = task._drawn(1)
+        whole, part = task._pack(users, rows), task._pack(users[2:], rows, 2)
+        np.testing.assert_array_equal(part.again, whole.again[2:])
+        assert whole.again[:4].tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.loose_jax("dtypes")  # optax's Adam

@@ -132,17 +132,23 @@ class TestCandidates:
             assert (drawn[:, 0] == positives[user]).all()
             assert all(len(set(row)) == negatives for row in drawn[:, 1:].tolist())
             excluded = history(split, user) | {int(split.valid_items[user])}
-            if protocol is STRICT:
+            if protocol is STRICT and heldout == "test":
                 excluded |= {int(split.test_items[user])}
             # 30 draws of 20 of 40: an item that is never drawn is one that cannot be.
             assert set(drawn[:, 1:].ravel().tolist()) == set(range(1, ITEMS + 1)) - excluded
 
-    def test_a_draw_depends_on_seed_and_user_alone(self, split):
+    def test_validation_and_other_seeds_draw_anew(self, split):
         table = draw_candidates(STRICT, split, 4, heldout="test", negatives=5)
-        again = draw_candidates(STRICT, split, 4, heldout="valid", negatives=5)
-        other = draw_candidates(STRICT, split, 5, heldout="test", negatives=5)
-        np.testing.assert_array_equal(table[:, 1:], again[:, 1:])
-        assert (table[:, 1:] != other[:, 1:]).any(axis=1).all()
+        for seed, heldout in ((5, "test"), (4, "valid")):
+            other = draw_candidates(STRICT, split, seed, heldout=heldout, negatives=5)
+            assert (table[:, 1:] != other[:, 1:]).any(axis=1).all()
+
+    def test_validation_knows_nothing_of_the_test_item(self, split):
+        other = dataclasses.replace(split, test_items=np.roll(split.test_items, 1))
+        tables = [
+            draw_candidates(STRICT, one, 4, heldout="valid", negatives=20) for one in (split, other)
+        ]
+        np.testing.assert_array_equal(*tables)
 
     def test_rows_drawn_when_asked_for_are_those_of_the_table(self, split):
         for heldout in ("valid", "test"):

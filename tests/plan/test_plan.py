@@ -342,6 +342,18 @@ def test_negatives_cost_what_a_variant_draws() -> None:
     assert read("nns", "beside") > base
 
 
+def test_views_cost_a_pass_each() -> None:
+    sizes = Sizes(100, 300, np.full(100, 9), "given")
+    flops = {}
+    for name, title in (("sasrec", "SASRec"), ("cl4srec", "CL4SRec")):
+        config = default_config()
+        config.encoder.name, config.encoder.variants = name, ("base",)
+        found = analytic.programs(config, sizes, 1, 1)
+        (step,) = (each for each in found if each.name == f"{title}: train")
+        flops[name] = step.cost.flops
+    assert flops["cl4srec"] == 3 * flops["sasrec"]
+
+
 def test_drawn_positives_cost_what_is_drawn() -> None:
     sizes = Sizes(100, 300, np.full(100, 9), "given")
 
