@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+_WORDS = 1 << 32  # after as many a counter of one word begins anew
+
 
 def _mix(word: Array) -> Array:
     word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
@@ -24,11 +26,15 @@ def hashed_bits(key: Array, shape: tuple[int, ...]) -> Array:
 
     Args:
       key: a jax key of two words (Threefry's).
-      shape: fewer than 2^32 words.
+      shape: its last axis and the others together have fewer than 2^32 places each.
 
     Returns:
       uint32 of that shape.
     """
+    if math.prod(shape) > _WORDS:
+        rows = jax.lax.iota(jnp.uint32, math.prod(shape[:-1]))
+        columns = jax.lax.iota(jnp.uint32, shape[-1])
+        return hashed_bits_at(key, rows, columns, shape[-1]).reshape(shape)
     words = jax.random.key_data(key)
     counter = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     return _mix(_mix(counter + words[0]) ^ words[1])
@@ -41,21 +47,18 @@ def hashed_bits_of(key: Array, rows: Array, columns: Array, width: int) -> Array
       key: see ``hashed_bits``.
       rows: [N] int32.
       columns: [N] int32, below ``width``.
-      width: of the whole table, which has fewer than 2^32 words.
+      width: of the whole table.
 
     Returns:
       uint32 [N].
     """
-    words = jax.random.key_data(key)
-    counter = rows.astype(jnp.uint32) * jnp.uint32(width) + columns.astype(jnp.uint32)
-    return _mix(_mix(counter + words[0]) ^ words[1])
+    return _bits_at(key, rows.astype(jnp.uint32), columns.astype(jnp.uint32), width)
 
 
 def hashed_bits_at(key: Array, rows: Array, columns: Array, width: int) -> Array:
     """Returns ``hashed_bits(key, (R, width))`` at some rows and columns alone.
 
-    So devices that share a table of words draw what one of them would draw. A table may have more
-    than 2^32 words, which ``hashed_bits`` may not.
+    So devices that share a table of words draw what one of them would draw.
 
     Args:
       key: see ``hashed_bits``.
@@ -66,8 +69,13 @@ def hashed_bits_at(key: Array, rows: Array, columns: Array, width: int) -> Array
     Returns:
       uint32 [r, c].
     """
-    words = jax.random.key_data(key)
     row, column = rows.astype(jnp.uint32)[:, None], columns.astype(jnp.uint32)[None, :]
+    return _bits_at(key, row, column, width)
+
+
+def _bits_at(key: Array, row: Array, column: Array, width: int) -> Array:
+    """The words at rows and columns, uint32, that are combined by broadcasting."""
+    words = jax.random.key_data(key)
     high, low = _product(row, width)
     counter = low + column
     # Beyond 2^32 words another key goes on.

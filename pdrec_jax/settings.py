@@ -339,6 +339,16 @@ def _validate_together(config: ConfigDict) -> None:
                 f"config.diffusion.{name}: 1 is expected with target 'epsilon' or normalise, "
                 f"got {diffusion[name]:g}"
             )
+        if 0.5 < diffusion[name] < 1:
+            raise UserError(
+                f"config.diffusion.{name}: 1, or 0.5 at most, is expected, for the slots are split "
+                f"into windows of equal size; got {diffusion[name]:g}"
+            )
+    if diffusion.source_slots and data.mixed:
+        raise UserError(
+            "config.diffusion.source_slots: False is expected with data.mixed, where the source "
+            "items have slots already, got True"
+        )
     if not config.dpa.drawn and config.dpa.fine > config.dpa.coarse:
         raise UserError(
             f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdrec_jax import random_bits
 from pdrec_jax.diffusion.process import normal_from_bits
-from pdrec_jax.random_bits import hashed_bits
+from pdrec_jax.random_bits import hashed_bits, hashed_bits_at, hashed_bits_of
 
 N = 1 << 18
 jit_bits = jax.jit(hashed_bits, static_argnums=1)
@@ -105,6 +106,24 @@ class TestStreams:
         flat = np.asarray(hashed_bits(jax.random.key(3), (24,)))
         np.testing.assert_array_equal(hashed_bits(jax.random.key(3), (4, 6)).ravel(), flat)
         np.testing.assert_array_equal(hashed_bits(jax.random.key(3), (5,)), flat[:5])
+
+    def test_more_words_than_a_counter_of_one_word_has(self, monkeypatch):
+        """A table of so many is cut into rows, which the counter goes on through all the same."""
+        key = jax.random.key(3)
+        expected = hashed_bits(key, (2, 4, 6))
+        monkeypatch.setattr(random_bits, "_WORDS", 40)
+        np.testing.assert_array_equal(hashed_bits(key, (2, 4, 6)), expected)
+
+    def test_beyond_the_counter_other_words_come(self):
+        """Row 3 begins 2^32 words after row 0."""
+        key, width, columns = jax.random.key(3), 2**32 // 3 + 1, jnp.arange(8)
+        rows = jnp.array([0, 3])
+        both = hashed_bits_at(key, rows, columns, width)
+        begin = 3 * width - 2**32
+        again = hashed_bits_at(key, rows[:1], begin + columns, width)
+        assert not (both[1] == again[0]).any()
+        some = hashed_bits_of(key, jnp.repeat(rows, 8), jnp.tile(columns, 2), width)
+        np.testing.assert_array_equal(some.reshape(2, 8), both)
 
     def test_known_words(self):
         """The formula, in Python's integers; a change of it changes every training run."""

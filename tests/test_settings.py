@@ -234,6 +234,16 @@ def test_unknown_and_missing_fields() -> None:
             "diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, got 0.5",
         ),
         (
+            {"diffusion__error_fraction": 0.75},
+            "diffusion.error_fraction: 1, or 0.5 at most, is expected, for the slots are split "
+            "into windows of equal size; got 0.75",
+        ),
+        (
+            {"diffusion__source_slots": True, "data__mixed": True},
+            "diffusion.source_slots: False is expected with data.mixed, where the source items "
+            "have slots already, got True",
+        ),
+        (
             {"diffusion__noise_fraction": 0.5, "diffusion__normalise": True},
             "diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, got 0.5",
         ),

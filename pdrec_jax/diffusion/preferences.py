@@ -35,7 +35,7 @@ from pdrec_jax.evaluation.ranking import common_width, distinct_rows
 from pdrec_jax.rows import by_rows, count_true
 from pdrec_jax.sharding import DATA, axis, round_up
 
-# From (users [B], how many of them are not filling) to scores [B, >= I + 1], column i for item i.
+# From users [B] to scores [B, >= I + 1], column i for item i.
 ScoreBlocks = Callable[[np.ndarray], Array]
 
 
@@ -67,7 +67,9 @@ class PoolRules:
       candidates_unobserved: M of the unobserved items, or of all (the public code).
       negatives: R.
       first_fraction: omega_m, the share of the ranking that is too likely to be negative.
-      last_fraction: where the pool ends; the public code drops the lowest 1 %.
+      last_fraction: where the pool would end if nothing of it were excluded. An item that is
+        makes room for one that ranks lower, so that every user's pool is as large. 0.99 in the
+        public code.
       ranks_among_all: the fractions are of all I items (the public code), or of the unobserved
         ones (Eq. 3).
     """
@@ -176,7 +178,10 @@ def require_room(split: Split, rules: PoolRules) -> None:
       UserError: it is too small.
     """
     train, num_items = split.train, split.train.num_items
-    wanted = max(rules.candidates, 1) if rules.candidates_unobserved else 1
+    field, need = "dpa.coarse", f"{rules.candidates} candidates are wanted"
+    wanted = rules.candidates
+    if not rules.candidates_unobserved or not wanted:
+        field, need, wanted = "nns.first_fraction", "a negative is wanted", 1
     # A log may repeat items, so only of long histories is it counted how many there are.
     for user in np.flatnonzero(train.lengths + 2 > num_items - wanted):
         own = train.items[train.offsets[user] : train.offsets[user + 1]]
@@ -184,8 +189,7 @@ def require_room(split: Split, rules: PoolRules) -> None:
         seen = len(np.union1d(own, heldout))
         if num_items - seen < wanted:
             raise UserError(
-                f"config.dpa.coarse: {rules.candidates} candidates are wanted, but a user has seen "
-                f"{seen} of {num_items} items"
+                f"config.{field}: {need}, but a user has seen {seen} of {num_items} items"
             )
     if rules.candidates > num_items:
         raise UserError(
@@ -260,7 +264,7 @@ def compute_preferences(
             raise UserError("preferences: a score is not finite, the model behind them diverged")
         out.candidates[real], out.negatives[real] = candidates, negatives
         out.padding[real] = padding
-        lengths = train.lengths[real]
+        lengths = train.offsets[real + 1] - train.offsets[real]
         within = np.arange(width)[None, :] < lengths[:, None]
         target = (train.offsets[:-1][real][:, None] + np.arange(width)[None, :])[within]
         out.observed[target] = observed[within]

@@ -128,7 +128,7 @@ def normal_from_bits(bits: Array) -> Array:
     """Maps uniform 32-bit words to standard normals by the inverse error function.
 
     The upper 23 bits are used, so the lowest ones are free for another draw (the dropout mask).
-    The largest magnitude is about 5.4. The relative error is below 1e-5, at half the cost of
+    The largest magnitude is about 5.3. The relative error is below 1e-5, at half the cost of
     ``jax.lax.erf_inv``, which keeps one polynomial for the tails and one for the rest.
 
     Args:

@@ -1,7 +1,7 @@
 """Noise schedules and everything that follows from them, in float64 on the host.
 
-The noise of recommendation data is tiny (Toy: a variance of 5e-6 at the first step and 5e-5 at the
-last), so ``1 - alpha_bar`` would lose most of its digits in float32. All derived quantities are
+The noise of recommendation data is tiny (Toy: a variance of 1e-5 at the first step and 5.5e-5 at
+the last), so ``1 - alpha_bar`` would lose most of its digits in float32. All derived quantities are
 therefore computed here once in float64 and cast where they are used.
 
 Sources: DDPM (Ho et al., 2020), Eq. 4-7; DiffRec (Wang et al., 2023) for the linear-variance
@@ -32,7 +32,7 @@ def _from_alpha_bars(alpha_bars: np.ndarray) -> np.ndarray:
 def make_betas(
     name: str, steps: int, noise_scale: float, noise_min: float, noise_max: float
 ) -> np.ndarray:
-    """Returns the variances beta_t of one forward step, [T] float64 in (0, 1].
+    """Returns the variances beta_t of one forward step, [T] float64, as the formulas give them.
 
     Args:
       name: ``linear`` (beta itself is linear), ``linear-var`` (1 - alpha_bar is linear), ``cosine``
@@ -43,7 +43,7 @@ def make_betas(
       noise_max: upper end of the two linear schedules.
 
     Raises:
-      UserError: an unknown name, or a beta outside (0, 1].
+      UserError: an unknown name.
     """
     if name in ("linear", "linear-var"):
         line = np.linspace(noise_scale * noise_min, noise_scale * noise_max, steps)
@@ -59,8 +59,6 @@ def make_betas(
         betas = 1.0 / (steps - np.arange(steps) + 1)
     else:
         raise UserError(f"diffusion.schedule: expected one of {SCHEDULES}, got {name!r}")
-    if not ((betas > 0) & (betas <= 1)).all():
-        raise UserError(f"diffusion noise: the {name} schedule leaves (0, 1]: {betas}")
     return betas.astype(np.float64)
 
 
@@ -202,7 +200,7 @@ def make_schedule(
         (Sohl-Dickstein et al., 2015, Sec. 2.4.1).
 
     Raises:
-      UserError: as ``make_betas``.
+      UserError: an unknown name, or a beta outside (0, 1].
     """
     if name not in SCHEDULES:
         raise UserError(f"diffusion.schedule: expected one of {SCHEDULES}, got {name!r}")
@@ -211,4 +209,6 @@ def make_schedule(
     betas = make_betas(name, steps, noise_scale, noise_min, noise_max)
     if fix_first_beta:
         betas[0] = FIRST_BETA
+    if not ((betas > 0) & (betas <= 1)).all():
+        raise UserError(f"diffusion noise: the {name} schedule leaves (0, 1]: {betas}")
     return Schedule(betas)

@@ -271,7 +271,8 @@ def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
     Args:
       keys: [B] jax keys.
       sizes: [B] int32, each at least 1.
-      count: R. Where a size is smaller, all its numbers are taken, over and over.
+      count: R. Where a size is smaller, all its numbers are taken, over and over, from one that is
+        drawn on, so that none comes more often than another over many rows.
 
     Returns:
       [B, R] int32, distinct where the size allows.
@@ -295,5 +296,6 @@ def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
 
     # [R, B], so that a CPU looks at many rows at a time.
     subset, _ = jax.lax.scan(take, jnp.full((count, rows), -1, jnp.int32), (steps, draws))
-    cycle = steps[None, :] % sizes[:, None]
+    begin = jax.vmap(lambda key, size: jax.random.randint(jax.random.fold_in(key, 1), (), 0, size))
+    cycle = (begin(keys, sizes)[:, None] + steps[None, :]) % sizes[:, None]
     return jnp.where(enough[:, None], subset.T, cycle)

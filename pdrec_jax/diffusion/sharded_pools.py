@@ -158,7 +158,7 @@ def cut_block_on(
 
     Args:
       mesh: of the devices.
-      scores: [B, I] over item ids, or with more columns behind, on both axes.
+      scores: [B, >= I + 1], column i for item i, on both axes.
       events: [B, K] int32, whose scores are wanted.
       seen: see ``preferences.cut_pools``.
       excluded: see there.

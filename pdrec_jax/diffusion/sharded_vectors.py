@@ -33,8 +33,8 @@ def shares(users: np.ndarray, mesh: Mesh) -> np.ndarray:
 
 def share_budget(vectors: InteractionVectors, users: np.ndarray) -> int:
     """Returns P: enough for each place of some batches, [..., d, b] from ``shares``, rounded up."""
-    lengths = np.append(vectors.lengths, 0)
-    return round_up(int(lengths[users].sum(axis=-1).max(initial=1)), _TOKEN_STEP)
+    lengths = np.where(users < 0, 0, vectors.lengths_of(np.maximum(users, 0)))
+    return round_up(int(lengths.sum(axis=-1).max(initial=1)), _TOKEN_STEP)
 
 
 def place_batch(

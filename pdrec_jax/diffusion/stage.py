@@ -26,6 +26,7 @@ from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
     build_vectors,
 )
+from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import Candidates, Protocol
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
@@ -49,6 +50,10 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
     Args:
       config: section ``diffusion`` with ``seed``.
       slots: I.
+
+    Raises:
+      UserError: noise that makes no schedule, or that leaves nothing of the data where the noise is
+        what the denoiser predicts.
     """
     schedule = make_schedule(
         config.schedule,
@@ -57,6 +62,12 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
         noise_min=config.noise_min,
         noise_max=config.noise_max,
     )
+    if config.target == "epsilon" and schedule.alpha_bars[-1] == 0:
+        raise UserError(
+            "config.diffusion.noise_max: with target 'epsilon' less noise is expected, for the "
+            f"last step keeps nothing of the data, got {config.noise_max:g} at noise_scale "
+            f"{config.noise_scale:g}"
+        )
     make = functools.partial(
         make_denoiser,
         slots,

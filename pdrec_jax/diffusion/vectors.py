@@ -84,6 +84,10 @@ class InteractionVectors:
         """Non-zeros of each user, [U]."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, users: np.ndarray) -> np.ndarray:
+        """Non-zeros of some users, [...], at a cost of these alone."""
+        return self.offsets[users + 1] - self.offsets[users]
+
 
 def build_vectors(
     offsets: np.ndarray,
@@ -198,7 +202,7 @@ def token_budget(vectors: InteractionVectors, users: np.ndarray) -> int:
 
     The rounding lets the next epoch's batches reuse the compiled step.
     """
-    most = int(vectors.lengths[users].sum(axis=-1).max(initial=1))
+    most = int(vectors.lengths_of(users).sum(axis=-1).max(initial=1))
     return -(-most // _TOKEN_STEP) * _TOKEN_STEP
 
 
@@ -210,7 +214,7 @@ def gather_batch(vectors: InteractionVectors, users: np.ndarray, tokens: int) ->
       users: [B] indices.
       tokens: P, at least the number of their non-zeros.
     """
-    lengths = vectors.lengths[users]
+    lengths = vectors.lengths_of(users)
     total = int(lengths.sum())
     rows = np.repeat(np.arange(len(users)), lengths)
     starts = vectors.offsets[users] - np.concatenate([[0], np.cumsum(lengths)[:-1]])

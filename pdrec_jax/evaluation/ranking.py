@@ -105,9 +105,9 @@ def distinct_rows(
       users: [B] indices.
       width: least K; the largest number of distinct items, if that is more.
     """
-    lengths = (offsets[1:] - offsets[:-1])[users]
+    lengths = offsets[users + 1] - offsets[users]
     rows = np.repeat(np.arange(len(users)), lengths)
-    starts = np.repeat(offsets[:-1][users] - (np.cumsum(lengths) - lengths), lengths)
+    starts = np.repeat(offsets[users] - (np.cumsum(lengths) - lengths), lengths)
     pairs = np.unique((rows << 32) | items[starts + np.arange(len(rows))])
     rows, found = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.int32)
     counts = np.bincount(rows, minlength=len(users))

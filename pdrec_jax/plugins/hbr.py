@@ -25,8 +25,8 @@ def behaviour_weights(
     """Turns the preference scores of each user's training targets into loss weights.
 
     Min-max scaled to mean 1, ``omega_s``; mixed with the rank term ``(1 + n - r) / n`` (r = 1 is
-    the highest of n scores) by omega_r; clipped to [0, c_w]; times omega_f. Where all scores of a
-    user are equal the min-max part is 1.
+    the highest of n scores, of equal ones the later) by omega_r; clipped to [0, c_w]; times
+    omega_f. Where all scores of a user are equal to the floor, each weighs 1 before clipping.
 
     Args:
       scores: [U, L] scores of the targets, anything where not observed.
@@ -71,5 +71,5 @@ def behaviour_weights(
     shown = jnp.where(observed, scores, jnp.inf)
     order = jnp.argsort(jnp.argsort(shown, axis=1, stable=True), axis=1, stable=True) + 1
     rank = order.astype(jnp.float32) / jnp.maximum(size, 1)[:, None]
-    mixed = share * (1 - rank_weight) + rank * rank_weight
+    mixed = jnp.where(flat, 1.0, share * (1 - rank_weight) + rank * rank_weight)
     return jnp.where(observed, jnp.clip(mixed, 0.0, clip) * scale, 0.0).astype(jnp.float32)

@@ -10,7 +10,7 @@ from pdrec_jax.rows import draw_of_row
 
 
 def draw_negatives(key: Array, pools: Array, users: Array) -> Array:
-    """Draws one negative a position, uniformly from the user's pool.
+    """Draws one negative a position, uniformly from the sample that was kept of the user's pool.
 
     Args:
       key: a jax key.

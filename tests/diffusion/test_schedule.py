@@ -104,7 +104,6 @@ class TestMakeSchedule:
         ("name", "levels"),
         [
             ("linear", (1, 0.5, 1.5)),  # a beta above 1
-            ("linear", (1, 0, 0.5)),  # a first beta of 0
             ("linear-var", (1, 0.5, 0.1)),  # noise that falls
             ("linear-var", (1, 0.1, 3)),  # more variance than there is
         ],
@@ -112,6 +111,12 @@ class TestMakeSchedule:
     def test_levels_that_make_no_schedule(self, name, levels):
         with pytest.raises(UserError, match=f"the {name} schedule leaves"):
             make_schedule(name, 5, **noise(*levels))
+
+    @pytest.mark.parametrize("name", ["linear", "linear-var"])
+    def test_a_first_beta_of_0_counts_where_it_is_kept(self, name):
+        assert make_schedule(name, 5, **noise(1, 0, 0.5)).betas[0] == FIRST_BETA
+        with pytest.raises(UserError, match=f"the {name} schedule leaves"):
+            make_schedule(name, 5, **noise(1, 0, 0.5), fix_first_beta=False)
 
     @pytest.mark.parametrize("method", ["loss_weights", "affine"])
     def test_unknown_target(self, method):

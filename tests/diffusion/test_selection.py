@@ -207,6 +207,16 @@ class TestDrawSubset:
         assert (np.sort(drawn[sizes == 12], axis=1) == np.arange(12)).all()
 
     def test_small_sizes_are_taken_over_and_over(self):
-        drawn = jit_draw_subset(jax.random.key(3), self.SIZES, 12)
+        drawn = np.asarray(jit_draw_subset(jax.random.key(3), self.SIZES, 12))
         for row in range(4):
-            np.testing.assert_array_equal(drawn[row], np.arange(12) % self.SIZES[row])
+            size = self.SIZES[row]
+            np.testing.assert_array_equal(drawn[row], (drawn[row][0] + np.arange(12)) % size)
+
+    def test_no_number_of_a_small_size_is_preferred(self):
+        """Five numbers fill twelve places unevenly, but not the same ones in every row."""
+        rows = 50_000
+        drawn = np.asarray(jit_draw_subset(jax.random.key(4), jnp.full(rows, 5), 12))
+        first = np.bincount(drawn[:, 0], minlength=5)
+        assert np.sum((first - rows / 5) ** 2 / (rows / 5)) < 30  # of 4 degrees of freedom
+        every = np.bincount(drawn.ravel(), minlength=5)
+        np.testing.assert_allclose(every / every.mean(), 1, atol=0.01)

@@ -1,4 +1,4 @@
-"""An epoch of the diffusion model that is interrupted between two dispatches goes on exactly."""
+"""The diffusion stage: its models, and an epoch that is interrupted between two dispatches."""
 
 import jax
 import numpy as np
@@ -8,6 +8,7 @@ from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.diffusion import stage
 from pdrec_jax.diffusion.task import DiffusionTask
+from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import draw_candidates, get_protocol
 from pdrec_jax.settings import default_config, seeded
 from pdrec_jax.training import Unfinished
@@ -51,3 +52,14 @@ def test_interrupted_anywhere(task) -> None:
     state, resumed = task.run_epoch(state, 1, lambda _: True, tuple(losses.tolist()))
     assert resumed == values
     jax.tree.map(np.testing.assert_array_equal, state, unbroken)
+
+
+def test_noise_that_leaves_nothing_of_the_data() -> None:
+    """What x_0 is cannot be told from the noise then; from x_0 itself it can be learnt."""
+    config = seeded(default_config(), "diffusion")
+    config.schedule, config.noise_scale, config.noise_max = "linear", 1.0, 1.0
+    stage.model_of_slots(config, 20)
+    config.target = "epsilon"
+    expected = r"^config\.diffusion\.noise_max: .* got 1 at noise_scale 1$"
+    with pytest.raises(UserError, match=expected):
+        stage.model_of_slots(config, 20)

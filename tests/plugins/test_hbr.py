@@ -64,13 +64,12 @@ def twin(scores, observed, rank_weight, clip, scale):
         if not len(cells):
             continue
         o = scores[row, cells].astype(np.float64)
-        share = np.ones(len(o))
+        mixed = np.ones(len(o))
         if o.max() > o.min():
             share = (o - o.min()) / (o.max() - o.min())
-            share = share / share.mean()
-        rank = np.empty(len(o))
-        rank[np.argsort(o, kind="stable")] = np.arange(1, len(o) + 1)
-        mixed = (1 - rank_weight) * share + rank_weight * rank / len(o)
+            rank = np.empty(len(o))
+            rank[np.argsort(o, kind="stable")] = np.arange(1, len(o) + 1)
+            mixed = (1 - rank_weight) * share / share.mean() + rank_weight * rank / len(o)
         weights[row, cells] = np.clip(mixed, 0, clip) * scale
     return weights
 
