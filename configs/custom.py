@@ -2,20 +2,34 @@
 
   python -m pdrec_jax.prepare --input=log.csv --user=user --item=item --time=time --out=data/mine
   python -m pdrec_jax.main --config=configs/custom.py --config.data.path=data/mine
+  python -m pdrec_jax.main --config=configs/custom.py:paper --config.data.path=data/mine
 
 The settings stand in data/mine/report.txt; any --config.FIELD=VALUE wins over them. The plugins'
-own, for which statistics say nothing, are the paper's. A log that needs no preparation can be named
-with --config.data.target=FILE instead, and runs with the defaults.
+own, for which statistics say nothing, are those that Toy's validation chose (under ``strict``), or,
+in the variant ``paper`` and under ``reference``, the paper's. A log that needs no preparation can be
+named with --config.data.target=FILE instead, and runs with the defaults.
 """
+
+import runpy
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from pdrec_jax.errors import UserError
 from pdrec_jax.settings import default_config
 
 
-def get_config() -> ConfigDict:
-    """Returns the config."""
+def get_config(variant: str = "tuned") -> ConfigDict:
+    """Returns the config; ``variant`` is one of the above, with or without ``variant=``."""
+    variant = variant.removeprefix("variant=")
     config = default_config()
     config.name = "custom"
     config.data.source = "real"  # nobody who has a log wants a simulated one
+    if variant == "tuned":
+        toy = runpy.run_path(str(Path(__file__).with_name("toy.py")))
+        config.strict_overrides = toy["PLUGINS"]
+    elif variant != "paper":
+        raise UserError(
+            f"configs/custom.py: variant 'tuned' or 'paper' is expected, got {variant!r}"
+        )
     return config

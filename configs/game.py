@@ -5,8 +5,9 @@
   python -m pdrec_jax.main --config=configs/game.py:variant=paper
 
 The authors publish commands for Toy alone; the paper gives one set of values for both. Toy's
-variants ``readme``, the default here, and ``paper`` are Game's too. The authors' one mixed log has
-Toy before Game within a day.
+variants are Game's too, and so are its settings under ``strict``, but that validation looks from
+epoch 21 on, where GRU4Rec is at its best here. The authors' one mixed log has Toy before Game
+within a day. docs/game.md has times and figures.
 """
 
 import runpy
@@ -15,11 +16,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 
-def get_config(variant: str = "readme") -> ConfigDict:
-    """Returns the config; ``variant`` is ``paper`` or ``readme``, with or without ``variant=``."""
+def get_config(variant: str = "tuned") -> ConfigDict:
+    """Returns the config; ``variant`` is one of Toy's, with or without ``variant=``."""
     toy = runpy.run_path(str(Path(__file__).with_name("toy.py")))["get_config"]
     config = toy(variant)
     config.name = "game"
     config.data.target, config.data.auxiliary = config.data.auxiliary, config.data.target
     config.data.auxiliary_first = True
+    if config.strict_overrides:
+        looked = {"encoder.first_evaluation": 21, "encoder.evaluate_every": 3}
+        config.strict_overrides = tuple({**dict(config.strict_overrides), **looked}.items())
     return config

@@ -16,21 +16,27 @@ from ml_collections import ConfigDict
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import default_config
 
-# Chosen on validation: docs/search.md.
-STRICT = (
+# Chosen on validation: docs/search.md. configs/custom.py has them too.
+PLUGINS = (
     ("encoder.negatives", 4),
     ("nns.placement", "instead"),
+    ("nns.first_fraction", 0.9),
     ("hbr.floor", "shifted"),
+    ("hbr.clip", 1.0),
     ("hbr.scale", 1.25),  # a mean weight of about 1, so that the balance stays the base's
     ("dpa.drawn", 1),
+    ("dpa.weight", 0.05),
+    # Validation prefers the second by a little.
+    ("encoder.variants", ("base", "nns+dpa", "hbr+nns+dpa")),
+)
+STRICT = (
+    *PLUGINS,
     ("dpa.coarse", 500),
     # Where a run stops early is a matter of luck.
     ("encoder.epochs", 200),
     ("encoder.patience", 200),
     ("encoder.first_evaluation", 101),
     ("encoder.evaluate_every", 2),
-    # Validation prefers the second by a little.
-    ("encoder.variants", ("base", "nns+dpa", "hbr+nns+dpa")),
 )
 
 

@@ -32,7 +32,8 @@ def suggest(figures: Figures, times: bool) -> dict[str, Any]:
     steps = math.ceil(users / batch)
     # Half of the items that nobody can have seen at once, so that every user has their candidates.
     free = items - min(figures.longest, items)
-    coarse = max(1, min(50, items // 150 or 1, free // 2 or 1))
+    # 500 on Toy and on Game, where 120 came out lower than 500: docs/search.md, docs/game.md.
+    coarse = max(1, min(500, items // 25 or 1, free // 2 or 1))
     return {
         "encoder.max_length": next((n for n in _LENGTHS if n >= figures.high), _LENGTHS[-1]),
         "encoder.batch_size": batch,
@@ -43,7 +44,7 @@ def suggest(figures: Figures, times: bool) -> dict[str, Any]:
         "diffusion.patience": 20,
         "diffusion.weighting": "time" if times else "position",
         "dpa.coarse": coarse,
-        "dpa.fine": max(1, coarse // 10),
+        "dpa.fine": max(1, min(5, coarse // 10)),
         "nns.kept": max(1, min(512, free // 4)),
         "evaluation.negatives": max(1, min(99, free // 2)),
     }

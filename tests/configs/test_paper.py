@@ -38,7 +38,7 @@ def test_variants(name) -> None:
     assert paper.hbr.rank_weight == (0.1 if name in ("toy", "game") else 0.3)
     assert paper.to_dict() != readme.to_dict()
     own = config_of(name)
-    if name == "toy":
+    if name in ("toy", "game"):
         assert own.to_dict() == config_of(name, ":tuned").to_dict() != readme.to_dict()
         own.strict_overrides = ()
     assert readme.to_dict() == own.to_dict()
@@ -66,6 +66,33 @@ def test_toy_is_tuned_under_strict_alone() -> None:
     readme = config_of("toy", ":readme")
     readme.protocol, readme.data.source = "reference", "real"
     assert differences(reference, readme) == []
+
+
+def test_game_looks_earlier_than_toy() -> None:
+    toy, game = (dict(config_of(name).strict_overrides) for name in ("toy", "game"))
+    assert {path for path in toy if toy[path] != game[path]} == {
+        "encoder.first_evaluation",
+        "encoder.evaluate_every",
+    }
+    assert toy.keys() == game.keys()
+
+
+def test_a_log_of_ones_own_has_what_of_toy_is_no_matter_of_size() -> None:
+    custom, toy = (dict(config_of(name).strict_overrides) for name in ("custom", "toy"))
+    assert toy.keys() - custom.keys() == {
+        "dpa.coarse",
+        "encoder.epochs",
+        "encoder.patience",
+        "encoder.first_evaluation",
+        "encoder.evaluate_every",
+    }
+    assert custom.items() <= toy.items()
+    paper = config_of("custom", ":paper")
+    assert (paper.hbr.clip, paper.hbr.scale) == (3.0, 2.0)
+    assert (paper.nns.first_fraction, paper.dpa.weight) == (0.5, 0.3)
+    assert not paper.strict_overrides
+    with pytest.raises(UserError, match=r"'tuned' or 'paper' is expected, got 'readme'$"):
+        config_of("custom", ":readme")
 
 
 def test_a_run_has_its_settings_for_strict() -> None:

