@@ -5,8 +5,8 @@
   python -m pdrec_jax.main --config=configs/custom.py:paper --config.data.path=data/mine
 
 The settings stand in data/mine/report.txt; any --config.FIELD=VALUE wins over them. The plugins'
-own, for which statistics say nothing, are those that Toy's validation chose (under ``strict``), or,
-in the variant ``paper`` and under ``reference``, the paper's. A log that needs no preparation can be
+own, for which statistics say nothing, are those that Toy's validation chose (under ``strict``), or
+the paper's (variant ``paper``, and under ``reference``). A log that needs no preparation can be
 named with --config.data.target=FILE instead, and runs with the defaults.
 """
 
