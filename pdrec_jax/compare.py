@@ -11,6 +11,7 @@ that were tuned each for itself. What is compared are the seeds that all of them
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import json
 import sys
@@ -84,7 +85,16 @@ def find(given: str) -> Candidate:
         (key,) = fit
     if not all(key in _models(one) for one in seeds.values()):
         raise UserError(f"{given}: no model {key!r}; there are {', '.join(models)}")
-    return Candidate(given, f"{Path(path).name}: {models[key]['name']}", key, seeds)
+    return Candidate(given, f"{place.path.resolve().name}: {models[key]['name']}", key, seeds)
+
+
+def _told_apart(everyone: Sequence[Candidate]) -> list[Candidate]:
+    """Names models as the command line does where the names of their folders are the same."""
+    names = collections.Counter(each.name for each in everyone)
+    return [
+        dataclasses.replace(each, name=each.given) if names[each.name] > 1 else each
+        for each in everyone
+    ]
 
 
 def _models(place: Workdir) -> dict[str, Any]:
@@ -124,7 +134,8 @@ def compare_runs(
     Raises:
       UserError: no common seed, or other users or candidates.
     """
-    everyone = [base, *others]
+    everyone = _told_apart([base, *others])
+    base, *others = everyone
     seeds = sorted(set.intersection(*(set(each.seeds) for each in everyone)))
     if not seeds:
         raise UserError(

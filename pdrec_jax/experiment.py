@@ -22,7 +22,7 @@ from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.given import Given, Prepared, prepare
-from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.metric_log import MetricLog, require_boards
 from pdrec_jax.phases import Outcome
 from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.tables import results_table, title
@@ -75,6 +75,8 @@ def resolve(config: ConfigDict, by_hand: Collection[str]) -> tuple[ConfigDict, l
         config = apply_overrides(config, by_hand)
         validate(config)
     phases.require_encoders(config)
+    if config.tensorboard:
+        require_boards()
     return config, files
 
 

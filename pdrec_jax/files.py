@@ -177,6 +177,18 @@ def require_no_input(flag: str, out: Path, inputs: Mapping[str, Iterable[Path]])
                 )
 
 
+def require_elsewhere(out: Path) -> None:
+    """Checks that a directory that is to be replaced is not the one that a command is run in.
+
+    Whoever runs it would be left in a directory that is gone.
+
+    Raises:
+        UserError: it is, or holds it.
+    """
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UserError(f"{out}: the command is run there; name another directory")
+
+
 def replace_directory(new: Path, old: Path) -> None:
     """Gives a directory the name of another one, which goes, or leaves that as it was.
 

@@ -265,17 +265,26 @@ class _Bar(tqdm):
         return {**super().format_dict, "ncols": columns - 1 if columns > 0 else None}
 
 
+def require_boards() -> Any:
+    """Returns the package that writes TensorBoard's files.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("tensorboardX")
+    except ImportError as error:
+        raise UserError(
+            "tensorboard: the package tensorboardX is missing; it is the extra `tensorboard`: "
+            "pip install '.[tensorboard]' in the folder of the source code"
+        ) from error
+
+
 class _Boards:
     """TensorBoard event files, one run a stage, so that the stages' curves lie over each other."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self._module = importlib.import_module("tensorboardX")
-        except ImportError as error:
-            raise UserError(
-                "tensorboard: the package tensorboardX is missing; it is the extra `tensorboard`: "
-                "pip install '.[tensorboard]' in the folder of the source code"
-            ) from error
+        self._module = require_boards()
         self._folder = folder
         self._writers: dict[str, Any] = {}
         self._purge: dict[str, int] = {}

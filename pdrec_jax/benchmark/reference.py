@@ -46,7 +46,10 @@ def check_clone(directory: Path) -> None:
             )
     for library in ("torch", "sklearn"):
         if importlib.util.find_spec(library) is None:
-            raise UserError(f"--reference: {library} is missing; pip install 'pdrec-jax[bench]'")
+            raise UserError(
+                f"--reference: {library} is missing; pip install '.[bench]' in the folder of the "
+                "source code"
+            )
 
 
 def write_feed(path: Path, split: Split) -> None:

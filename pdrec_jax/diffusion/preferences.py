@@ -111,7 +111,7 @@ def cut_pools(
         return pool, size, top(scores, rules.candidates) + 1
 
     pools, sizes, candidates = by_rows(cut, scores, seen, excluded)
-    ordinals = draw_subset(keys, jnp.maximum(sizes, 1), rules.negatives)
+    ordinals = draw_subset(keys, jnp.maximum(sizes, 1), rules.negatives, num_items)
     return candidates, nth_true(pools, ordinals) + 1, sizes
 
 
@@ -189,7 +189,8 @@ def require_room(split: Split, rules: PoolRules) -> None:
         seen = len(np.union1d(own, heldout))
         if num_items - seen < wanted:
             raise UserError(
-                f"config.{field}: {need}, but a user has seen {seen} of {num_items} items"
+                f"config.{field}: {need}, but user {train.user_ids[user]} has seen {seen} of "
+                f"{num_items} items"
             )
     if rules.candidates > num_items:
         raise UserError(

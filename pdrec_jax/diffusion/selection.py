@@ -265,7 +265,7 @@ def nth_true(words: Array, ordinals: Array) -> Array:
     return (word * _WORD + place).astype(jnp.int32)
 
 
-def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
+def draw_subset(keys: Array, sizes: Array, count: int, most: int) -> Array:
     """Draws a uniform subset of ``count`` of the numbers 0 .. size - 1 (Floyd; Bentley, 1987).
 
     Args:
@@ -273,17 +273,22 @@ def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
       sizes: [B] int32, each at least 1.
       count: R. Where a size is smaller, all its numbers are taken, over and over, from one that is
         drawn on, so that none comes more often than another over many rows.
+      most: no size is above.
 
     Returns:
       [B, R] int32, distinct where the size allows.
     """
+    steps = jnp.arange(count, dtype=jnp.int32)
+    begin = jax.vmap(lambda key, size: jax.random.randint(jax.random.fold_in(key, 1), (), 0, size))
+    cycle = (begin(keys, sizes)[:, None] + steps[None, :]) % sizes[:, None]
+    if count > most:
+        return cycle
     rows = sizes.shape[0]
     enough = sizes >= count
     last = jnp.where(enough, sizes - count, 0)
-    # Integers, because a float32 has too few bits to be even over a large catalogue.
-    steps = jnp.arange(count, dtype=jnp.int32)
 
     def draw(key: Array, last: Array) -> Array:
+        # Integers, because a float32 has too few bits to be even over a large catalogue.
         return jax.random.randint(key, (count,), 0, last + steps + 1)
 
     draws = jax.vmap(draw, out_axes=1)(keys, last)
@@ -296,6 +301,4 @@ def draw_subset(keys: Array, sizes: Array, count: int) -> Array:
 
     # [R, B], so that a CPU looks at many rows at a time.
     subset, _ = jax.lax.scan(take, jnp.full((count, rows), -1, jnp.int32), (steps, draws))
-    begin = jax.vmap(lambda key, size: jax.random.randint(jax.random.fold_in(key, 1), (), 0, size))
-    cycle = (begin(keys, sizes)[:, None] + steps[None, :]) % sizes[:, None]
     return jnp.where(enough[:, None], subset.T, cycle)

@@ -183,7 +183,7 @@ def cut_block_on(
         marks = _pool(keys, columns, first, excluded, rules, num_items)
         sizes = _count(marks)
         draws = jax.random.wrap_key_data(key_data)
-        ordinals = draw_subset(draws, jnp.maximum(sizes, 1), rules.negatives)
+        ordinals = draw_subset(draws, jnp.maximum(sizes, 1), rules.negatives, num_items)
         negatives = _nth(marks, first, ordinals)
         ranked = jnp.where(is_item, scores, -jnp.inf)
         if rules.candidates_unobserved:

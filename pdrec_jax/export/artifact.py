@@ -34,6 +34,7 @@ from pdrec_jax.files import (
     atomic_write_bytes,
     atomic_write_text,
     replace_directory,
+    require_elsewhere,
     write_errors,
 )
 from pdrec_jax.recommend.models import load_encoder
@@ -118,7 +119,7 @@ def _require_flatbuffers() -> None:
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
             "export: jax.export writes files by the package flatbuffers, which is not there; "
-            "pip install 'pdrec-jax[export]'"
+            "pip install '.[export]' in the folder of the source code"
         )
 
 
@@ -129,6 +130,7 @@ def require_free(out: Path) -> None:
       UserError: something else is in the way.
     """
     with write_errors(out):
+        require_elsewhere(out)
         empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     if not empty and not (out / MANIFEST).is_file():
         raise UserError(f"{out}: is there and is no artifact; name another --out")

@@ -243,8 +243,8 @@ def _view(
     test = int(split.test_items[0])
     seen = np.unique(extend_train(split)[1])
     open_items = _open(seen, test, train.num_target_items)
-    values = after_both[open_items]
-    best = open_items[np.argsort(-values, kind="stable")[:top]]
+    fresh = open_items[~np.isin(open_items, seen)]  # a test item may have been seen before
+    best = fresh[np.argsort(-after_both[fresh], kind="stable")[:top]]
     ranks = run.place.phase_arrays(key).get("sampled_rank")
     sampled = None if ranks is None else float(ranks[user.index])
     return View(

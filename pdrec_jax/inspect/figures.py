@@ -42,18 +42,19 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def history(events: Sequence[Event]) -> str:
+def history(events: Sequence[Event], diffusion: str) -> str:
     """Draws the interval weights and HBR's weights of the training events, one above the other.
 
     Args:
       events: of the user; held-out ones are left out.
+      diffusion: name of the model that has the interval weights.
 
     Returns:
       an SVG element; empty text where no event has a weight.
     """
     trained = [event for event in events if event.part == "training"][-_LATEST:]
     panels = [
-        ("Weight in the user's vector (TI-DiffRec)", [e.interval for e in trained], "diffusion"),
+        (f"Weight in the user's vector ({diffusion})", [e.interval for e in trained], "diffusion"),
         ("Weight as a target (HBR)", [e.hbr for e in trained], "encoder"),
     ]
     panels = [panel for panel in panels if any(value is not None for value in panel[1])]

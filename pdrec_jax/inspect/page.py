@@ -212,7 +212,7 @@ def _history(told: Explanation) -> str:
         "the vector that the diffusion model reads; of a repeated item the last event counts. "
         "HBR's weight is that of the event in the encoder's loss, so the first event, which is no "
         "target, has none.</p>"
-        + _figure(figures.history(told.events), "Training events, in order.")
+        + _figure(figures.history(told.events, told.diffusion), "Training events, in order.")
         + _table(
             "Events",
             [*head, ("interval", True), ("score", True), ("HBR", True)],

@@ -77,12 +77,17 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UserError(f"--price: at least 0 is expected, got {arguments.price:g}")
     shape = parse_mesh(arguments.mesh or ",".join(map(str, config.mesh)), topology.count)
     # Imported here, so that a mistyped flag is answered before JAX is loaded.
+    from pdrec_jax import experiment, phases
     from pdrec_jax.data.sources import adopt
     from pdrec_jax.plan import search
     from pdrec_jax.plan.sizes import require_planned, sizes_of
 
-    config = adopt(apply_strict(config, command.by_hand), command.by_hand)
-    validate(config)
+    if None in (arguments.users, arguments.items, arguments.events):
+        config, _ = experiment.resolve(config, command.by_hand)  # a log is read, or simulated
+    else:
+        config = adopt(apply_strict(config, command.by_hand), command.by_hand)
+        validate(config)
+        phases.require_encoders(config)
     require_planned(config)
     sizes = sizes_of(config, arguments.users, arguments.items, arguments.events)
     return search.run(config, sizes, topology, shape, arguments.price)

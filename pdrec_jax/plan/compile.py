@@ -45,7 +45,8 @@ def tpu_devices(topology: Topology) -> list[Any]:
     """
     if util.find_spec("libtpu") is None:
         raise UserError(
-            "--topology: to compile for TPUs the extra is needed: pip install 'pdrec-jax[tpu]'"
+            "--topology: to compile for TPUs the extra is needed: pip install '.[tpu]' in the "
+            "folder of the source code"
         )
     # It looks for a machine's own TPUs else, and says at length that there are none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -88,11 +88,14 @@ def require_planned(config: ConfigDict) -> None:
     for field, planned in {
         "seeds": 1,
         "preferences_by": "diffusion",
+        "diffusion_from": "",
         "diffusion.both": False,
         "data.mixed": False,
     }.items():
         if get(config, field) != planned:
-            raise UserError(f"config.{field}: {planned} is planned alone, got {get(config, field)}")
+            raise UserError(
+                f"config.{field}: {planned!r} is planned alone, got {get(config, field)!r}"
+            )
 
 
 def as_offsets(lengths: np.ndarray) -> np.ndarray:

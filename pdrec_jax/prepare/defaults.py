@@ -31,7 +31,7 @@ def suggest(figures: Figures, times: bool) -> dict[str, Any]:
         batch *= 2
     steps = math.ceil(users / batch)
     # Half of the items that nobody can have seen at once, so that every user has their candidates.
-    free = items - min(figures.longest, items)
+    free = items - figures.widest
     # 500 on Toy and on Game, where 120 came out lower than 500: docs/search.md, docs/game.md.
     coarse = max(1, min(500, items // 25 or 1, free // 2 or 1))
     return {

@@ -33,6 +33,7 @@ class Figures:
         mean: of the records a user.
         high: 99 % of the users have no more records than this.
         longest: records of the user with the most.
+        widest: distinct items of the user with the most.
         short_users: users with fewer than 3 records, which the split leaves out.
         single_items: items with one record.
         repeats: records of a user and item after the first.
@@ -55,6 +56,7 @@ class Figures:
     mean: float
     high: int
     longest: int
+    widest: int
     short_users: int
     single_items: int
     repeats: int
@@ -120,7 +122,7 @@ def _figures(
     long_enough = lengths >= 3
     known = np.zeros(popularity.size, bool)
     test_items, times = [], []
-    repeats = ties = tied_ends = 0
+    repeats = ties = tied_ends = widest = 0
     for records in blocks:
         last = np.append(records.users[1:] != records.users[:-1], True)
         tests = np.flatnonzero(last & long_enough[records.users])
@@ -130,7 +132,11 @@ def _figures(
         test_items.append(records.items[tests])
         pairs = records.users * np.int64(popularity.size) + records.items
         pairs.sort()
-        repeats += int((pairs[1:] == pairs[:-1]).sum())
+        distinct = np.append(True, pairs[1:] != pairs[:-1])
+        repeats += int((~distinct).sum())
+        owners = pairs[distinct] // popularity.size
+        ends = np.flatnonzero(np.append(owners[1:] != owners[:-1], True))
+        widest = max(widest, int(np.diff(ends, prepend=-1).max()))
         if records.times is not None:
             same = ~last[:-1] & (records.times[1:] == records.times[:-1])
             ties += int(same.sum())
@@ -148,6 +154,7 @@ def _figures(
         mean=float(lengths.mean()),
         high=int(np.quantile(lengths, 0.99, method="higher")),
         longest=int(lengths.max()),
+        widest=widest,
         short_users=int((~long_enough).sum()),
         single_items=int((popularity == 1).sum()),
         repeats=repeats,

@@ -15,7 +15,7 @@ from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.mapped import read_mapped
 from pdrec_jax.data.sources import PREPARED, PREPARED_COLUMNS, PREPARED_LOG
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_text, replace_directory, write_errors
+from pdrec_jax.files import atomic_write_text, replace_directory, require_elsewhere, write_errors
 from pdrec_jax.prepare import filters, mapped
 from pdrec_jax.prepare.defaults import suggest
 from pdrec_jax.prepare.figures import Figures, measure, measure_log
@@ -124,6 +124,7 @@ def require_free(out: Path, overwrite: bool) -> None:
         UserError: something is in the way.
     """
     with write_errors(out):
+        require_elsewhere(out)
         if os.path.ismount(out.resolve()):
             raise UserError(f"{out}: a file system begins there; name a directory below it")
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -270,7 +271,7 @@ def _external(vocabulary: Vocabulary, used: Any, codes: Any) -> Any:
 
 def _write(out: Path, fill: Callable[[Path], str], overwrite: bool) -> str:
     """Fills a directory beside `out`, then gives it the name; returns what `fill` does."""
-    place = out.resolve()  # a link stays, and `.` has a name
+    place = out.resolve()  # a link stays
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
     with write_errors(out):
         place.parent.mkdir(parents=True, exist_ok=True)

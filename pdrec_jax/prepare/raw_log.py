@@ -176,6 +176,8 @@ def _usable(
         where = f"{path}: field {shown(name)}"
         if name == wanted.time:
             moments = to_times(batch[name], where, dates)
+            if dates is not None and moments.faults.all():
+                moments = to_times(batch[name], where, None)  # of the other kind, perhaps
             if dates not in (None, moments.dates) and (moments.faults == 0).any():
                 kinds = ("dates", "numbers") if moments.dates else ("numbers", "dates")
                 raise UserError(f"{where}: {kinds[0]}, after {kinds[1]}; prepare them apart")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pdrec_jax.evaluation.protocol import NEGATIVES
 from pdrec_jax.prepare.figures import Figures
 
 # Within so many standard deviations, above or below, the order of a log is taken for chance.
@@ -65,6 +67,18 @@ def warnings(figures: Figures, times: bool) -> list[str]:
             f"{figures.items} items: so small a catalogue needs no model of this kind, and fewer "
             "candidates than the usual 99"
         )
+    free = figures.items - figures.widest
+    if free < 2:
+        found.append(
+            f"a user has {figures.widest:,} of the {figures.items:,} items: nothing is left to "
+            "draw negatives from, so training refuses the log; such users are best taken out"
+        )
+    elif free < 2 * NEGATIVES and figures.items >= 200:
+        found.append(
+            f"a user has {figures.widest:,} of the {figures.items:,} items: every user is ranked "
+            f"among fewer candidates than the usual {NEGATIVES} because of this; such users are "
+            "best taken out"
+        )
     return found
 
 
@@ -109,7 +123,8 @@ def report(
     lines += [
         "",
         "Train on it:",
-        f"  python -m pdrec_jax.main --config=configs/custom.py --config.data.path={out}",
+        f"  python -m pdrec_jax.main --config=configs/custom.py "
+        f"--config.data.path={shlex.quote(str(out))}",
     ]
     return "\n".join(lines) + "\n"
 

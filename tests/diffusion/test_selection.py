@@ -21,8 +21,10 @@ from pdrec_jax.rows import by_rows
 
 jit_sortable = jax.jit(sortable)
 jit_draw_subset = jax.jit(
-    lambda key, sizes, count: draw_subset(jax.random.split(key, sizes.shape[0]), sizes, count),
-    static_argnums=2,
+    lambda key, sizes, count, most=1_000_000: draw_subset(
+        jax.random.split(key, sizes.shape[0]), sizes, count, most
+    ),
+    static_argnums=(2, 3),
 )
 
 
@@ -211,6 +213,12 @@ class TestDrawSubset:
         for row in range(4):
             size = self.SIZES[row]
             np.testing.assert_array_equal(drawn[row], (drawn[row][0] + np.arange(12)) % size)
+
+    def test_more_than_any_size_takes_no_draws(self):
+        """What a draw costs grows with the square of its count."""
+        drawn = np.asarray(jit_draw_subset(jax.random.key(5), self.SIZES[:4], 10**6, 11))
+        for row, size in zip(drawn, self.SIZES, strict=False):
+            np.testing.assert_array_equal(row, (row[0] + np.arange(10**6)) % size)
 
     def test_no_number_of_a_small_size_is_preferred(self):
         """Five numbers fill twelve places unevenly, but not the same ones in every row."""

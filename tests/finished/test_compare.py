@@ -45,6 +45,15 @@ def test_over_the_seeds_that_both_have(tmp_path, make, capsys):
     assert "tuned: SASREC+NNS less base: SASREC: gain" in (out / "comparison.md").read_text()
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path, make, capsys):
+    make("a/run", ["sasrec"])
+    make("b/run", ["sasrec"])
+    status, said, _ = run(tmp_path, capsys, "a/run", "b/run", "--metrics=AUC")
+    assert status == 0
+    names = [str(tmp_path / folder / "run") for folder in "ba"]
+    assert " less ".join(names) in said
+
+
 def test_chosen_metrics_are_the_family(tmp_path, make, capsys):
     for name in ("base", "one", "two"):
         make(name, ["sasrec"])

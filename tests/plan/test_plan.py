@@ -262,6 +262,14 @@ def test_a_plan_for_gpus_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -
             ["--topology=h100:8x2", *SIZES, "--config.diffusion.both"],
             "config.diffusion.both: False is planned alone, got True",
         ),
+        (
+            ["--topology=h100:8x2", *SIZES, "--config.diffusion_from=runs/a"],
+            "config.diffusion_from: '' is planned alone, got 'runs/a'",
+        ),
+        (
+            ["--topology=h100:8x2", *SIZES, "--config.encoder.variants=('base','foo')"],
+            "expected 'base' or some of hbr+nns+dpa, got 'foo'",
+        ),
         (["--topology=h100:8x2", "--config.nam=x"], "config.nam: unknown field"),
         (["--topology=h100:8x2", "--other"], "Unknown command line flag 'other'"),
     ],
@@ -283,7 +291,18 @@ def test_without_the_extra_one_line_says_how_to_get_it(
     real = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "libtpu" else real(name))
     assert run("--topology=v5e:4x4", "--mesh=4,4", *SIZES) == 2
-    assert "pip install 'pdrec-jax[tpu]'" in capsys.readouterr().err
+    assert "pip install '.[tpu]'" in capsys.readouterr().err
+
+
+def test_without_a_log_the_shortened_run_is_planned(monkeypatch, tmp_path) -> None:
+    planned = []
+    monkeypatch.setattr(search, "run", lambda config, *_: planned.append(config) or 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PDREC_DATA", raising=False)
+    toy = CONFIG.with_name("toy.py")
+    flags = ["--topology=h100:2x1", "--config.simulation.num_users=300"]
+    assert command.main([f"--config={toy}", *flags]) == 0
+    assert (planned[0].diffusion.epochs, planned[0].encoder.epochs) == (20, 30)
 
 
 def test_sizes_come_from_the_log_where_none_are_given(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ TOY = Figures(
     mean=14.3,
     high=98,
     longest=480,
+    widest=470,
     short_users=0,
     single_items=17_400,
     repeats=3_651,
@@ -52,8 +53,17 @@ def test_a_large_log_needs_fewer_epochs_and_larger_batches() -> None:
     assert (found["encoder.batch_size"], found["encoder.first_evaluation"]) == (1024, 3)
 
 
+def test_a_user_with_many_events_of_few_items_takes_no_room() -> None:
+    small = dataclasses.replace(TOY, items=200, longest=10_000, widest=20)
+    found = suggest(small, times=True)
+    assert (found["evaluation.negatives"], found["dpa.coarse"], found["nns.kept"]) == (90, 8, 45)
+    small = dataclasses.replace(small, widest=180)
+    assert suggest(small, times=True)["evaluation.negatives"] == 10
+
+
 @pytest.mark.parametrize("times", [True, False])
 @given(st.integers(1, 10**8), st.integers(1, 10**8), st.integers(1, 10**6))
 def test_always_valid(times, users, items, longest) -> None:
     figures = dataclasses.replace(TOY, users=users, items=items, longest=longest, high=longest)
+    figures = dataclasses.replace(figures, widest=min(longest, items))
     validate(fill(default_config(), suggest(figures, times), ()))

@@ -30,7 +30,9 @@ def times(values, kind=None, dates=None) -> list:
 
 
 class TestIds:
-    @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+    @pytest.mark.parametrize(
+        "kind", [pa.string(), pa.large_string(), pa.binary(), pa.string_view()]
+    )
     def test_text(self, kind) -> None:
         assert ids(["b", " a ", "b", "Ünï 🎲"], kind) == ["b", "a", "b", "Ünï 🎲"]
 

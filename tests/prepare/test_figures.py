@@ -51,6 +51,7 @@ class TestMeasure:
         assert (found.users, found.items, found.records) == (3, 5, 9)
         assert found.density == 9 / 15
         assert (found.shortest, found.median, found.mean, found.longest) == (2, 3, 3, 4)
+        assert found.widest == 3
         assert found.high == 4
         assert (found.short_users, found.single_items, found.repeats) == (1, 2, 2)
         assert (found.first_time, found.last_time) == (1, 9)

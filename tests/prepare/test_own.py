@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -223,18 +224,25 @@ class TestDirectory:
         (tmp_path / "out").mkdir()
         make(users("a", "b"))
 
-    def test_a_link_stays_and_a_point_has_a_name(self, make, tmp_path, monkeypatch) -> None:
+    def test_a_link_stays(self, make, tmp_path) -> None:
         make(users("a", "b"))
         (tmp_path / "out").rename(tmp_path / "real")
         (tmp_path / "out").symlink_to("real")
         assert len(make(users("a", "b", "c"), overwrite=True)["rows"]) == 9
         assert (tmp_path / "out").is_symlink()
         assert pq.read_table(tmp_path / "real" / "log.parquet").num_rows == 9
-        monkeypatch.chdir(tmp_path / "real")
-        text = prepare([tmp_path / "log.csv"], WANTED, Path(), Rules(), overwrite=True)
-        assert "--config.data.path=.\n" in text
         names = {path.name for path in tmp_path.iterdir()}
         assert names == {"log.csv", "out", "real"}
+
+    @pytest.mark.parametrize("out", [".", "..", "../out"])
+    def test_where_the_command_is_run(self, make, tmp_path, monkeypatch, out) -> None:
+        """Whoever ran it would be left in a directory that is gone."""
+        make(users("a", "b"))
+        before = (tmp_path / "out" / "report.txt").read_text()
+        monkeypatch.chdir(tmp_path / "out")
+        with pytest.raises(UserError, match=rf"^{re.escape(out)}: the command is run there"):
+            prepare([tmp_path / "log.csv"], WANTED, Path(out), Rules(), overwrite=True)
+        assert Path("report.txt").read_text() == before
 
     def test_a_mount_point(self, make, tmp_path, monkeypatch) -> None:
         (tmp_path / "out").mkdir()

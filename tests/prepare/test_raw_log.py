@@ -88,12 +88,15 @@ def test_dates(tmp_path) -> None:
     assert (log.dates, log.times.tolist()) == (True, [86_400.0])
 
 
-@pytest.mark.parametrize("last", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("last", [".csv", ".jsonl", ".parquet"])
 def test_dates_and_numbers_in_two_files(tmp_path, last) -> None:
     """Read as one, half of the times would be wrong by a factor of a thousand."""
     table = {"user": ["a"], "item": ["x"], "time": [1_500_000_000_000]}
     numbers, dates = tmp_path / f"numbers{last}", tmp_path / f"dates{last}"
-    if last == ".jsonl":
+    if last == ".csv":
+        write(numbers, "user,item,time\na,x,1500000000000\n")
+        write(dates, "user,item,time\nb,x,2017-07-14\n")
+    elif last == ".jsonl":
         write(numbers, '{"user": "a", "item": "x", "time": 1500000000000}\n')
         write(dates, '{"user": "b", "item": "x", "time": "2017-07-14"}\n')
     else:
@@ -102,9 +105,8 @@ def test_dates_and_numbers_in_two_files(tmp_path, last) -> None:
         pq.write_table(pa.table({**table, "time": stamps}), dates)
     with pytest.raises(UserError, match=r"field 'time': numbers, after dates; prepare them apart"):
         read_raw_log([dates, numbers], WANTED)
-    if last == ".parquet":
-        with pytest.raises(UserError, match=r"dates, after numbers; prepare them apart"):
-            read_raw_log([numbers, dates], WANTED)
+    with pytest.raises(UserError, match=r"dates, after numbers; prepare them apart"):
+        read_raw_log([numbers, dates], WANTED)
 
 
 def test_an_id_with_a_line_break(tmp_path) -> None:

@@ -18,6 +18,7 @@ GOOD = Figures(
     mean=9.0,
     high=40,
     longest=90,
+    widest=80,
     short_users=0,
     single_items=4,
     repeats=2,
@@ -45,14 +46,24 @@ def test_a_good_log_has_no_warnings() -> None:
         ({"cold_tests": 0.3}, "30.0 % of the test items occur in no training part"),
         ({"short_users": 5}, "5 users have fewer than 3 records"),
         ({"users": 90}, "fewer than 100 users"),
-        ({"items": 50}, "50 items: so small a catalogue"),
+        ({"items": 50, "widest": 20}, "50 items: so small a catalogue"),
         ({"last_time": 0.0}, "all times are equal"),
+        ({"widest": 310}, "a user has 310 of the 500 items: every user is ranked among fewer"),
+        ({"widest": 499}, "a user has 499 of the 500 items: nothing is left"),
     ],
 )
 def test_each_warning(change, words) -> None:
     (found,) = warnings(dataclasses.replace(GOOD, **change), times=True)
     assert words in found
     assert "\n" not in found
+
+
+def test_the_command_can_be_copied() -> None:
+    out = Path("data/my log (1)")
+    text = report(
+        files=["a"], read=1, unit="", dropped={}, figures=GOOD, warnings=(), settings={}, out=out
+    )
+    assert text.endswith("--config.data.path='data/my log (1)'\n")
 
 
 def test_text() -> None:
