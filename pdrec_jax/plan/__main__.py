@@ -28,7 +28,7 @@ from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.plan.hardware import parse_mesh, parse_topology
-from pdrec_jax.settings import apply_strict, validate
+from pdrec_jax.settings import apply_overrides, apply_strict, validate
 
 TOO_LARGE = 3
 _MOST = 1e15  # far beyond any log, and exact as a float
@@ -77,17 +77,16 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UserError(f"--price: at least 0 is expected, got {arguments.price:g}")
     shape = parse_mesh(arguments.mesh or ",".join(map(str, config.mesh)), topology.count)
     # Imported here, so that a mistyped flag is answered before JAX is loaded.
-    from pdrec_jax import experiment, phases
-    from pdrec_jax.data.sources import adopt
+    from pdrec_jax.data.sources import adopt, find_files
     from pdrec_jax.plan import search
     from pdrec_jax.plan.sizes import require_planned, sizes_of
 
-    if None in (arguments.users, arguments.items, arguments.events):
-        config, _ = experiment.resolve(config, command.by_hand)  # a log is read, or simulated
-    else:
-        config = adopt(apply_strict(config, command.by_hand), command.by_hand)
+    config = adopt(apply_strict(config, command.by_hand), command.by_hand)
+    validate(config)
+    given = None not in (arguments.users, arguments.items, arguments.events)
+    if not given and find_files(config) is None:
+        config = apply_overrides(config, command.by_hand)  # the shortened run on a simulated log
         validate(config)
-        phases.require_encoders(config)
     require_planned(config)
     sizes = sizes_of(config, arguments.users, arguments.items, arguments.events)
     return search.run(config, sizes, topology, shape, arguments.price)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.data.sources import find_files, load
 from pdrec_jax.data.splits import Split, leave_one_out
+from pdrec_jax.encoders.stage import title_of
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import get
 
@@ -80,11 +81,13 @@ def sizes_of(config: ConfigDict, users: int | None, items: int | None, events: i
 
 
 def require_planned(config: ConfigDict) -> None:
-    """Checks that a config asks for nothing that a plan would leave out.
+    """Checks that a config asks for nothing that a plan would leave out, or that there is not.
 
     Raises:
       UserError: it does.
     """
+    for variant in config.encoder.variants:
+        title_of(config.encoder, variant)
     for field, planned in {
         "seeds": 1,
         "preferences_by": "diffusion",

@@ -11,6 +11,7 @@ from pdrec_jax.prepare.figures import Figures
 # early stop, at 56 steps an epoch.
 _FIRST_STEPS, _LEAST_STEPS = 51 * 56, 100 * 56
 _STEPS_AN_EPOCH = 1000
+USUAL_NEGATIVES = 99  # in the evaluation of the paper, as of the field
 _LENGTHS = (32, 64, 128, 200)
 
 
@@ -46,5 +47,5 @@ def suggest(figures: Figures, times: bool) -> dict[str, Any]:
         "dpa.coarse": coarse,
         "dpa.fine": max(1, min(5, coarse // 10)),
         "nns.kept": max(1, min(512, free // 4)),
-        "evaluation.negatives": max(1, min(99, free // 2)),
+        "evaluation.negatives": max(1, min(USUAL_NEGATIVES, free // 2)),
     }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pdrec_jax.evaluation.protocol import NEGATIVES
+from pdrec_jax.prepare.defaults import USUAL_NEGATIVES
 from pdrec_jax.prepare.figures import Figures
 
 # Within so many standard deviations, above or below, the order of a log is taken for chance.
@@ -73,11 +73,11 @@ def warnings(figures: Figures, times: bool) -> list[str]:
             f"a user has {figures.widest:,} of the {figures.items:,} items: nothing is left to "
             "draw negatives from, so training refuses the log; such users are best taken out"
         )
-    elif free < 2 * NEGATIVES and figures.items >= 200:
+    elif free < 2 * USUAL_NEGATIVES and figures.items >= 200:
         found.append(
             f"a user has {figures.widest:,} of the {figures.items:,} items: every user is ranked "
-            f"among fewer candidates than the usual {NEGATIVES} because of this; such users are "
-            "best taken out"
+            f"among fewer candidates than the usual {USUAL_NEGATIVES} because of this; such users "
+            "are best taken out"
         )
     return found
 

@@ -185,18 +185,30 @@ class TestEncoders:
 
 
 class TestPlace:
-    def test_a_link_stays_and_a_point_has_a_name(
+    def test_a_link_stays(
         self, made: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shutil.copytree(made, tmp_path / "old")
         (tmp_path / "old" / "of_before").touch()
         (tmp_path / "link").symlink_to("old")
-        for out in ("../link", "."):
-            monkeypatch.chdir(tmp_path / "old")  # anew, for it is another directory now
-            assert main([f"--workdir={texts}", f"--out={out}", "--k=20"]) == 0
-            assert {path.name for path in (tmp_path / "old").iterdir()} == FILES
-            assert (tmp_path / "link").is_symlink()
-            assert {path.name for path in tmp_path.iterdir()} == {"old", "link"}
+        monkeypatch.chdir(tmp_path)
+        assert main([f"--workdir={texts}", "--out=link", "--k=20"]) == 0
+        assert {path.name for path in (tmp_path / "old").iterdir()} == FILES
+        assert (tmp_path / "link").is_symlink()
+        assert {path.name for path in tmp_path.iterdir()} == {"old", "link"}
+
+    def test_where_the_command_is_run(
+        self, made: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    ) -> None:
+        """Whoever ran it would be left in a directory that is gone."""
+        shutil.copytree(made, tmp_path / "old")
+        monkeypatch.chdir(tmp_path / "old")
+        for out in (".", "../old", ".."):
+            assert main([f"--workdir={texts}", f"--out={out}", "--k=20"]) == 2
+            assert capsys.readouterr().err == (
+                f"error: {out}: the command is run there; name another directory\n"
+            )
+        assert {path.name for path in Path().iterdir()} == FILES
 
     def test_a_model_that_is_no_numbers(self) -> None:
         with pytest.raises(UserError, match="run: b of its model is not finite"):
