@@ -63,7 +63,7 @@ def behaviour_weights(
     span = highest - base
     flat = (span <= 0)[:, None]
     share = (scores - base[:, None]) / jnp.where(span > 0, span, 1)[:, None]
-    share = jnp.where(observed, jnp.where(flat, 1.0, share), 0.0)
+    share = jnp.where(observed, share, 0.0)
     total = jnp.sum(share, axis=1)
     share = share * (size / jnp.where(total > 0, total, 1))[:, None]
 

@@ -150,8 +150,10 @@ def usable_batches(
                 bar.update(((done + more) >> 10) - (done >> 10))
                 done += more
 
+            first = True
             for batch in read_batches(path, wanted, skipped, tell, positions, block):
-                good, values, dates = _usable(batch, path, wanted, skipped, dates)
+                good, values, dates = _usable(batch, path, wanted, skipped, dates, first=first)
+                first = False
                 yield good, values, dates
 
 
@@ -163,9 +165,18 @@ def nothing_usable(paths: Sequence[Path], skipped: Skipped) -> UserError:
 
 
 def _usable(
-    batch: Batch, path: Path, wanted: Columns, skipped: Skipped, dates: bool | None
+    batch: Batch,
+    path: Path,
+    wanted: Columns,
+    skipped: Skipped,
+    dates: bool | None,
+    *,
+    first: bool,
 ) -> UsableRows:
-    """The good rows of a batch: ids by column, times, and whether they are dates."""
+    """The good rows of a batch, the first of its file or not: ids, times, and if these are dates.
+
+    Each file says of itself which they are, and must agree with those before it.
+    """
     import pyarrow as pa
 
     found: dict[str, Any] = {}
@@ -175,9 +186,7 @@ def _usable(
     for name in wanted.names:
         where = f"{path}: field {shown(name)}"
         if name == wanted.time:
-            moments = to_times(batch[name], where, dates)
-            if dates is not None and moments.faults.all():
-                moments = to_times(batch[name], where, None)  # of the other kind, perhaps
+            moments = to_times(batch[name], where, None if first else dates)
             if dates not in (None, moments.dates) and (moments.faults == 0).any():
                 kinds = ("dates", "numbers") if moments.dates else ("numbers", "dates")
                 raise UserError(f"{where}: {kinds[0]}, after {kinds[1]}; prepare them apart")

@@ -65,7 +65,7 @@ def warnings(figures: Figures, times: bool) -> list[str]:
     if figures.items < 200:
         found.append(
             f"{figures.items} items: so small a catalogue needs no model of this kind, and fewer "
-            "candidates than the usual 99"
+            f"candidates than the usual {USUAL_NEGATIVES}"
         )
     free = figures.items - figures.widest
     if free < 2:
@@ -123,7 +123,7 @@ def report(
     lines += [
         "",
         "Train on it:",
-        f"  python -m pdrec_jax.main --config=configs/custom.py "
+        "  python -m pdrec_jax.main --config=configs/custom.py "
         f"--config.data.path={shlex.quote(str(out))}",
     ]
     return "\n".join(lines) + "\n"
