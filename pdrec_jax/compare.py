@@ -27,7 +27,7 @@ from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.evaluation.over_seeds import BLOCKS, METRICS, comparisons, over_seeds
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report.groups import markdown_groups
-from pdrec_jax.report.seeds import markdown_comparisons, seeds_table
+from pdrec_jax.report.seeds import markdown_comparisons, seeds_table, with_deviations
 from pdrec_jax.report.tables import markdown_table, source_line, title
 from pdrec_jax.settings import get
 from pdrec_jax.workdir import Workdir, seed_folder
@@ -200,7 +200,8 @@ def _require_alike(one: Workdir, other: Workdir) -> None:
             )
     ours, theirs = one.per_user(), other.per_user()
     for place, arrays in ((one, ours), (other, theirs)):
-        if "users" not in arrays or len({len(array) for array in arrays.values()}) > 1:
+        flat = all(array.ndim == 1 and array.dtype.kind in "biuf" for array in arrays.values())
+        if not flat or "users" not in arrays or len({len(a) for a in arrays.values()}) > 1:
             raise UserError(f"{place.path}: ranks of all users are expected in per_user.npz")
     same = {
         name: np.array_equal(ours[name], theirs[name])
@@ -268,13 +269,20 @@ def _page(results: dict[str, Any]) -> str:
     """The comparison as Markdown."""
     sections = [
         f"# {title(results)}",
-        markdown_table(results),
+        *_of_seeds(results),
+        markdown_table({**results, "models": with_deviations(results)}),
         *markdown_comparisons(results),
         *results["notes"],
         *filter(None, [markdown_groups(results)]),
         f"**{source_line(results)}**",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _of_seeds(results: dict[str, Any]) -> list[str]:
+    """What the figures are, where they are of several seeds."""
+    seeds = results.get("seeds")
+    return [f"Mean and standard deviation over {len(seeds)} seeds."] if seeds else []
 
 
 def _write(out: Path, page: str, results: dict[str, Any]) -> None:

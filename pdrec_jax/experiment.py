@@ -24,10 +24,10 @@ from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.given import Given, Prepared, prepare
 from pdrec_jax.metric_log import MetricLog, require_boards
 from pdrec_jax.phases import Outcome
-from pdrec_jax.report.report import is_written, write_report
+from pdrec_jax.report.report import write_report
 from pdrec_jax.report.tables import results_table, title
-from pdrec_jax.seeds import open_log, preferences_at_hand, run_head
-from pdrec_jax.settings import apply_overrides, apply_strict, validate
+from pdrec_jax.seeds import complete_report, open_log, preferences_at_hand, run_head
+from pdrec_jax.settings import apply_overrides, apply_protocol, validate
 from pdrec_jax.workdir import Workdir
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -45,7 +45,7 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
       workdir: directory of the run; None for one named after the experiment.
 
     Returns:
-      the results, see docs/results.md.
+      the results, as they stand in the workdir's results.json.
 
     Raises:
       UserError: anything the user can mend.
@@ -68,7 +68,7 @@ def resolve(config: ConfigDict, by_hand: Collection[str]) -> tuple[ConfigDict, l
       UserError: anything the user can mend.
     """
     # What was chosen for the log at hand counts for more than what suits the paper's.
-    config = sources.adopt(apply_strict(config, by_hand), by_hand)
+    config = sources.adopt(apply_protocol(config, by_hand), by_hand)
     validate(config)
     files = sources.find_files(config)
     if files is None:
@@ -120,14 +120,12 @@ def run_one(
             given, data = prepared or prepare(config, files)
             with place.held(data):
                 save_catalogue(place.path, catalogue_of(given.split, files))
-        with place.reading_results():
-            if processes.is_first() and not is_written(place.path):
-                with open_log(config, place) as log:
-                    write_report(place.path, done, log.read(), place.per_user())
-            if alone:
+        complete_report(config, place)
+        if alone:
+            with place.reading_results():
                 text = results_table(done)
-                print(f"{place.path}: finished, these are its results", flush=True)
-                print(text, flush=True)
+            print(f"{place.path}: finished, these are its results", flush=True)
+            print(text, flush=True)
         return done
 
     place.require_unlocked()

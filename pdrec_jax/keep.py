@@ -23,7 +23,7 @@ import numpy as np
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_savez_compressed, atomic_write_bytes, write_errors
-from pdrec_jax.workdir import CONFIG, PER_USER, Workdir, saved_config, seed_folder
+from pdrec_jax.workdir import CONFIG, PER_USER, Workdir, seed_folder
 
 _CURVES = "metrics.jsonl"
 
@@ -88,9 +88,6 @@ def _require_free(kept: _Kept) -> Workdir:
     place = Workdir(out, run.config, run.data["source"], flag="--out")
     place.require_log(run.data["files"])
     place.require_unlocked()
-    before = saved_config(out)
-    if before is not None and before.seeds > run.config.seeds:
-        raise UserError(f"--out: {out} has {before.seeds} seeds, and {run.path} has fewer")
     return place
 
 

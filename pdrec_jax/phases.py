@@ -30,7 +30,7 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import abstract
 from pdrec_jax.training import Course, Fitted, LoopSettings, fit
-from pdrec_jax.workdir import Workdir, seed_folder
+from pdrec_jax.workdir import Workdir, saved_config, seed_folder
 
 # Fields of a diffusion model's section that do not decide what is trained. Another seed trains
 # another model of the same kind.
@@ -90,9 +90,17 @@ def of_seed(path: str, seed: int) -> Path:
     """Where a seed reads what another run left: in that run's folder of the same seed.
 
     A run of a single seed has one folder for all, so what it left is shared.
+
+    Raises:
+      UserError: the run has several seeds, and not this one.
     """
     own = Path(path) / seed_folder(seed)
-    return own if own.is_dir() else Path(path)
+    if own.is_dir():
+        return own
+    saved = saved_config(Path(path))
+    if saved is not None and saved.seeds > 1:
+        raise UserError(f"{path}: a run of several seeds, without seed {seed}, which is to read it")
+    return Path(path)
 
 
 def require_model(given: Given, workdir: Path) -> None:
@@ -362,7 +370,7 @@ def _evaluated(
         "users": int(users.sum()),
         **figures,
         "validation": validation.sampled(fitted.params).metrics() if validation else None,
-        "paper": published(given.config.name, name),
+        "paper": published(given.config, name),
     }
     if course.origin:
         model["origin"] = course.origin

@@ -29,6 +29,7 @@ from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.evaluation.over_seeds import comparisons, over_seeds, variants_and_base
 from pdrec_jax.given import Given, Prepared, prepare, with_seed
 from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
 from pdrec_jax.training import Run, fit_together
@@ -54,6 +55,23 @@ def open_log(config: ConfigDict, place: Workdir) -> MetricLog:
         return MetricLog(None, stream=io.StringIO(), progress=False)
     progress = None if config.progress else False
     return MetricLog(place.path, progress=progress, tensorboard=config.tensorboard)
+
+
+def complete_report(config: ConfigDict, place: Workdir) -> None:
+    """Writes the report of a finished run that lacks it, or that can have its plots by now.
+
+    Args:
+      config: of the run.
+      place: its directory.
+
+    Raises:
+      UserError: its results or ranks are damaged, or it cannot be written.
+    """
+    with place.reading_results():
+        done = place.results()
+        if done is not None and processes.is_first() and not is_written(place.path):
+            with open_log(config, place) as log:
+                write_report(place.path, done, log.read(), place.per_user())
 
 
 def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
@@ -121,6 +139,10 @@ def run(
         place.require_log(sources.listed(files))
         with place.reading_results():
             text = seeds_table(done)
+            if processes.is_first() and not is_written(place.path):
+                write_seeds_report(path, done)
+        for own, one in zip(configs, seeds, strict=True):
+            complete_report(own, one)
         print(f"{place.path}: finished, these are its results", flush=True)
         print(text, flush=True)
         return done

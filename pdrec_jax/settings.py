@@ -26,6 +26,7 @@ from pdrec_jax.fields import widths as _widths
 
 _MAX_SEED = 2**31 - 1
 _OF_STAGES = ("diffusion.", "hbr.", "nns.", "dpa.", "encoder.")
+_OF_PROTOCOLS = ("strict_overrides", "reference_overrides")
 
 FIELDS: dict[str, Field] = {
     "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
@@ -38,6 +39,9 @@ FIELDS: dict[str, Field] = {
         "strict", ("strict", "reference"), "free of leakage, or the public code's choices"
     ),
     "strict_overrides": _overrides("settings under protocol strict; a field set by hand wins"),
+    "reference_overrides": _overrides(
+        "settings under protocol reference; likewise", (("encoder.batch_repeat", 3),)
+    ),
     "stage": _among("all", ("all", "diffusion", "encoder"), "which stages to run"),
     "preferences_from": _text(
         "", "workdir whose preferences the encoder stage reads; empty for this run's own"
@@ -216,6 +220,7 @@ FIELDS: dict[str, Field] = {
 FREE_FIELDS = (
     "stage",
     "strict_overrides",  # what they set is compared
+    "reference_overrides",
     "seeds_at_once",
     "mesh",
     "save_seconds",
@@ -299,8 +304,8 @@ def validate(config: ConfigDict, by_hand: Collection[str] | None = None) -> None
 
     Args:
       config: to be checked.
-      by_hand: the fields that the command line sets, where the settings for ``strict`` are still to
-        be applied: what must hold between fields is then asked of the config with them.
+      by_hand: the fields that the command line sets, where the settings for the protocol are still
+        to be applied: what must hold between fields is then asked of the config with them.
 
     Raises:
       UserError: the first that is wrong.
@@ -313,7 +318,7 @@ def validate(config: ConfigDict, by_hand: Collection[str] | None = None) -> None
             raise UserError(f"config.{path}: missing, {field.expected} is expected")
         if not field.fits(found[path]):
             raise misfit(path, found[path])
-    _validate_together(config if by_hand is None else apply_strict(config, by_hand))
+    _validate_together(config if by_hand is None else apply_protocol(config, by_hand))
 
 
 def _validate_together(config: ConfigDict) -> None:
@@ -384,7 +389,7 @@ def _validate_together(config: ConfigDict) -> None:
             "config.nns.placement: 'instead' expects encoder.negatives above nns.drawn "
             f"({config.nns.drawn}), got {encoder.negatives}"
         )
-    for field in ("strict_overrides", "simulation.overrides"):
+    for field in (*_OF_PROTOCOLS, "simulation.overrides"):
         _overrides_of(config, field)
 
 
@@ -401,7 +406,7 @@ def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:
     for path, value in pairs:
         if path not in FIELDS:
             raise UserError(f"{where}there is no field {path!r}")
-        if field == "strict_overrides" and not path.startswith(_OF_STAGES):
+        if field in _OF_PROTOCOLS and not path.startswith(_OF_STAGES):
             raise UserError(
                 f"{where}a field of {', '.join(name[:-1] for name in _OF_STAGES)} is expected, "
                 f"got {path!r}"
@@ -411,8 +416,8 @@ def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:
     return dict(pairs)
 
 
-def apply_strict(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
-    """Returns the config with its settings for ``strict``, where that is its protocol.
+def apply_protocol(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
+    """Returns the config with its settings for its protocol.
 
     Args:
       config: as resolved, command line included.
@@ -421,8 +426,7 @@ def apply_strict(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     Raises:
       UserError: a setting that cannot be.
     """
-    chosen = _overrides_of(config, "strict_overrides")
-    return fill(config, chosen if config.protocol == "strict" else {}, by_hand)
+    return fill(config, _overrides_of(config, f"{config.protocol}_overrides"), by_hand)
 
 
 def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:

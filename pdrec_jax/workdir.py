@@ -92,6 +92,12 @@ class Workdir:
                     f"{self.path}: holds a run with another config, which differs in "
                     f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {self._another}"
                 )
+            more = saved.get("seeds", 1)
+            if more > config.seeds and (self.path / _RESULTS).exists():
+                raise UserError(
+                    f"{self.path}: has {more} seeds, whose results those of {config.seeds} would "
+                    f"replace; ask for as many, or name another {self._flag}"
+                )
         elif self.path.is_dir() and not all(map(_is_ours, _entries(self.path))):
             raise UserError(f"{self.path}: not empty and not a run; name another {self._flag}")
 

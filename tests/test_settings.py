@@ -11,7 +11,7 @@ from pdrec_jax.settings import (
     FIELDS,
     FREE_FIELDS,
     apply_overrides,
-    apply_strict,
+    apply_protocol,
     default_config,
     differences,
     flatten,
@@ -47,6 +47,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "simulation.mean_length": 3.9,
     "simulation.overrides": ("seed", 1),
     "strict_overrides": ("seed", 1),
+    "reference_overrides": ("seed", 1),
     "diffusion.schedule": "quadratic",
     "diffusion.noise_scale": -0.1,
     "diffusion.noise_min": -0.1,
@@ -267,8 +268,8 @@ def test_unknown_and_missing_fields() -> None:
             "strict_overrides: there is no field 'nns.draw'",
         ),
         (
-            {"strict_overrides": (("protocol", "reference"),)},
-            "strict_overrides: a field of diffusion, hbr, nns, dpa, encoder is expected, "
+            {"reference_overrides": (("protocol", "strict"),)},
+            "reference_overrides: a field of diffusion, hbr, nns, dpa, encoder is expected, "
             "got 'protocol'",
         ),
         (
@@ -318,12 +319,22 @@ def test_settings_for_strict(protocol: str, negatives: int) -> None:
     chosen = (("encoder.negatives", 4), ("nns.placement", "instead"))
     config = config_with(protocol=protocol, strict_overrides=chosen)
     for by_hand in ((), {"nns.placement"}):
-        settled = apply_strict(config, by_hand)
+        settled = apply_protocol(config, by_hand)
         validate(settled)
         instead = protocol == "strict" and not by_hand
         assert settled.encoder.negatives == negatives
         assert settled.nns.placement == ("instead" if instead else "beside")
     assert config.encoder.negatives == 1
+
+
+def test_reference_delivers_batches_as_the_public_code_does() -> None:
+    """Three times each, unless told otherwise."""
+    for protocol, times in (("strict", 1), ("reference", 3)):
+        settled = apply_protocol(config_with(protocol=protocol), ())
+        assert settled.encoder.batch_repeat == times
+        assert settled.diffusion.batch_repeat == 1
+    by_hand = config_with(protocol="reference")
+    assert apply_protocol(by_hand, {"encoder.batch_repeat"}).encoder.batch_repeat == 1
 
 
 def test_settings_for_strict_count_where_fields_must_agree() -> None:
@@ -337,7 +348,7 @@ def test_settings_for_strict_count_where_fields_must_agree() -> None:
     config.encoder.variants = ("base", "hbr")  # no safe negatives are drawn
     validate(config)
     with pytest.raises(UserError, match="an integer of at least 1 is expected"):
-        apply_strict(config_with(strict_overrides=(("encoder.negatives", "x"),)), ())
+        apply_protocol(config_with(strict_overrides=(("encoder.negatives", "x"),)), ())
 
 
 def test_differences() -> None:

@@ -273,6 +273,17 @@ class TestInterruptions:
         begun(tmp_path / "run")
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_results_of_more_seeds_are_not_replaced(tmp_path: Path, finished: bool) -> None:
+    begun(tmp_path / "a", REAL, seeds=5)
+    if finished:
+        Workdir.open(tmp_path / "a", several=True).finish({"seeds": [0, 1, 2, 3, 4]})
+        with pytest.raises(UserError, match="has 5 seeds, whose results those of 2 would replace"):
+            begun(tmp_path / "a", REAL, seeds=2)
+    else:
+        begun(tmp_path / "a", REAL, seeds=2)
+
+
 class TestServing:
     def test_a_run_is_opened_with_its_config(self, tmp_path: Path) -> None:
         begun(tmp_path / "a", REAL, seed=3, diffusion__hidden=(8, 4))

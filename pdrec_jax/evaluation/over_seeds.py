@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from pdrec_jax.evaluation.significance import compare, holm
 BLOCKS = ("sampled", "full")
 _PARTS = (*BLOCKS, "validation")
 METRICS = (*(f"{name}@{k}" for name in ("NDCG", "HR") for k in CUTOFFS), "AUC", "MRR")
+# With one relevant item these are the same number for every user, so that a test of the one is no
+# further comparison beside a test of the other.
+_SAME = {"HR@1": "NDCG@1"}
 
 
 def over_seeds(models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -69,7 +72,7 @@ def comparisons(
     """Compares models, each with its base.
 
     The p-values of a block (sampled or full ranking), of all models and metrics, are one family,
-    and corrected together.
+    and corrected together. NDCG@1 and HR@1, one number, count as one comparison.
 
     Args:
       pairs: keys of a model and of its base.
@@ -102,12 +105,24 @@ def comparisons(
             for metric, one in zip(kept, made, strict=True):
                 where = {"key": key, "base": base, "block": block, "metric": metric}
                 family.append({**where, **vars(one)})
+        own = [each for each in family if not is_repeated(each["metric"], kept)]
         for name in ("p_users", "p_seeds"):
-            corrected = holm(np.array([each[name] for each in family]))
-            for each, value in zip(family, corrected, strict=True):
-                each[f"{name}_holm"] = float(value)
+            values = holm(np.array([each[name] for each in own])).tolist()
+            corrected = {
+                (each["key"], each["metric"]): value
+                for each, value in zip(own, values, strict=True)
+            }
+            for each in family:
+                metric = each["metric"]
+                metric = _SAME[metric] if is_repeated(metric, kept) else metric
+                each[f"{name}_holm"] = corrected[each["key"], metric]
         found += family
     return [{k: _finite(v) for k, v in each.items()} for each in found]
+
+
+def is_repeated(metric: str, metrics: Collection[str]) -> bool:
+    """Whether a metric is the same number as another one of those given."""
+    return _SAME.get(metric) in metrics
 
 
 def _finite(value: Any) -> Any:

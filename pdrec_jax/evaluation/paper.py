@@ -3,6 +3,12 @@
 PDRec (Ma et al., AAAI 2024), test metrics on 1 + 99 candidates.
 """
 
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+_NEGATIVES = 99
+_LOGS = {"toy": "amazon_toy"}  # by the name of the config
 TOLERANCE = 0.004  # the paper's own: a difference beyond it is flagged
 
 # (dataset, name of the model) -> metric -> value, of Table 1. By name, for what a run keeps as
@@ -14,11 +20,15 @@ _TABLE_1: dict[tuple[str, str], dict[str, float]] = {
 }
 
 
-def published(dataset: str, name: str) -> dict[str, float]:
-    """Returns the paper's figures of a model, empty where none was verified.
+def published(config: ConfigDict, name: str) -> dict[str, float]:
+    """Returns the paper's figures of a model, empty where none was verified or can be compared.
 
     Args:
-      dataset: name of the config.
+      config: of the run, whose log, task and candidates must be the paper's.
       name: of the model as tables show it, ``SASRec+HBR+NNS+DPA``.
     """
-    return dict(_TABLE_1.get((dataset, name), {}))
+    log = Path(config.data.target).name.partition(".")[0]
+    alike = config.evaluation.negatives == _NEGATIVES and not config.data.mixed
+    if not alike or log != _LOGS.get(config.name):
+        return {}
+    return dict(_TABLE_1.get((config.name, name), {}))

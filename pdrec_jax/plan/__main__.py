@@ -28,7 +28,7 @@ from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.plan.hardware import parse_mesh, parse_topology
-from pdrec_jax.settings import apply_overrides, apply_strict, validate
+from pdrec_jax.settings import apply_overrides, apply_protocol, validate
 
 TOO_LARGE = 3
 _MOST = 1e15  # far beyond any log, and exact as a float
@@ -81,7 +81,7 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from pdrec_jax.plan import search
     from pdrec_jax.plan.sizes import require_planned, sizes_of
 
-    config = adopt(apply_strict(config, command.by_hand), command.by_hand)
+    config = adopt(apply_protocol(config, command.by_hand), command.by_hand)
     validate(config)
     given = None not in (arguments.users, arguments.items, arguments.events)
     if not given and find_files(config) is None:

@@ -1,10 +1,12 @@
 """The figures of several seeds: means, deviations, and what a variant gains over its base."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdrec_jax.evaluation.over_seeds import is_repeated
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report import tables
 from pdrec_jax.report.groups import markdown_groups
@@ -21,7 +23,7 @@ _ROWS = (
 _NOTE = (
     "Gain: mean difference to the base over seeds and users, with its bootstrap interval. "
     "p: paired t-tests over users and over seeds, Holm-corrected over the {count} comparisons "
-    "of the ranking; * below 0.05."
+    "of the ranking{same}; * below 0.05."
 )
 
 
@@ -34,7 +36,7 @@ def seeds_table(results: Mapping[str, Any]) -> str:
     Returns:
       the lines, without a newline at the end.
     """
-    table = tables.results_table({**results, "models": _with_deviations(results)})
+    table = tables.results_table({**results, "models": with_deviations(results)})
     *lines, source = table.splitlines()
     for block in tables.BLOCKS:
         lines += _comparisons(results, block)
@@ -62,7 +64,7 @@ def write_seeds_report(workdir: Path, results: Mapping[str, Any]) -> Path:
     sections = [
         f"# {tables.title(results)}",
         f"Mean and standard deviation over {len(seeds)} seeds. The report of each: {links}.",
-        "## Results\n\n" + tables.markdown_table({**results, "models": _with_deviations(results)}),
+        "## Results\n\n" + tables.markdown_table({**results, "models": with_deviations(results)}),
         *markdown_comparisons(results),
         *filter(None, [markdown_groups(results)]),
         f"**{tables.source_line(results)}**",
@@ -71,7 +73,8 @@ def write_seeds_report(workdir: Path, results: Mapping[str, Any]) -> Path:
     return path
 
 
-def _with_deviations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def with_deviations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Puts a row of standard deviations below each model that has them, for a table."""
     rows: list[dict[str, Any]] = []
     for model in results.get("models") or []:
         rows.append(dict(model))
@@ -105,7 +108,15 @@ def _comparisons(results: Mapping[str, Any], block: str) -> list[str]:
         for label, field in _ROWS:
             cells = [_cell(each[field], field) for each in family]
             lines.append(label.ljust(10) + "".join(cell.rjust(7) for cell in cells))
-    return lines
+    return [*lines, *textwrap.wrap(_note(by_model), tables.WIDTH)]
+
+
+def _note(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What the rows of a block's comparisons are."""
+    metrics = [[each["metric"] for each in family] for family in by_model.values()]
+    repeated = [is_repeated(metric, family) for family in metrics for metric in family]
+    same = ", where N@1 and HR@1 are one" * any(repeated)
+    return _NOTE.format(count=repeated.count(False), same=same)
 
 
 def markdown_comparisons(results: Mapping[str, Any]) -> list[str]:
@@ -122,11 +133,10 @@ def markdown_comparisons(results: Mapping[str, Any]) -> list[str]:
             for label, field in _ROWS:
                 cells = [_cell(each[field], field) for each in family]
                 rows.append([f"{names[key]} less {base}: {label}", *cells])
-        count = sum(map(len, by_model.values()))
         parts.append(
             f"## Gains over the base, {block} ranking\n\n"
             + tables.markdown_rows(["comparison", *metrics], rows)
-            + f"\n\n{_NOTE.format(count=count)}"
+            + f"\n\n{_note(by_model)}"
         )
     return parts
 

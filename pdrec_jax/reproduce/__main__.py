@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
-from pdrec_jax.settings import FIELDS, get, misfit, require_field, validate
+from pdrec_jax.settings import FIELDS, FREE_FIELDS, get, misfit, require_field, validate
 
 if TYPE_CHECKING:
     from pdrec_jax.reproduce.plan import Job, Setting
@@ -29,6 +29,16 @@ _OF_A_TABLE = {
     "seed": "--config.seed=N makes the tables of another one",
     "seeds": "--seeds=S makes the tables of so many",
 }
+# What each run of a table or figure has its own value of; a sweep keeps the last two.
+_OF_A_RUN = {
+    "stage": "each run has its own",
+    "preferences_from": "the runs' own diffusion models fill the preferences",
+    "diffusion.both": "both models are trained",
+    "encoder.name": "--encoders=NAME,.. chooses them",
+    "encoder.variants": "each encoder has those of the paper; a --sweep can have others",
+}
+_OF_A_SWEEP = ("encoder.name", "encoder.variants")
+_UNSWEPT = ("name", "preferences_from", "diffusion_from")
 _PAIRS = ("toy_game", "game_toy", "book_music", "music_book")  # of Table 3
 
 
@@ -72,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", type=_names, help="as --config.protocol, or both with a comma"
     )
-    parser.add_argument("--metric", default="N@10", help="what a figure shows")
+    parser.add_argument("--metric", help="what a figure shows, N@10 by default")
     parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, run nothing")
@@ -95,11 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
-    for argument in rest:
-        if not argument.startswith("--config."):
-            raise UserError(f"unexpected argument {argument!r}")
+    _check(arguments, rest)
     flags = list(rest)
-    flags += [f"--config.seeds={arguments.seeds}"] if arguments.seeds else []
+    flags += [] if arguments.seeds is None else [f"--config.seeds={arguments.seeds}"]
     names = arguments.datasets or (_PAIRS if arguments.table == "3" else _DATASETS)
     # A table a protocol, for figures of two protocols do not belong into one.
     groups = [
@@ -111,8 +119,11 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from pdrec_jax.experiment import run
     from pdrec_jax.reproduce.targets import METRICS
 
-    if arguments.metric not in METRICS:
+    metric = "N@10" if arguments.metric is None else arguments.metric
+    if metric not in METRICS:
         raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
+    if arguments.metric is not None and not target.drawn:
+        raise UserError("--metric: a table has all of them; leave it out")
     jobs = [
         (job, settings)
         for settings in groups
@@ -124,16 +135,36 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     if arguments.dry_run:
         _tell([job for job, _ in jobs])
         return
+    # A table without a figure is not written before a run of it may fail.
+    begun = {settings[0].config.protocol for job, settings in jobs if job.results is not None}
     for settings in groups:
-        _write(target, settings, arguments)
+        if settings[0].config.protocol in begun:
+            _write(target, settings, arguments, metric)
     for number, (job, settings) in enumerate(jobs):
         if job.results is None:
             print(f"({number + 1} of {len(jobs)}) {job.what}", flush=True)
             run(job.config, job.by_hand, str(job.workdir))
-            _write(target, settings, arguments)
+            _write(target, settings, arguments, metric)
     for settings in groups:
-        for path in _write(target, settings, arguments):
+        for path in _write(target, settings, arguments, metric):
             print(path)
+
+
+def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Refuses what is not of this command, and fields that would be said twice.
+
+    Raises:
+      UserError: the first of them.
+    """
+    sweep = arguments.sweep is not None or arguments.figure == "5"
+    for argument in rest:
+        if not argument.startswith("--config."):
+            raise UserError(f"unexpected argument {argument!r}")
+        field = argument.removeprefix("--config.").partition("=")[0]
+        if field in _OF_A_RUN and not (sweep and field in _OF_A_SWEEP):
+            raise UserError(f"--config.{field}: {_OF_A_RUN[field]}; leave it out")
+        if field in ("seeds", "protocol") and getattr(arguments, field) is not None:
+            raise UserError(f"--config.{field}: --{field} says it already; leave one out")
 
 
 def _setting(name: str, arguments: argparse.Namespace, flags: Sequence[str]) -> Setting:
@@ -184,6 +215,8 @@ def _values(text: str) -> tuple[str, tuple[Any, ...]]:
     require_field(field)
     if field in _OF_A_TABLE:
         raise UserError(f"--sweep: {field} is one of a whole table; {_OF_A_TABLE[field]}")
+    if field in _UNSWEPT or field in FREE_FIELDS:
+        raise UserError(f"--sweep: {field} changes no figure of a run, or is the runs' own")
     kind = type(FIELDS[field].default)
     try:
         found = ast.literal_eval(f"({values},)") if kind is not str else tuple(values.split(","))
@@ -209,16 +242,27 @@ def _tell(jobs: Sequence[Job]) -> None:
 
 
 def _write(
-    target: Target, settings: Sequence[Setting], arguments: argparse.Namespace
+    target: Target, settings: Sequence[Setting], arguments: argparse.Namespace, metric: str
 ) -> list[Path]:
     from pdrec_jax.reproduce import cells, figures
 
     table = target.table(settings)
     folder = arguments.out / f"{settings[0].config.protocol}"
-    files = cells.write(table, folder, target.name)
+    name = _file_name(target, settings, arguments)
+    files = cells.write(table, folder, name)
     if target.drawn:
-        files += figures.draw(table, arguments.metric, folder, target.name)
+        files += figures.draw(table, metric, folder, name)
     return files
+
+
+def _file_name(target: Target, settings: Sequence[Setting], arguments: argparse.Namespace) -> str:
+    """Names files by what was asked for, so that no other command's table takes their place."""
+    parts = [target.name]
+    parts += [setting.dataset for setting in settings if arguments.datasets]
+    parts += arguments.encoders or ()
+    seeds = settings[0].config.seeds
+    parts += [f"{seeds}seeds"] * (seeds > 1)
+    return "-".join(parts)
 
 
 if __name__ == "__main__":

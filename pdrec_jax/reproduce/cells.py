@@ -34,10 +34,11 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's."""
+        """Ours, as it is shown, less the paper's, so that a reader can do the sum."""
         if self.paper is None or self.ours is None:
             return None
-        return self.ours - self.paper
+        difference = round(self.ours, self.decimals) - self.paper
+        return round(difference, self.decimals) + 0.0  # -0 becomes 0
 
     @property
     def flagged(self) -> bool:
@@ -91,16 +92,28 @@ class Table:
     """A table, whether its cells were run or not.
 
     Attributes:
-      title: with the protocol and the seeds.
+      name: of the table or figure.
+      protocol: of its runs.
+      seeds: in words.
+      source: of the logs, ``real`` or ``simulated``.
       columns: headings of the cells.
       rows: by dataset.
       notes: what a reader must know.
     """
 
-    title: str
+    name: str
+    protocol: str
+    seeds: str
+    source: str
     columns: Sequence[str]
     rows: Sequence[Row]
     notes: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """With the protocol and the seeds, and the source of the logs where it is no real one."""
+        simulated = ["SIMULATED DATA"] * (self.source == "simulated")
+        return " | ".join([*simulated, self.name, f"protocol {self.protocol}", self.seeds])
 
 
 def markdown(table: Table) -> str:
@@ -112,7 +125,7 @@ def markdown(table: Table) -> str:
             for row in table.rows
             if row.dataset == dataset
         ]
-        rows = [[cell if cell.strip("<br>") else "" for cell in row] for row in rows]
+        rows = [["" if cell in ("", "<br><br>") else cell for cell in row] for row in rows]
         parts += [f"## {dataset}", markdown_rows(["model", *table.columns], rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -122,13 +135,14 @@ def comma_separated(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["dataset", "model", "column", "paper", "ours", "deviation", "difference", "flagged"]
-    writer.writerow(head)
+    writer.writerow([*head, "protocol", "seeds", "data"])
+    about = [table.protocol, table.seeds, table.source]
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             numbers = (cell.paper, cell.ours, cell.deviation, cell.difference)
-            texts = ["" if number is None else repr(round(number, 6)) for number in numbers]
+            texts = ["" if number is None else _plain(number, cell.decimals) for number in numbers]
             flagged = "" if cell.difference is None else str(cell.flagged).lower()
-            writer.writerow([row.dataset, row.name, column, *texts, flagged])
+            writer.writerow([row.dataset, row.name, column, *texts, flagged, *about])
     return out.getvalue()
 
 
@@ -139,6 +153,7 @@ def latex(table: Table) -> str:
         *(f"% {note}" for note in table.notes),
         r"\begin{tabular}{ll" + "r" * len(table.columns) + "}",
         r"\toprule",
+        *_said_of_data(table),
         " & ".join(["dataset", "model", *map(_escaped, table.columns)]) + r" \\",
     ]
     before = None
@@ -172,5 +187,19 @@ def _stacked(cell: Cell) -> str:
     return r"\shortstack[r]{" + r"\\".join(lines) + "}" if any(lines) else ""
 
 
+def _said_of_data(table: Table) -> list[str]:
+    """A line across the table where its logs are no real ones."""
+    if table.source == "real":
+        return []
+    return [rf"\multicolumn{{{2 + len(table.columns)}}}{{l}}{{{_escaped(table.title)}}} \\"]
+
+
+def _plain(number: float, decimals: int) -> str:
+    return str(round(number)) if decimals == 0 else repr(round(number, 6))
+
+
+_WORDS = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+
+
 def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
+    return "".join(_WORDS.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,4 +1,4 @@
-"""The paper's figures from our runs: bars of an ablation, curves of a sweep.
+"""The paper's figures from our runs: points of an ablation, curves of a sweep.
 
 matplotlib is imported when a figure is drawn, not before.
 """
@@ -28,7 +28,7 @@ def draw(table: Table, column: str, folder: Path, name: str) -> list[Path]:
     """Draws one column of a table, a panel a dataset, as NAME.png and NAME.svg.
 
     Args:
-      table: rows with nothing run are left out; those with a ``point`` become curves, others bars.
+      table: rows with nothing run are left out; those with a ``point`` become curves.
       column: which.
       folder: made if missing.
       name: of the files.
@@ -52,6 +52,9 @@ def draw(table: Table, column: str, folder: Path, name: str) -> list[Path]:
         if cell.ours is not None:
             panels.setdefault(row.dataset, []).append((row, cell.ours, cell.deviation or 0.0))
     if not panels:
+        with write_errors(folder):  # of another state of the runs
+            for ending in ("png", "svg"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
         return []
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +70,7 @@ def draw(table: Table, column: str, folder: Path, name: str) -> list[Path]:
             if points:
                 _curves(axes, points)
             else:
-                _bars(axes, [(row.name, mean, error) for row, mean, error in shown])
+                _points(axes, [(row.name, mean, error) for row, mean, error in shown])
         figure.supxlabel(table.title, fontsize=7)
         for ending, extra in (("png", {"Software": None}), ("svg", {"Date": None})):
             image = io.BytesIO()
@@ -77,15 +80,18 @@ def draw(table: Table, column: str, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def _bars(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+def _points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     groups = [name.partition("+")[0].partition(" ")[0] for name, _, _ in points]
     colours = {group: _COLOURS[i % 6] for i, group in enumerate(dict.fromkeys(groups))}
     names, means, errors = zip(*points, strict=True)
     places = range(len(points))
-    axes.bar(places, means, yerr=errors, color=[colours[g] for g in groups], capsize=2)
+    # No bars: gaps are small beside the figures, and a bar that does not begin at 0 enlarges them.
+    for place, mean, error, group in zip(places, means, errors, groups, strict=True):
+        axes.errorbar(
+            place, mean, error or None, color=colours[group], marker="o", markersize=5, capsize=2
+        )
+    axes.grid(axis="y", linewidth=0.3)
     axes.set_xticks(places, [name.replace("+", "\n+", 1) for name in names], fontsize=7)
-    low = min(m - e for m, e in zip(means, errors, strict=True))
-    axes.set_ylim(bottom=max(0.0, low - 0.3 * (max(means) - low) - 0.002))
 
 
 def _curves(axes: Axes, points: Sequence[tuple[Point, float, float]]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pdrec_jax import phases
+from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.encoders import registry
 from pdrec_jax.errors import UserError
@@ -117,9 +119,17 @@ class Job:
         """Finds what would stop the job at its turn.
 
         Raises:
-          UserError: see ``results``.
+          UserError: see ``results``; or the preferences of a finished run are gone.
         """
-        _ = self.results
+        config = self.resolved[0]
+        if self.results is None and config.preferences_from and phases.needs_preferences(config):
+            source = phases.of_seed(config.preferences_from, config.seed)
+            finished = (source / "results.json").is_file()
+            if finished and Store(source).step("preferences") is None:
+                raise UserError(
+                    f"{self.workdir}: not finished, and the preferences that it would read are not "
+                    f"in {source} (what pdrec_jax.keep has kept has none); name another --out"
+                )
 
     def as_begun(self, unread: tuple[str, ...] = ()) -> Job:
         """The job with its folder's own values where they change nothing for it.
@@ -131,7 +141,8 @@ class Job:
           unread: fields, or beginnings of their names, which nothing in the run depends on.
 
         Returns:
-          this job, where the folder has no run or another one.
+          this job, where the folder has no run; with another run in it, one that differs from it
+          in nothing but what is in the way.
         """
         saved = saved_config(self.workdir)
         if saved is None:
@@ -149,9 +160,8 @@ class Job:
                 and field in _FOLDERS
                 and _ending(get(saved, field)) == _ending(get(config, field))
             )
-            if not (moved or field.startswith(unread)):
-                return self
-            put(config, field, get(saved, field))
+            if moved or field.startswith(unread):
+                put(config, field, get(saved, field))
         return dataclasses.replace(self, config=config, by_hand={*self.by_hand, *changed})
 
 
@@ -258,8 +268,11 @@ def sweep_jobs(
       encoder: the config's where not given.
 
     Raises:
-      UserError: the field decides on the diffusion model, which the setting shares.
+      UserError: the field decides on the diffusion model, which the setting shares, or on a log
+        that is not simulated.
     """
+    if field.startswith("simulation.") and setting.config.data.source == "real":
+        raise UserError(f"--sweep: nothing reads {field} of a real log")
     jobs = []
     of_encoder: dict[str, Any] = {} if encoder is None else {"encoder.name": encoder}
     if "encoder.variants" not in setting.by_hand:

@@ -24,6 +24,7 @@ from pdrec_jax.reproduce.plan import (
     encoder_job,
     sweep_jobs,
 )
+from pdrec_jax.settings import FREE_FIELDS, get
 
 # Heading and metric, as in the paper's Table 1.
 METRICS = {
@@ -96,8 +97,9 @@ def statistics() -> Target:
             ]
             rows.append(Row(setting.dataset, "target domain", cells))
         columns = ("users", "items", "events", "events a user", "sparsity (%)")
-        made = _table("Table 2", settings, rows, jobs)
-        return dataclasses.replace(made, columns=columns)
+        return dataclasses.replace(
+            _table("Table 2", settings, rows, jobs), columns=columns, notes=_simulated(settings)
+        )
 
     def jobs(_: Setting) -> list[Job]:
         return []
@@ -111,15 +113,19 @@ def ablation(encoders: Sequence[str]) -> Target:
     @functools.cache
     def jobs(setting: Setting) -> list[Job]:
         made = [encoder_job(setting, name) for name in encoders]
-        return [diffusion_job(setting), *made, ablation_job(setting)]
+        # Of SASRec alone, beside which it stands.
+        without = [ablation_job(setting)] if "sasrec" in encoders else []
+        return [diffusion_job(setting), *made, *without]
 
     def table(settings: Sequence[Setting]) -> Table:
         rows = []
         for setting in settings:
-            _, *made, without = jobs(setting)
+            made = jobs(setting)[1 : 1 + len(encoders)]
+            ablations = jobs(setting)[1 + len(encoders) :]
             rows += [row for job in made for row in _variants(job)]
             key = "sasrec+hbr+nns+dpa"
-            rows += _rows(without, {key: "SASRec w/o TI-DiffRec"}, paper=False)
+            for job in ablations:
+                rows += _rows(job, {key: "SASRec w/o TI-DiffRec"}, paper=False)
         return _table("Figure 4", settings, rows, jobs)
 
     return Target("figure4", jobs, table, drawn=True)
@@ -215,7 +221,7 @@ def _rows(job: Job, names: Mapping[str, str], *, paper: bool = True) -> list[Row
             model = models.get(key, {})
             if paper:  # the run knows better: on a log without times all is T-DiffRec
                 name = model.get("name", name)
-            known = published(job.config.name, name) if paper and not simulated else {}
+            known = published(job.config, name) if paper and not simulated else {}
             ours = model.get("sampled", {})
             deviations = model.get("deviation", {}).get("sampled", {})
             cells = [
@@ -240,12 +246,27 @@ def _table(
     seeds = f"seed {config.seed}"
     if config.seeds > 1:
         seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}"
-    simulated = any(sources.find_files(setting.config) is None for setting in settings)
     shared = config.seeds > 1 and any(setting.shared for setting in settings)
-    notes = [*_NOTES, *([_SHARED] if shared else []), *([_SIMULATED] if simulated else [])]
+    notes = [*_NOTES, *([_SHARED] if shared else []), *_by_hand(settings), *_simulated(settings)]
     notes += _time_taken([job for setting in settings for job in jobs(setting)])
-    head = f"{title} | protocol {config.protocol} | {seeds}"
-    return Table(head, tuple(METRICS), rows, notes)
+    source = "simulated" if _simulated(settings) else "real"
+    return Table(title, config.protocol, seeds, source, tuple(METRICS), rows, notes)
+
+
+def _simulated(settings: Sequence[Setting]) -> list[str]:
+    found = any(sources.find_files(setting.config) is None for setting in settings)
+    return [_SIMULATED] if found else []
+
+
+def _by_hand(settings: Sequence[Setting]) -> list[str]:
+    """Which fields the command line sets, in a note: two tables may differ in nothing else."""
+    told = {
+        f"{field}={get(setting.config, field)}"
+        for setting in settings
+        for field in setting.by_hand
+        if field not in (*FREE_FIELDS, "seed", "seeds", "protocol", "data.target")
+    }
+    return [f"Set by hand: {', '.join(sorted(told))}."] if told else []
 
 
 def _time_taken(jobs: Sequence[Job]) -> list[str]:

@@ -10,7 +10,7 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import get_protocol, user_sets
 from pdrec_jax.experiment import resolve
 from pdrec_jax.main import load_config
-from pdrec_jax.settings import apply_overrides, apply_strict, differences, put, validate
+from pdrec_jax.settings import apply_overrides, apply_protocol, differences, put, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -54,7 +54,7 @@ def test_toy_is_tuned_under_strict_alone() -> None:
         for path, value in fields.items():
             by_hand.add(path.replace("__", "."))
             put(config, path.replace("__", "."), value)
-        return apply_strict(config, by_hand)
+        return apply_protocol(config, by_hand)
 
     strict = resolved()
     validate(strict)
@@ -65,7 +65,7 @@ def test_toy_is_tuned_under_strict_alone() -> None:
     reference = resolved(protocol="reference")
     readme = config_of("toy", ":readme")
     readme.protocol, readme.data.source = "reference", "real"
-    assert differences(reference, readme) == []
+    assert differences(reference, apply_protocol(readme, ())) == []
 
 
 def test_game_looks_earlier_than_toy() -> None:

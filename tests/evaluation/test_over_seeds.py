@@ -74,10 +74,25 @@ def test_a_block_is_one_family(ranks):
     for block, count in (("sampled", 24), ("full", 22)):
         family = [each for each in found if each["block"] == block]
         assert len(family) == count
+        once = [each for each in family if each["metric"] != "HR@1"]
         for name in ("p_users", "p_seeds"):
-            raw = np.array([each[name] for each in family], np.float64)  # None becomes NaN
-            corrected = np.array([each[f"{name}_holm"] for each in family], np.float64)
+            raw = np.array([each[name] for each in once], np.float64)  # None becomes NaN
+            corrected = np.array([each[f"{name}_holm"] for each in once], np.float64)
             np.testing.assert_allclose(corrected, holm(raw), rtol=1e-12)
+
+
+def test_one_number_under_two_names_is_one_comparison(ranks):
+    """With one relevant item NDCG@1 and HR@1 are the same, user by user."""
+    for array in ranks.values():
+        one, other = (user_values(name, array, 99) for name in ("NDCG@1", "HR@1"))
+        np.testing.assert_array_equal(one, other)
+    found = comparisons(PAIRS, ranks, 99, draws=50)
+    by_metric = {(each["key"], each["block"], each["metric"]): each for each in found}
+    for (key, block, metric), each in by_metric.items():
+        if metric == "HR@1":
+            assert {**each, "metric": "NDCG@1"} == by_metric[key, block, "NDCG@1"]
+    alone = comparisons(PAIRS, ranks, 99, metrics=("HR@1",), draws=50)
+    assert all(each["p_users_holm"] is not None for each in alone)
 
 
 def test_nothing_to_compare(ranks):

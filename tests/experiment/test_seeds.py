@@ -81,6 +81,22 @@ def test_again(two, call, monkeypatch):
     assert two.stamps == before
 
 
+def test_fewer_do_not_replace_more(two, call):
+    before = two.stamps
+    done = call(two.path, SAME_LOG)
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "which differs in seeds" in done.err
+    assert done.stamps == before
+
+
+def test_reports_that_are_missing_are_written(two, call, tmp_path):
+    assert keep.main([str(two.path), f"--out={tmp_path}"]) == 0
+    kept = tmp_path / two.path.name
+    assert not list(kept.rglob("report.md"))
+    assert call(kept, SEEDS, SAME_LOG).status == 0
+    assert len(list(kept.rglob("report.md"))) == 3
+
+
 def test_again_on_another_log(two, call, monkeypatch):
     monkeypatch.setattr(sources, "listed", lambda _: [{"name": "log.inter", "sha256": "0"}])
     done = call(two.path, SEEDS, SAME_LOG)
@@ -135,7 +151,7 @@ def test_more_seeds_ask_for_preferences_of_their_own_alone(two, call, tmp_path):
     more = call(tmp_path / "kept/run", "--config.seeds=3", *flags)
     assert more.status == 2
     # The third seed's are looked for, and the first two are not asked.
-    assert f"{source / 'preferences'}: no checkpoint here" in more.err
+    assert f"{source}: a run of several seeds, without seed 2" in more.err
 
 
 def test_one_and_several_do_not_mix(two, call, strict):

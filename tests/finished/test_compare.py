@@ -138,6 +138,8 @@ def test_ranks_that_are_missing_or_cut_are_one_line(tmp_path, make, capsys):
         {**arrays, "sasrec/full_rank": np.zeros(USERS - 1)},
         {name: array for name, array in arrays.items() if name != "sasrec/full_rank"},
         {name: array for name, array in arrays.items() if name != "users"},
+        {**arrays, "users": np.array(1)},
+        {**arrays, "sasrec/sampled_rank": np.array(USERS * ["first"])},
     ):
         np.savez(path, **wrong)
         status, _, error = run(tmp_path, capsys, "base", "run")

@@ -211,7 +211,7 @@ def test_fewer_seeds_do_not_replace_more(tmp_path, make, kept):
         Workdir.open(tmp_path / name, several=True).finish({"seeds": list(range(seeds))})
     status, _, error, _ = kept("run")
     assert status == 2
-    assert "has 3 seeds, and" in error
+    assert "has 3 seeds, whose results those of 2 would replace" in error
 
 
 def test_what_is_no_run_is_left_out_of_a_folder(tmp_path, make, kept):

@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pdrec_jax import experiment
+from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.encoders.stage import parse_variant
 from pdrec_jax.evaluation.metrics import CUTOFFS
@@ -24,7 +25,7 @@ from pdrec_jax.settings import default_config, put
 def get_config():
     config = default_config()
     fields = {
-        "name": "toy", "data.target": "none", "progress": False, "evaluation.negatives": 20,
+        "name": "toy", "data.target": "amazon_toy", "progress": False,
         "simulation.num_users": 120, "simulation.num_items": 300, "simulation.mean_length": 6.0,
         "simulation.overrides": (("diffusion.epochs", 1), ("encoder.epochs", 1)),
         "diffusion.hidden": (16,), "diffusion.steps": 3, "diffusion.embedding_size": 4,
@@ -120,6 +121,8 @@ def runs(monkeypatch):
         if len(seeds) > 1:
             results["seeds"] = seeds
         place.save_per_user({"users": np.arange(3)})
+        if config.stage != "encoder":
+            Store(workdir).save("preferences", 0, {"top": np.zeros(3)}, {})
         place.finish(results)
 
     monkeypatch.setattr(experiment, "run", run)
@@ -129,5 +132,5 @@ def runs(monkeypatch):
 @pytest.fixture
 def real_log(tmp_path):
     rows = [f"{u},{u * 40 + i},{i}\n" for u in range(9) for i in range(30)]
-    (tmp_path / "none.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    (tmp_path / "amazon_toy.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
     return f"--config.data.dir={tmp_path}"

@@ -1,12 +1,16 @@
 """Cells of three lines, in three forms."""
 
 import csv
+import dataclasses
 import io
 
 from pdrec_jax.reproduce.cells import Cell, Row, Table, comma_separated, latex, markdown, write
 
 TABLE = Table(
-    "Table 1 | protocol strict | seeds 0 to 1",
+    "Table 1",
+    "strict",
+    "seeds 0 to 1",
+    "real",
     ("N@10", "AUC"),
     [
         Row("toy", "SASRec", [Cell(0.2020, 0.2313, 0.0012), Cell(None, 0.5783)]),
@@ -18,8 +22,10 @@ TABLE = Table(
 
 
 def test_difference_and_flag():
-    assert Cell(0.2, 0.204).difference == 0.204 - 0.2
+    assert Cell(0.2, 0.20404).difference == 0.004
+    assert str(Cell(0.2, 0.19999).difference) == "0.0"
     assert not Cell(0.2, 0.204).flagged
+    assert not Cell(0.2, 0.20404).flagged  # which is shown as +0.0040
     assert Cell(0.2, 0.2041).flagged
     assert Cell(0.2, 0.1959).flagged
     assert not Cell(None, 0.1).flagged
@@ -42,6 +48,7 @@ def test_comma_separated():
     assert rows[0] == {
         "dataset": "toy", "model": "SASRec", "column": "N@10", "paper": "0.202",
         "ours": "0.2313", "deviation": "0.0012", "difference": "0.0293", "flagged": "true",
+        "protocol": "strict", "seeds": "seeds 0 to 1", "data": "real",
     }  # fmt: skip
     assert rows[2]["paper"] == "0.2286"
     assert rows[2]["ours"] == rows[2]["difference"] == rows[2]["flagged"] == ""
@@ -58,7 +65,27 @@ def test_latex():
     assert lines[-1] == r"\end{tabular}"
 
 
+def test_simulated_data_is_said_in_every_form():
+    table = dataclasses.replace(TABLE, source="simulated")
+    assert markdown(table).startswith("# SIMULATED DATA | Table 1 | ")
+    cells = csv.DictReader(io.StringIO(comma_separated(table)))
+    assert {row["data"] for row in cells} == {"simulated"}
+    lines = latex(table).splitlines()
+    said = r"\multicolumn{4}{l}{SIMULATED DATA | Table 1 | protocol strict | seeds 0 to 1} \\"
+    assert lines[lines.index(r"\toprule") + 1] == said
+
+
+def test_odd_names():
+    rows = [Row("t^y", "br>\\~", [Cell(), Cell()])]
+    table = dataclasses.replace(TABLE, rows=rows)
+    assert "| br>" in markdown(table)
+    assert r"t\textasciicircum{}y & br>\textbackslash{}\textasciitilde{} &" in latex(table)
+
+
 def test_whole_numbers():
+    table = dataclasses.replace(TABLE, rows=[Row("toy", "log", [Cell(ours=7.0, decimals=0)])])
+    table = dataclasses.replace(table, columns=("users",))
+    assert ",7,," in comma_separated(table)
     assert Cell(ours=37868.0, decimals=0).lines("±") == ["", "37,868", ""]
 
 

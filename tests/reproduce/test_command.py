@@ -16,6 +16,7 @@ from pdrec_jax.settings import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = Path("runs/reproduce")
+TABLE = OUT / "strict" / "table1-toy-sasrec.md"
 SIMULATED = "--config.data.source=simulated"
 
 
@@ -24,7 +25,7 @@ def test_table_1(reproduce, runs, real_log):
     assert (done.status, done.err) == (0, "")
     folder = "runs/reproduce/toy-strict-0-seeds"
     assert runs == [f"{folder}/diffusion", f"{folder}/sasrec"]
-    text = (OUT / "strict" / "table1.md").read_text()
+    text = TABLE.with_stem("table1-toy-sasrec-2seeds").read_text()
     assert text.startswith("# Table 1 | protocol strict | seeds 0 to 1\n")
     assert "0.2020<br>0.2300 ± 0.0010<br>+0.0280 !" in text
     assert "0.2286<br>0.2300 ± 0.0010<br>+0.0014 " in text
@@ -51,7 +52,7 @@ def test_seeds_that_share_a_diffusion_model(reproduce, runs, real_log):
     assert runs == [model, encoder]
     assert [runs.configs[run].seeds for run in runs] == [1, 3]
     assert runs.configs[encoder].preferences_from == model
-    text = (OUT / "strict" / "table1.md").read_text()
+    text = TABLE.with_stem("table1-toy-sasrec-3seeds").read_text()
     assert "All seeds share the diffusion models of the first" in text
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if "0.2300" in line}
     assert "±" not in rows["| TI-DiffRec"]
@@ -59,7 +60,7 @@ def test_seeds_that_share_a_diffusion_model(reproduce, runs, real_log):
 
     assert reproduce(*flags).status == 0
     assert runs[2:] == ["runs/reproduce/toy-strict-0/sasrec"]
-    assert "All seeds share" not in (OUT / "strict" / "table1.md").read_text()
+    assert "All seeds share" not in TABLE.read_text()
 
 
 def test_a_sweep_of_seeds_that_share_a_diffusion_model(reproduce, runs):
@@ -83,10 +84,10 @@ def test_both_protocols(reproduce, runs, real_log):
         *["strict"] * 2,
     ]
     for name in ("reference", "strict"):
-        text = (OUT / name / "table1.md").read_text()
+        text = (OUT / name / TABLE.name).read_text()
         assert text.startswith(f"# Table 1 | protocol {name} | seed 0\n")
         assert text.count("0.2300") == 6 * 6
-        assert f"{name}/table1.md" in done.out
+        assert f"{name}/{TABLE.name}" in done.out
     assert "(4 of 4) toy: sasrec" in done.out
 
 
@@ -97,14 +98,14 @@ def test_kept_runs_fill_the_table(reproduce, runs, real_log):
     done = reproduce(*flags, "--out=kept")
     assert (done.status, done.err, len(runs)) == (0, "", 2)
     for ending in ("md", "csv", "tex"):
-        name = f"strict/table1.{ending}"
+        name = f"strict/{TABLE.stem}.{ending}"
         assert Path("kept", name).read_bytes() == (OUT / name).read_bytes()
 
 
 def test_weighed_by_position(reproduce, runs, real_log):
     flags = ("--table=1", "--encoders=sasrec", "--config.diffusion.weighting=position", real_log)
     assert reproduce(*flags).status == 0
-    lines = (OUT / "strict" / "table1.md").read_text().splitlines()
+    lines = TABLE.read_text().splitlines()
     rows = [line for line in lines if "DiffRec |" in line]
     # The run's own is T-DiffRec, the paper's figure is that of the other one.
     ours = "<br>0.2300<br> | "
@@ -117,7 +118,7 @@ def test_weighed_by_position(reproduce, runs, real_log):
 def test_what_a_run_calls_its_model(reproduce, runs, real_log):
     runs.names = {"diffusion": "T-DiffRec"}  # a log without times
     assert reproduce("--table=1", "--encoders=sasrec", real_log).status == 0
-    text = (OUT / "strict" / "table1.md").read_text()
+    text = TABLE.read_text()
     assert text.count("| T-DiffRec |") == 2
     assert "0.1823" not in text
 
@@ -128,7 +129,7 @@ def test_killed_and_run_again(reproduce, runs, real_log):
     killed = reproduce(*flags)
     assert killed.status == 130
     assert killed.err == "interrupted; the same command resumes the runs\n"
-    text = (OUT / "strict" / "table1.md").read_text()
+    text = TABLE.read_text()
     assert "| TI-DiffRec |  | " not in text
     # Not run: the paper's figure alone.
     assert "| SASRec |  |  | 0.2020<br><br> |  |  |  |" in text
@@ -159,13 +160,13 @@ def test_a_sweep_of_several_encoders_and_variants(reproduce, runs, real_log):
     assert [Path(workdir).name for workdir in runs] == [
         "diffusion", *(f"{name}.0" for name in names)
     ]  # fmt: skip
-    lines = (OUT / "strict" / "sweep-hbr.clip.csv").read_text().splitlines()
+    lines = (OUT / "strict" / "sweep-hbr.clip-toy-gru4rec-sasrec.csv").read_text().splitlines()
     rows = [row[1] for row in csv.reader(lines) if row[2] == "N@10" and row[4] == "0.23"]
     assert rows == [
         f"hbr.clip = {value} ({name}, {variant})"
         for name in ("gru4rec", "sasrec") for value in ("1.0", "2.0") for variant in ("base", "hbr")
     ]  # fmt: skip
-    svg = (OUT / "strict" / "sweep-hbr.clip.svg").read_text()
+    svg = (OUT / "strict" / "sweep-hbr.clip-toy-gru4rec-sasrec.svg").read_text()
     legend = [
         f"<!-- hbr.clip ({n}, {v}) -->" for n in ("gru4rec", "sasrec") for v in ("base", "hbr")
     ]
@@ -225,25 +226,26 @@ def test_dry_run_writes_nothing(reproduce, runs, real_log, tmp_path):
 def test_statistics(reproduce, runs, real_log):
     assert reproduce("--table=2", real_log).status == 0
     assert runs == []
-    rows = (OUT / "strict" / "table2.csv").read_text().splitlines()
+    rows = (OUT / "strict" / "table2-toy.csv").read_text().splitlines()
     assert rows[1:4] == [
-        "toy,target domain,users,,9.0,,,", "toy,target domain,items,,270.0,,,",
-        "toy,target domain,events,,270.0,,,",
+        "toy,target domain,users,,9,,,,strict,seed 0,real",
+        "toy,target domain,items,,270,,,,strict,seed 0,real",
+        "toy,target domain,events,,270,,,,strict,seed 0,real",
     ]  # fmt: skip
 
 
 def test_a_figure(reproduce, runs, real_log):
     assert reproduce("--figure=4", "--encoders=sasrec", real_log).status == 0
     names = {path.name for path in (OUT / "strict").iterdir()}
-    assert names == {f"figure4.{end}" for end in ("md", "csv", "tex", "png", "svg")}
-    assert "SASRec w/o TI-DiffRec" in (OUT / "strict" / "figure4.md").read_text()
+    assert names == {f"figure4-toy-sasrec.{end}" for end in ("md", "csv", "tex", "png", "svg")}
+    assert "SASRec w/o TI-DiffRec" in (OUT / "strict" / "figure4-toy-sasrec.md").read_text()
 
 
 def test_a_sweep(reproduce, runs, real_log):
     assert reproduce("--sweep=hbr.clip=1,2.5", real_log).status == 0
     names = ["diffusion", "sweep-sasrec-hbr.clip=1.0", "sweep-sasrec-hbr.clip=2.5"]
     assert [Path(workdir).name for workdir in runs] == names
-    text = (OUT / "strict" / "sweep-hbr.clip.md").read_text()
+    text = (OUT / "strict" / "sweep-hbr.clip-toy.md").read_text()
     assert "| hbr.clip = 2.5 | <br>0.2300<br> |" in text
     runs.clear()
     # The pools hang on this one: the model serves, but not its preferences.
@@ -253,7 +255,7 @@ def test_a_sweep(reproduce, runs, real_log):
 
 def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simulated):
     assert reproduce("--table=1", "--encoders=sasrec", simulated).status == 0
-    text = (OUT / "strict" / "table1.md").read_text()
+    text = TABLE.read_text()
     assert "SIMULATED DATA" in text
     assert "0.2020" not in text
 
@@ -261,13 +263,13 @@ def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simul
 def test_simulated_or_not_before_anything_is_run(reproduce, runs, simulated):
     runs.die_at = 1
     assert reproduce("--table=1", "--encoders=sasrec", simulated).status == 130
-    assert "0.2020" not in (OUT / "strict" / "table1.md").read_text()
+    assert not TABLE.exists()  # a table without a figure
 
 
 def test_a_variant_whose_plugins_are_named_in_another_order(reproduce, runs, real_log):
     flags = ("--config.encoder.variants=('dpa+nns', 'base')", real_log)
     assert reproduce("--sweep=hbr.clip=1", *flags).status == 0
-    lines = (OUT / "strict" / "sweep-hbr.clip.csv").read_text().splitlines()
+    lines = (OUT / "strict" / "sweep-hbr.clip-toy.csv").read_text().splitlines()
     rows = [row[1] for row in csv.reader(lines) if row[2] == "N@10" and row[4] == "0.23"]
     assert rows == ["hbr.clip = 1.0 (dpa+nns)", "hbr.clip = 1.0 (base)"]
 
@@ -279,7 +281,7 @@ def test_results_that_name_no_time(reproduce, runs, real_log):
     del results["times"]
     path.write_text(json.dumps(results))
     assert reproduce("--table=1", "--encoders=sasrec", real_log).status == 0
-    text = (OUT / "strict" / "table1.md").read_text()
+    text = TABLE.read_text()
     assert "0.2020<br>0.2300" in text
     assert "Finished runs" not in text
 
@@ -289,7 +291,7 @@ def test_results_that_name_no_time(reproduce, runs, real_log):
     [
         ((), "one of the arguments --table --figure --sweep is required"),
         (("--table=4",), "argument --table: invalid choice"),
-        (("--table=1",), "none: not found in"),  # no log, and none is simulated unasked
+        (("--table=1",), "amazon_toy: not found in"),  # no log, and none is simulated unasked
         (
             ("--table=1", "--protocol=paper"),
             "config.protocol: one of strict, reference is expected",
@@ -330,6 +332,26 @@ def test_results_that_name_no_time(reproduce, runs, real_log):
         (("--sweep=hbr.clip=1" + 400 * "0",), "config.hbr.clip: a number above 0 is expected"),
         (("--sweep=protocol=strict,reference",), "--sweep: protocol is one of a whole table"),
         (("--sweep=seeds=1,2",), "--sweep: seeds is one of a whole table"),
+        (("--sweep=preferences_from=a,b",), "--sweep: preferences_from changes no figure"),
+        (("--sweep=data.source=real,simulated",), "--sweep: data.source changes no figure"),
+        (
+            ("--sweep=simulation.num_users=50,60", "--config.data.source=real"),
+            "--sweep: nothing reads simulation.num_users of a real log",
+        ),
+        (
+            ("--table=1", "--config.encoder.name=gru4rec"),
+            "--config.encoder.name: --encoders=NAME,.. chooses them; leave it out",
+        ),
+        (("--figure=4", "--config.encoder.variants=('base',)"), "--config.encoder.variants: each"),
+        (("--sweep=hbr.clip=1", "--config.stage=all"), "--config.stage: each run has its own"),
+        (("--figure=5", "--config.diffusion.both=False"), "--config.diffusion.both: both models"),
+        (
+            ("--table=1", "--seeds=5", "--config.seeds=2"),
+            "--config.seeds: --seeds says it already; leave one out",
+        ),
+        (("--table=1", "--protocol=strict", "--config.protocol=reference"), "--config.protocol: "),
+        (("--table=1", "--seeds="), "config.seeds: an integer"),
+        (("--table=1", "--metric=AUC"), "--metric: a table has all of them; leave it out"),
     ],
 )
 def test_mistakes(reproduce, runs, tmp_path, flags, message):

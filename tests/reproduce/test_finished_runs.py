@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pdrec_jax import keep
+
 OUT = Path("runs/reproduce")
 REFUSED = "runs/reproduce/toy-strict-0/"
 SIMULATED = "--config.data.source=simulated"
@@ -33,23 +35,23 @@ FLAGS = ("--table=1", "--encoders=sasrec")
 )
 def test_another_config_or_source(reproduce, runs, real_log, changed, message, more):
     assert reproduce(*FLAGS, real_log).status == 0
-    text = (OUT / "strict" / "table1.md").read_text()
+    text = (OUT / "strict" / "table1-toy-sasrec.md").read_text()
     done = reproduce(*FLAGS, real_log, changed, *more)
     assert (done.status, done.err) == (2, f"error: {message}\n")
     assert len(runs) == 2
-    assert (OUT / "strict" / "table1.md").read_text() == text
+    assert (OUT / "strict" / "table1-toy-sasrec.md").read_text() == text
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
 def test_another_content_of_the_log(reproduce, runs, real_log, tmp_path, more):
     assert reproduce(*FLAGS, real_log).status == 0
-    log = tmp_path / "none.csv"
+    log = tmp_path / "amazon_toy.csv"
     log.write_text(log.read_text().removesuffix("\n")[:-1] + "7\n")
     done = reproduce(*FLAGS, real_log, *more)
     assert (done.status, len(runs)) == (2, 2)
     assert done.err == (
-        f"error: {REFUSED}diffusion: holds a run on another content of none.csv, by its checksum; "
-        "name another --out or remove it\n"
+        f"error: {REFUSED}diffusion: holds a run on another content of amazon_toy.csv, by its "
+        "checksum; name another --out or remove it\n"
     )
 
 
@@ -96,10 +98,32 @@ def test_sharing_makes_other_runs(reproduce, runs, real_log, shared_first):
     assert len(runs) == 2
 
 
-def test_fewer_seeds_are_asked_for(reproduce, runs, real_log):
+def test_fewer_seeds_replace_no_results_of_more(reproduce, runs, real_log):
     assert reproduce(*FLAGS, real_log, "--seeds=3").status == 0
-    assert reproduce(*FLAGS, real_log, "--seeds=2").status == 0
-    assert len(runs) == 4
+    done = reproduce(*FLAGS, real_log, "--seeds=2")
+    assert (done.status, len(runs)) == (2, 2)
+    assert done.err == (
+        "error: runs/reproduce/toy-strict-0-seeds/diffusion: has 3 seeds, whose results those of 2 "
+        "would replace; ask for as many, or name another --out\n"
+    )
+
+
+def test_what_was_kept_has_no_preferences(reproduce, runs, real_log):
+    assert reproduce(*FLAGS, real_log).status == 0
+    assert keep.main([str(OUT), "--out=kept"]) == 0
+    for more in ((), ("--dry-run",)):
+        done = reproduce("--table=1", "--encoders=gru4rec", "--out=kept", real_log, *more)
+        assert (done.status, len(runs)) == (2, 2)
+        assert (
+            "the preferences that it would read are not in kept/toy-strict-0/diffusion" in done.err
+        )
+
+
+def test_a_moved_folder_is_not_what_is_in_the_way(reproduce, runs, real_log, tmp_path):
+    assert reproduce(*FLAGS, real_log).status == 0
+    place = OUT.rename(tmp_path / "elsewhere")
+    done = reproduce(*FLAGS, real_log, f"--out={place}", "--config.encoder.dropout=0.5")
+    assert "differs in encoder.dropout; name" in done.err
 
 
 def test_the_diffusion_run_hears_of_no_encoder(reproduce, runs, real_log):

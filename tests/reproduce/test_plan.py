@@ -6,7 +6,7 @@ import pytest
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.reproduce.plan import Setting, sweep_jobs
-from pdrec_jax.settings import apply_strict, default_config
+from pdrec_jax.settings import apply_protocol, default_config
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_a_sweep_over_picks_picks() -> None:
     config = default_config()
     config.strict_overrides = (("dpa.drawn", 1), ("dpa.weight", 0.2))
     jobs = sweep_jobs(Setting("toy", "toy.py", config, (), Path("runs")), "dpa.fine", (1, 3))[1:]
-    found = [apply_strict(job.config, job.by_hand).dpa for job in jobs]
+    found = [apply_protocol(job.config, job.by_hand).dpa for job in jobs]
     assert [(dpa.fine, dpa.drawn, dpa.weight) for dpa in found] == [(1, 0, 0.2), (3, 0, 0.2)]
