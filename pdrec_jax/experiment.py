@@ -245,8 +245,8 @@ def _run_phases(
         arrays.update({f"{name}/{kind}": array for kind, array in found.items()})
         return record
 
-    models = []
-    for name, phase in _makers(config).items():
+    models, makers = [], _makers(config)
+    for name, phase in makers.items():
         if asked("diffusion") or place.phase(name) is not None:
             models.append(once(name, phase)["model"])
         # Before the models that nothing else reads, so that runs which borrow them need not wait.
@@ -258,7 +258,7 @@ def _run_phases(
         preferences = phases.own_preferences(given, path, log)
     for variant in config.encoder.variants:
         key = phases.encoder_key(config, variant)
-        if key in times:  # it has filled the preferences
+        if key in makers:  # it has filled the preferences
             continue
         if asked("encoder") or place.phase(key) is not None:
             models.append(once(key, phases.encoder_phase, variant, preferences)["model"])

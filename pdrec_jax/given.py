@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax.data import sources
-from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
+from pdrec_jax.data.splits import MIN_EVENTS, Split, leave_one_out, with_source_events
 from pdrec_jax.diffusion.preferences import PoolRules, require_room
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation import protocol as protocols
@@ -96,12 +96,15 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
             )
     data_axis, model_axis = config.mesh
     make_mesh((data_axis, model_axis))  # one that does not fit is refused here
-    require_room(split, pool_rules(config, protocol))
+    if config.stage != "encoder" or set(config.encoder.variants) != {"base"}:
+        require_room(split, pool_rules(config, protocol))
+    lengths = log.lengths if config.data.mixed else log.target_lengths
     data = {
         **source,
         "users": split.train.num_users,
         "items": split.train.num_items,
-        "events": split.train.num_events + 2 * split.train.num_users,
+        # Of all users that are kept, whatever the protocol trains on.
+        "events": int(lengths[log.target_lengths >= MIN_EVENTS].sum()),
         "dropped_users": split.dropped_users,
     }
     return _given(config, protocol, split, users), data

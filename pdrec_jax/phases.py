@@ -34,6 +34,7 @@ from pdrec_jax.workdir import Workdir, saved_config, seed_folder
 
 # Fields of a diffusion model's section that do not decide what is trained. Another seed trains
 # another model of the same kind.
+_FEW_ITEMS = 8  # enough to see whether an encoder is one
 _OF_NO_MODEL = ("seed", "block", "both")
 
 
@@ -125,13 +126,17 @@ def _source_of_model(given: Given, section: ConfigDict) -> Path:
                 f"{other[name]!r}, expected {value!r}"
             )
     made = Store(source).restore_meta("preferences")
-    for name in ("protocol", "split"):
+    for name in ("protocol", "split", "times"):
         expected = _origin(given)[name]
-        if made.get(name) != expected:
+        if made.get(name, expected) != expected:
             raise UserError(
                 f"config.diffusion_from: the model in {source} was trained with another {name} "
-                f"({_shown(made.get(name))}), expected {_shown(expected)}"
+                f"({_shown(made[name])}), expected {_shown(expected)}"
             )
+    other_one = f"diffusion-{other_weighting(given.config)}"
+    for key in ("diffusion", *([other_one] if given.config.diffusion.both else [])):
+        if Store(source / key).step("best") is None:
+            raise UserError(f"config.diffusion_from: {source / key}: no trained model is there")
     return source
 
 
@@ -253,9 +258,12 @@ def _origin(given: Given) -> dict[str, Any]:
     digest = hashlib.sha256()
     for array in (split.train.offsets, split.train.items, split.valid_items, split.test_items):
         digest.update(np.ascontiguousarray(array).data)  # a view: of a mapped log no copy is made
+    by_time = given.config.diffusion.weighting == "time" and split.train.times is not None
+    times = np.ascontiguousarray(split.train.times).data if by_time else b""
     return {
         "protocol": given.protocol.name,
         "split": digest.hexdigest(),
+        "times": hashlib.sha256(times).hexdigest() if by_time else "none",
         "rules": dataclasses.asdict(pool_rules(given.config, given.protocol)),
         "maker": given.config.preferences_by,
     }
@@ -278,10 +286,10 @@ def needs_preferences(config: ConfigDict) -> bool:
 
 
 def require_encoders(config: ConfigDict) -> None:
-    """Checks the encoder's name and its variants.
+    """Checks the encoder, its name and its variants.
 
     Raises:
-      UserError: an unknown one, or two variants that are the same.
+      UserError: an unknown one, one that is no encoder, or two variants that are the same.
     """
     titles = [
         encoder_stage.title_of(config.encoder, variant) for variant in config.encoder.variants
@@ -291,6 +299,7 @@ def require_encoders(config: ConfigDict) -> None:
             "config.encoder.variants: a tuple of different variants is expected, "
             f"got {', '.join(titles)}"
         )
+    encoder_stage.make_model(config, (), _FEW_ITEMS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -359,6 +368,8 @@ def _evaluated(
     test, validation = scorers["test"], scorers["validation"]
     assert test is not None
     sampled, full = test.sampled(fitted.params), test.full(fitted.params)
+    if not (sampled.finite and full.finite):
+        raise UserError(f"{name}: a score is not finite, its parameters are not sound")
     figures = {"sampled": sampled.metrics(), "full": full.metrics()}
     course = fitted.course
     model = {

@@ -143,7 +143,7 @@ FIELDS: dict[str, Field] = {
     "hbr.floor": _among(
         "protocol",
         ("protocol", "observed", "shifted"),
-        "which score weighs 0: the lowest observed one, or one below it, or the protocol's choice",
+        "which score maps to 0: the lowest observed one, or one below it, or the protocol's choice",
     ),
     "hbr.scale": _number(2.0, 0, INFINITY, "omega_f, factor of all weights", open_low=True),
     "nns.first_fraction": _number(

@@ -247,6 +247,8 @@ class Run:
             raise self._diverged(f"the loss is {values['loss']} in {step}epoch {epoch}", values)
         self.shown = {"epoch": epoch, "loss": values["loss"]}
         if "ndcg" in values:
+            if not math.isfinite(values["ndcg"]):
+                raise self._diverged(f"scores are not finite after epoch {epoch}", values)
             if values["ndcg"] > course.best:
                 params = jax.tree.map(jnp.copy, self.task.parameters(state))
                 # The last step's are in no loss yet; and what is not a number ranks above nothing,

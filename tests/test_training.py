@@ -234,6 +234,10 @@ class TestDivergence:
         with pytest.raises(UserError, match=r"^walk: parameters are not finite after epoch 1 at "):
             train(Walk({1: 1.0}))
 
+    def test_scores_that_rank_nothing(self, train):
+        with pytest.raises(UserError, match=r"^walk: scores are not finite after epoch 2 at "):
+            train(Walk({1: 0.5, 2: math.nan}))
+
     def test_before_the_first_save(self, train):
         with pytest.raises(UserError, match=r"in step 3 of epoch 2 .*; no state was saved before"):
             train(Walk(nan_at=2))

@@ -15,7 +15,7 @@ from pdrec_jax.data.interactions import SOURCE, TARGET, Interactions, frozen
 from pdrec_jax.data.scratch import Column
 from pdrec_jax.errors import UserError
 
-_MIN_EVENTS = 3  # one to train on, one to validate, one to test
+MIN_EVENTS = 3  # one to train on, one to validate, one to test
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,10 +108,10 @@ def leave_one_out(log: Interactions) -> Split:
     References:
         Ma et al., "Plug-in Diffusion Model for Sequential Recommendation", AAAI 2024, Sec. 5.1.
     """
-    kept = int((log.target_lengths >= _MIN_EVENTS).sum())
+    kept = int((log.target_lengths >= MIN_EVENTS).sum())
     if kept < 2:
         raise UserError(
-            f"{kept} of {log.num_users} users have {_MIN_EVENTS} or more target events, "
+            f"{kept} of {log.num_users} users have {MIN_EVENTS} or more target events, "
             "at least 2 such users are expected"
         )
     return _split_in_blocks(log) if log.mapped else _split(log)
@@ -120,7 +120,7 @@ def leave_one_out(log: Interactions) -> Split:
 def _split(log: Interactions) -> Split:
     """`leave_one_out` of a log in memory, or of a block of users, however few are left."""
     counts = log.target_lengths
-    long_enough = counts >= _MIN_EVENTS
+    long_enough = counts >= MIN_EVENTS
     dropped = log.num_users - int(long_enough.sum())
     left_out = _target_popularity(log.select(~long_enough))
     if dropped:
@@ -234,7 +234,7 @@ def with_source_events(log: Interactions, *, between: bool) -> Split:
     if log.domains is None:
         raise UserError("a log of two domains is expected for the cross-domain task")
     split = leave_one_out(log)
-    log = log.select(log.target_lengths >= _MIN_EVENTS)
+    log = log.select(log.target_lengths >= MIN_EVENTS)
     assert log.domains is not None
     events = np.flatnonzero(log.domains == TARGET)
     ends = np.cumsum(log.target_lengths)

@@ -11,6 +11,7 @@ from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
 
 _BINS = 20
+_LOW = 0.1  # of the mean weight, omega_f
 
 
 def popularity_percentile(split: Split, items: np.ndarray) -> float:
@@ -56,7 +57,7 @@ def plugin_effects(
     trained = np.where(preferences.users, np.minimum(lengths - 1, max_length), 0)
     counts, edges = np.histogram([], bins=_BINS, range=(0, clip * scale))
     largest = np.float32(clip) * np.float32(scale)  # as the weights have it, in their precision
-    total = zero = clipped = 0
+    total = low = clipped = 0
     for first, last in user_blocks(offsets):
         begin, end = offsets[[first, last]]
         own = lengths[first:last]
@@ -64,7 +65,7 @@ def plugin_effects(
         targets = weights[begin:end][from_end <= np.repeat(trained[first:last], own)]
         counts = counts + np.histogram(targets, bins=_BINS, range=(0, clip * scale))[0]
         total += len(targets)
-        zero += int(np.sum(targets == 0))
+        low += int(np.sum(targets < _LOW * scale))
         clipped += int(np.sum(targets >= largest))
     candidates, negatives = preferences.candidates[users], preferences.negatives[users]
     num_items = split.train.num_items
@@ -76,7 +77,7 @@ def plugin_effects(
         "hbr": {
             "edges": edges.tolist(),
             "counts": counts.tolist(),
-            "zero_share": zero / max(total, 1),
+            "low_share": low / max(total, 1),
             "clipped_share": clipped / max(total, 1),
         },
         "dpa": {

@@ -1,5 +1,6 @@
 """Encoders by name; a user's own joins with ``register``, for instance in a config file."""
 
+import re
 from collections.abc import Callable
 
 from pdrec_jax.encoders.cl4srec import CL4SRec
@@ -13,16 +14,34 @@ _ENCODERS: dict[str, tuple[str, Callable[..., Encoder]]] = {
     "gru4rec": ("GRU4Rec", GRU4Rec),
     "sasrec": ("SASRec", SASRec),
 }
+_OURS = {name: title for name, (title, _) in _ENCODERS.items()}
+# What a run keeps is named by encoders, plugins and these.
+_OTHERS = ("data", "preferences")
 
 
 def register(name: str, title: str, make: Callable[..., Encoder]) -> None:
     """Adds an encoder.
 
     Args:
-      name: ``config.encoder.name = name`` selects it.
+      name: ``config.encoder.name = name`` selects it; lower-case letters, digits, ``-`` and ``_``.
+        An own encoder of that name is replaced.
       title: tables show it.
       make: a subclass of ``encoder.Encoder``, or a function that is called like one.
+
+    Raises:
+      UserError: a run could not tell it from something else by that name, or that title is the one
+        of an encoder that is here already.
     """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise UserError(
+            f"encoder {title}: a name of lower-case letters, digits, - and _ is expected, "
+            f"got {name!r}"
+        )
+    if name in (*_OURS, *_OTHERS) or name.startswith("diffusion"):
+        raise UserError(f"encoder {title}: the name {name!r} is taken; choose another one")
+    taken = {known: other for other, (known, _) in _ENCODERS.items() if other != name}
+    if title in taken:
+        raise UserError(f"encoder {name}: the title {title!r} is that of {taken[title]!r}")
     _ENCODERS[name] = (title, make)
 
 
@@ -33,5 +52,8 @@ def find(name: str) -> tuple[str, Callable[..., Encoder]]:
       UserError: an unknown name.
     """
     if name not in _ENCODERS:
-        raise UserError(f"encoder.name: expected one of {sorted(_ENCODERS)}, got {name!r}")
+        raise UserError(
+            f"config.encoder.name: one of {', '.join(sorted(_ENCODERS))} is expected, or one that "
+            f"the file of --config registers; got {name!r}"
+        )
     return _ENCODERS[name]

@@ -19,9 +19,8 @@ from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
-from pdrec_jax.encoders import registry
+from pdrec_jax.encoders import contract, registry
 from pdrec_jax.encoders.effects import plugin_effects
-from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.model import (
     EncoderModel,
     Params,
@@ -50,7 +49,8 @@ def parse_variant(variant: str) -> tuple[str, ...]:
     names = variant.split("+")
     if not set(names) <= set(PLUGINS) or len(set(names)) != len(names):
         raise UserError(
-            f"encoder.variants: expected 'base' or some of {'+'.join(PLUGINS)}, got {variant!r}"
+            f"config.encoder.variants: expected 'base' or some of {'+'.join(PLUGINS)}, "
+            f"got {variant!r}"
         )
     return tuple(name for name in PLUGINS if name in names)
 
@@ -113,25 +113,32 @@ def make_model(
       config: the whole config; sections ``encoder`` and ``dpa`` count.
       plugins: from ``parse_variant``.
       num_items: I.
+
+    Raises:
+      UserError: the encoder is not what ``encoder.Encoder`` asks for.
     """
     title, make_encoder = registry.find(config.encoder.name)
     found: dict[str, Any] = {}
 
     def make() -> tuple[Any, Params]:
         made = make_encoder(config.encoder, num_items, rngs=nnx.Rngs(params=config.seed))
-        found["kind"], found["layout"] = type(made), getattr(made, "layout", None)
-        graph, state = nnx.split(made)
+        found["made"], found["layout"] = type(made), getattr(made, "layout", None)
+        graph, state, *found["others"] = nnx.split(made, nnx.Param, ...)
         return graph, nnx.to_pure_dict(state)
 
     def trace() -> Params:
         found["graph"], params = make()
         return params
 
-    jax.eval_shape(trace)
-    if not issubclass(found["kind"], Encoder):
-        raise UserError(
-            f"encoder {title}: a pdrec_jax.encoders.encoder.Encoder is expected, "
-            f"got {found['kind'].__name__}"
+    with contract.one_line(title, make_encoder):
+        params = jax.eval_shape(trace)
+        contract.require_kind(title, found["made"], found["others"])
+        contract.require_states(
+            title,
+            lambda given: nnx.merge(found["graph"], given),
+            params,
+            found["layout"].row_lengths(config.encoder.max_length),
+            num_items,
         )
     uniform, safe = count_negatives(config, plugins)
     model = EncoderModel(

@@ -18,7 +18,8 @@ class Ranks:
 
     Attributes:
       above: [U] int64, negatives scored strictly higher than the relevant item.
-      ties: [U] int64, negatives scored equal.
+      ties: [U] int64, negatives scored equal; negative where a score is not finite, for such a one
+        is above nothing and below nothing.
       negatives: [U] int64, how many negatives there were.
       half_ties: whether a tie counts half a place (``strict``) or none (``reference``).
     """
@@ -33,8 +34,16 @@ class Ranks:
         """[U] float64, 0 is the best."""
         return self.above + (self.ties / 2 if self.half_ties else 0.0)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all scores were numbers."""
+        return bool((self.ties >= 0).all())
+
     def metrics(self) -> dict[str, float]:
-        """Means over users, see ``metrics.summarise``."""
+        """Means over users, see ``metrics.summarise``; NaN where a score was not finite."""
+        return dict.fromkeys(self._means(), np.nan) if not self.finite else self._means()
+
+    def _means(self) -> dict[str, float]:
         return summarise(self.ranks, self.above, self.ties, self.negatives)
 
 
@@ -55,11 +64,12 @@ def count_candidates(scores: Array) -> tuple[Array, Array]:
       scores: [B, 1 + N], the relevant item in column 0.
 
     Returns:
-      above [B] and ties [B], int32.
+      above [B] and ties [B], int32; ties of -1 where a score is not finite.
     """
     positive, negative = scores[:, :1], scores[:, 1:]
     above = jnp.sum(negative > positive, axis=1, dtype=jnp.int32)
-    return above, jnp.sum(negative == positive, axis=1, dtype=jnp.int32)
+    ties = jnp.sum(negative == positive, axis=1, dtype=jnp.int32)
+    return above, jnp.where(jnp.isfinite(scores).all(axis=1), ties, -1)
 
 
 def count_catalogue(
@@ -78,7 +88,8 @@ def count_catalogue(
       last_item: last id of the catalogue.
 
     Returns:
-      above [B] and ties [B], int32.
+      above [B] and ties [B], int32; ties of -1 where the relevant item's score is not finite. (A
+      pass over all others would cost as much as the count.)
     """
 
     def count(scores: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
@@ -89,7 +100,7 @@ def count_catalogue(
         counts = (seen >= first_item) & (seen <= last_item) & (seen != positive)
         above = above - count_true(counts & (of_seen > own))
         level = level - count_true(counts & (of_seen >= own))
-        return above, level - above - 1
+        return above, jnp.where(jnp.isfinite(own), level - above - 1, -1)
 
     return by_rows(count, scores, positive, seen)
 

@@ -21,7 +21,7 @@ def count_catalogue_on(
       last_item: last id of the catalogue; the first is 1.
 
     Returns:
-      above [B] and ties [B], int32, the same on every device.
+      above [B] and ties [B], int32, the same on every device; see there for what is not finite.
     """
 
     def own(scores: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
@@ -42,7 +42,8 @@ def count_catalogue_on(
         above = count(scores > score, of_seen > score)
         ties = count(scores == score, of_seen == score)
         # The relevant item itself ties with itself, once.
-        return jax.lax.psum(above, MODEL), jax.lax.psum(ties, MODEL) - 1
+        ties = jax.lax.psum(ties, MODEL) - 1
+        return jax.lax.psum(above, MODEL), jnp.where(jnp.isfinite(score[:, 0]), ties, -1)
 
     by_user = PartitionSpec(DATA)
     counts = jax.shard_map(

@@ -34,10 +34,10 @@ def behaviour_weights(
       rank_weight: omega_r, in [0, 1].
       clip: c_w.
       scale: omega_f.
-      floor: what maps to 0. ``observed``: the lowest score (Eq. 2), so the most doubted behaviour
-        has weight 0. ``shifted``: what the public code does, half the lowest score m if m > 0, else
-        1.5 m, with m the minimum over the targets and the padding item; only where the row has
-        padding, that is fewer than ``max_length`` targets.
+      floor: what maps to 0. ``observed``: the lowest score (Eq. 2), so that the most doubted
+        behaviour weighs ``omega_r omega_f / n``, by its rank alone. ``shifted``: what the public
+        code does, half the lowest score m if m > 0, else 1.5 m, with m the minimum over the targets
+        and the padding item; only where the row has padding, fewer than ``max_length`` targets.
       padding: [U], score of the padding item, for ``shifted``.
       max_length: L of the encoder, for ``shifted``.
 

@@ -320,7 +320,10 @@ def _weights(axes: "Axes", hbr: Mapping[str, Any]) -> None:
     axes.set_ylim(0, 1.3 * shares.max())  # the tallest bar may be the last, below the notes
     notes = [
         f"{100 * hbr[key]:.1f} % {what}"
-        for key, what in (("zero_share", "have weight 0"), ("clipped_share", "are clipped"))
+        for key, what in (
+            ("low_share", "below a tenth of the mean"),
+            ("clipped_share", "are clipped"),
+        )
         if hbr.get(key) is not None
     ]
     if notes:

@@ -27,7 +27,7 @@ _CAPTIONS = {
 }
 # Heading of a plugin's figure, plugin, key.
 _PLUGIN_FIGURES = (
-    ("HBR: share of observed items with weight 0", "hbr", "zero_share"),
+    ("HBR: share of observed items with a weight below a tenth of the mean", "hbr", "low_share"),
     ("HBR: share of observed items with a clipped weight", "hbr", "clipped_share"),
     ("DPA: hit rate of the candidates", "dpa", "hit_rate"),
     ("DPA: hit rate of a uniform draw", "dpa", "uniform_hit_rate"),

@@ -109,7 +109,7 @@ def test_the_run_goes_on_from_it(place) -> None:
         (["import", "--file=small.pth"], "small.pth: has 50 rows, so items of 1 to 49 are"),
         (["import", "--file=wide.pth"], "wide.pth: ['first_bias'] is (7,), the config expects"),
         (["import", "--file=good.pth", "--model=base"], "good.pth: no tensor sasrec_embedding_"),
-        (["import", "--file=good.pth", "--model=bass"], "encoder.variants: expected 'base' or"),
+        (["import", "--file=good.pth", "--model=bass"], "config.encoder.variants: expected"),
         (["import", "--file=good.pth", "--rows=3"], "--rows: goes with export"),
         (["export", "--file=x.pth", "--rows=0"], "--rows: at least 1 and below 2^31 is expected"),
         (["export", "--file=x.pth", "--rows=1000000000000"], "--rows: at least 1 and below 2^31"),

@@ -36,5 +36,5 @@ def test_shares_are_of_the_events_that_train(clip, scale) -> None:
     )
     hbr = plugin_effects(split, preferences, weights, clip, scale, 3)["hbr"]
     assert sum(hbr["counts"]) == 4
-    assert hbr["zero_share"] == 1 / 4
+    assert hbr["low_share"] == 1 / 4
     assert hbr["clipped_share"] == 1 / 4

@@ -46,7 +46,7 @@ def test_ours_are_there(title):
 
 
 def test_an_unknown_name(example_config):
-    message = r"^encoder\.name: expected one of \[.*'mean', 'sasrec'\], got 'bert'$"
+    message = r"^config\.encoder\.name: one of .*, mean, sasrec is expected, or .*; got 'bert'$"
     with pytest.raises(UserError, match=message):
         registry.find("bert")
 
@@ -57,6 +57,94 @@ def test_something_else_is_refused(own_encoders, config):
     )
     with pytest.raises(UserError, match=r"^encoder Linear: a .*\.Encoder is expected, got Linear$"):
         stage.make_model(config(encoder__name="linear"), (), 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "message"),
+    [
+        ("data", "Data", "the name 'data' is taken"),
+        ("preferences", "Mean", "the name 'preferences' is taken"),
+        ("diffusionrec", "Mean", "the name 'diffusionrec' is taken"),
+        ("sasrec", "Mine", "the name 'sasrec' is taken"),
+        ("my+net", "Mine", "a name of lower-case letters"),
+        ("my/net", "Mine", "a name of lower-case letters"),
+        ("", "Mine", "a name of lower-case letters"),
+        ("mine", "SASRec", "the title 'SASRec' is that of 'sasrec'"),
+    ],
+)
+def test_names_that_a_run_takes_for_something_else(own_encoders, name, title, message):
+    before = dict(registry._ENCODERS)
+    with pytest.raises(UserError, match=message):
+        registry.register(name, title, SASRec)
+    assert before == registry._ENCODERS
+
+
+def test_a_config_file_may_be_read_again(own_encoders, example_config, tmp_path):
+    assert load_config(str(tmp_path / "mean.py")).encoder.name == "mean"
+
+
+class OwnSASRec(SASRec):
+    """What this file derives from ours counts as a user's own."""
+
+
+class ShortTable(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items - 1, rngs=rngs)
+
+
+class NoTable(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        del self.item_embedding
+
+
+class EmbedTable(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        self.item_embedding = nnx.Embed(num_items + 1, config.width, rngs=rngs)
+
+
+class Narrow(OwnSASRec):
+    def __call__(self, vectors, rows, key=None):
+        return super().__call__(vectors, rows, key)[..., :1]
+
+
+class Running(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        self.norm = nnx.BatchNorm(config.width, rngs=rngs)
+
+
+class Dropping(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=0))
+
+
+class Failing(OwnSASRec):
+    def __call__(self, vectors, rows, key=None):
+        raise RuntimeError("no such\nlayer")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            ShortTable,
+            r"item_embedding, an nnx.Param \[.* \(here of 21 rows\) .* got \(20, ",
+        ),
+        (NoTable, "item_embedding, .* got none"),
+        (EmbedTable, "item_embedding, .* got dict"),
+        (Narrow, r"a state as wide as item_embedding .* got \(1, 12, 1\)"),
+        (Running, r"nothing but nnx.Param .* got other state in norm\.mean"),
+        (Dropping, r"nothing but nnx.Param .* got other state in dropout\.rngs"),
+        (Failing, r"test_registry.py: row \d+: RuntimeError: no such$"),
+    ],
+)
+def test_what_is_no_encoder_is_found_before_it_is_trained(own_encoders, config, kind, message):
+    registry.register("own", "Own", kind)
+    with pytest.raises(UserError, match=f"^encoder Own: .*{message}"):
+        stage.make_model(config(encoder__name="own"), (), 20)
 
 
 class Adding(SASRec):

@@ -87,3 +87,19 @@ def test_seen_items_beyond_the_catalogue_do_not_count():
     positive, seen = jnp.asarray([3]), jnp.asarray([[2, 4, 5, 0]])
     above, ties = count_catalogue(scores, positive, seen, last_item=3)
     assert (above.tolist(), ties.tolist()) == ([0], [0])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_ranks_nowhere(wrong):
+    """It is above nothing and below nothing, so that a diverged model would come out as perfect."""
+    scores = np.random.default_rng(0).normal(size=(3, 9)).astype(np.float32)
+    scores[1, 4] = wrong
+    positive, none = jnp.array([4, 4, 2]), jnp.zeros((3, 1), jnp.int32)
+    sampled = count_candidates(jnp.asarray(scores))
+    full = count_catalogue(jnp.asarray(scores), positive, none, last_item=8)
+    for above, ties in (sampled, full):
+        ranks = Ranks(np.asarray(above), np.asarray(ties), np.full(3, 8), half_ties=True)
+        assert np.asarray(ties).tolist()[1] == -1
+        assert (np.asarray(ties)[[0, 2]] >= 0).all()
+        assert not ranks.finite
+        assert all(np.isnan(value) for value in ranks.metrics().values())

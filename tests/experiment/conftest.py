@@ -113,8 +113,8 @@ def quickly(hurry: dict[str, str]) -> Callable[[], contextlib.AbstractContextMan
     options_of = compiler.get_compile_options
     makers = {
         diffusion_stage: lambda config, split: f"{config.to_json()} {split.train.num_items}",
-        encoder_stage: lambda config, plugins, _: (
-            f"{config.seed} {config.encoder.to_json()} {plugins}"
+        encoder_stage: lambda config, plugins, items: (
+            f"{config.seed} {config.encoder.to_json()} {plugins} {items}"
         ),
     }
     models = {stage: remembered(stage.make_model, key) for stage, key in makers.items()}

@@ -7,7 +7,9 @@ import pytest
 
 from pdrec_jax import phases
 from pdrec_jax.data.columns import Columns
+from pdrec_jax.data.sources import load
 from pdrec_jax.prepare.own import Rules, prepare
+from pdrec_jax.workdir import saved_config
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,10 @@ class TestTwoDomains:
     def test_both_are_trained_on(self, mixed) -> None:
         assert mixed.status == 0, mixed.err
         assert mixed.results["data"]["items"] == 350
+        # All of the users that are kept, of both domains, those that no model trains on too.
+        log, _ = load(saved_config(mixed.path), None)
+        kept = log.select(log.target_lengths >= 3)
+        assert mixed.results["data"]["events"] == kept.num_events
         assert len(mixed.results["models"]) == 3
 
     def test_ranks_are_among_target_items(self, mixed) -> None:

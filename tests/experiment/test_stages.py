@@ -148,6 +148,29 @@ class TestDiffusionModelOfAnotherRun:
         assert f"config.diffusion_from: the model in {strict.path} {message}" in done.err
         assert "Traceback" not in done.err
 
+    def test_that_was_trained_without_times(self, call, tmp_path) -> None:
+        """Weighed by position it is T-DiffRec, though its config says the same."""
+        rows = [f"{u},{u + i},{i}\n" for u in range(40) for i in range(30)]
+        (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+        log = (f"--config.data.target={tmp_path / 'log.csv'}", "--config.dpa.coarse=5",
+               "--config.dpa.fine=2", "--config.evaluation.negatives=5")  # fmt: skip
+        source = call(tmp_path / "source", DIFFUSION, *log, "--config.data.time=")
+        assert source.status == 0, source.err
+        for taken in (
+            (DIFFUSION, f"--config.diffusion_from={source.path}"),
+            (ENCODER, f"--config.preferences_from={source.path}"),
+        ):
+            done = call(tmp_path / "run", *log, *taken)
+            assert done.status == 2
+            assert "with another times (none), expected " in done.err
+
+    def test_both_models_where_there_is_one(self, strict, call, tmp_path) -> None:
+        flags = (DIFFUSION, "--config.diffusion.both", f"--config.diffusion_from={strict.path}")
+        done = call(tmp_path / "run", *flags)
+        assert done.status == 2
+        assert "diffusion-position: no trained model is there" in done.err
+        assert not (tmp_path / "run").exists()
+
     def test_that_is_not_there(self, call, tmp_path) -> None:
         done = call(tmp_path / "run", f"--config.diffusion_from={tmp_path}")
         assert done.status == 2

@@ -79,7 +79,7 @@ def make_run(
         "plugins": {
             "hbr": {
                 "edges": edges.tolist(), "counts": counts.tolist(),
-                "zero_share": float(np.mean(weights == 0)),
+                "low_share": float(np.mean(weights < 0.1)),
                 "clipped_share": float(np.mean(weights == 3)),
             },
             "dpa": {

@@ -298,7 +298,7 @@ def test_results_that_name_no_time(reproduce, runs, real_log):
         ),
         (("--table=1", "--seeds=0"), "config.seeds: an integer of at least 1 is expected"),
         (("--table=1", "--seeds=two"), "config.seeds: an integer"),
-        (("--table=1", "--encoders=caser"), "encoder.name: expected one of"),
+        (("--table=1", "--encoders=caser"), "config.encoder.name: one of"),
         (("--table=1", "--config.encoder.widht=3"), "config.encoder.widht: unknown field"),
         (("--table=1", "--datasets=nowhere"), "--config: configs/nowhere.py: no such file"),
         (
@@ -323,7 +323,7 @@ def test_results_that_name_no_time(reproduce, runs, real_log):
             ("--sweep=encoder.name=sasrec,gru4rec", "--encoders=sasrec"),
             "--encoders: none is expected with a sweep of encoder.name itself",
         ),
-        (("--figure=5", "--encoders=caser"), "encoder.name: expected one of"),
+        (("--figure=5", "--encoders=caser"), "config.encoder.name: one of"),
         (("--sweep=hbr.clip",), "--sweep: FIELD=V1,V2,.. is expected"),
         (("--sweep=hbr.clap=1",), "config.hbr.clap: unknown field, did you mean"),
         (("--sweep=hbr.clip=1,no",), "--sweep: a number above 0 is expected"),

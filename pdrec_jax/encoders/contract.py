@@ -1,0 +1,124 @@
+"""Whether an encoder, a user's own above all, is what ``encoder.Encoder`` asks for.
+
+All of it is found by tracing, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pdrec_jax.encoders.encoder import Encoder
+from pdrec_jax.encoders.layers import Rows
+from pdrec_jax.errors import UserError
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+def _misfit(title: str, expected: str, got: str) -> UserError:
+    """Returns the error for an encoder that is something else than is expected."""
+    return UserError(f"encoder {title}: {expected} is expected, got {got}")
+
+
+def require_kind(title: str, kind: type, others: Sequence[nnx.State]) -> None:
+    """Checks that an encoder is one, and holds nothing but parameters.
+
+    Running statistics would never be updated, and random state is handed in with each step.
+
+    Args:
+      title: of the encoder.
+      kind: its class.
+      others: what of its state is no ``nnx.Param``.
+
+    Raises:
+      UserError: it is something else, or holds something else.
+    """
+    if not issubclass(kind, Encoder):
+        raise _misfit(title, "a pdrec_jax.encoders.encoder.Encoder", kind.__name__)
+    for path in (path for state in others for path, _ in nnx.to_flat_state(state)):
+        raise _misfit(
+            title,
+            "nothing but nnx.Param (dropout is layers.dropout with the key of the call)",
+            f"other state in {'.'.join(map(str, path))}",
+        )
+
+
+def require_states(
+    title: str,
+    encoder: Callable[[Any], Encoder],
+    params: Any,
+    lengths: Sequence[int],
+    num_items: int,
+) -> None:
+    """Checks the table of items, and the states of a row of each length.
+
+    Args:
+      title: of the encoder.
+      encoder: made of its parameters.
+      params: shapes of them.
+      lengths: of the rows that it gets.
+      num_items: I.
+
+    Raises:
+      UserError: the table has not I + 1 rows, or the states are not as wide as it.
+    """
+    table = params.get("item_embedding")
+    shape = getattr(table, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] < num_items + 1:
+        got = "none" if table is None else type(table).__name__ if shape is None else f"{shape}"
+        expected = f"item_embedding, an nnx.Param [I + 1, D] (here of {num_items + 1} rows)"
+        raise _misfit(title, expected, got)
+
+    def states(params: Any) -> list[jax.Array]:
+        rows = [Rows(*4 * [jnp.zeros((1, length), jnp.int32)]) for length in lengths]
+        vectors = [params["item_embedding"][row.items] for row in rows]
+        return encoder(params).encode(vectors, rows, jax.random.key(0))
+
+    found = [getattr(made, "shape", None) for made in jax.eval_shape(states, params)]
+    expected_shapes = [(1, length, shape[1]) for length in lengths]
+    if found != expected_shapes:
+        raise _misfit(
+            title,
+            f"a state as wide as item_embedding ({shape[1]}) for each cell of a row, shapes "
+            f"{_listed(expected_shapes)},",
+            _listed(found),
+        )
+
+
+@contextlib.contextmanager
+def one_line(title: str, make: Callable[..., Any]) -> Iterator[None]:
+    """Says in one line, with the file and the row, what a user's own encoder raises.
+
+    Args:
+      title: of the encoder.
+      make: its class, or what makes it. What one of this package raises is a bug and stays whole.
+
+    Raises:
+      UserError: it has raised something.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if str(getattr(make, "__module__", "")).startswith("pdrec_jax."):
+            raise
+        own = [
+            f"{frame.filename}: row {frame.lineno}: "
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "site-packages" not in frame.filename and not frame.filename.startswith(_PACKAGE)
+        ]
+        said = str(error).partition("\n")[0]
+        where = own[-1] if own else ""
+        raise UserError(f"encoder {title}: {where}{type(error).__name__}: {said}") from error
+
+
+def _listed(shapes: Sequence[Any]) -> str:
+    return ", ".join(map(str, shapes))
