@@ -105,23 +105,30 @@ end_later() {
 }
 
 status=0
-left=$processes
 later=
-while ((left)); do
-  one=0
-  wait -n || one=$?
-  # A trapped signal ends the wait without a process having ended.
+left=("${running[@]}")
+while ((${#left[@]})); do
+  # Not `wait -n`: it tells of one where several end together, and forgets one that was killed
+  # before it asked. A signal to the whole group ends the sleep too, which is no news.
+  { sleep 0.2 || true; } 2>/dev/null
   mapfile -t alive < <(jobs -rp)
-  if ((${#alive[@]} == left)); then continue; fi
-  left=${#alive[@]}
-  if ((one && !status)); then
+  ended=() still=()
+  for process in "${left[@]}"; do
+    if [[ " ${alive[*]} " == *" $process "* ]]; then still+=("$process"); else ended+=("$process"); fi
+  done
+  left=("${still[@]}")
+  for process in "${ended[@]}"; do
+    one=0
+    wait "$process" || one=$?
+    if ((!one || status)); then continue; fi
     status=$one
-    kill -TERM "${alive[@]}" 2>/dev/null || true
-    end_later "${alive[@]}" </dev/null >/dev/null 2>&1 &
+    ((${#left[@]})) || continue
+    kill -TERM "${left[@]}" 2>/dev/null || true
+    end_later "${left[@]}" </dev/null >/dev/null 2>&1 &
     later=$!
-    # None of the processes that are counted here.
+    # Its end is no news to the shell.
     disown "$later"
-  fi
+  done
 done
 [[ -z $later ]] || kill "$later" 2>/dev/null || true
 if ((status)); then

@@ -61,6 +61,24 @@ def test_processes_run_and_what_they_print_is_kept(
     )
 
 
+def test_no_status_is_lost_where_several_end_together(
+    launch: Callable[..., Any], stub: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """The last one holds the launcher until three have ended, one of them with an error."""
+    stub(
+        "py",
+        STUB + "if ((id < 3)); then\n"
+        f"  until [[ -e {tmp_path}/go ]]; do sleep 0.05; done; exit $((id == 1 ? 9 : 0))\n"
+        f"fi; kill -STOP $PPID; touch {tmp_path}/go; sleep 0.5; kill -CONT $PPID\n"
+        'trap "exit 143" TERM; sleep 2 >&- 2>&- & wait',
+    )
+    done = launch(
+        "local.sh", "--port=9", "--processes=4", "--", "--config=a", f"--workdir={tmp_path}/w",
+        PYTHON="py",
+    )  # fmt: skip
+    assert done.status == 9
+
+
 def test_a_failure_ends_the_others(
     launch: Callable[..., Any], stub: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
