@@ -29,9 +29,9 @@ source "$here/common.sh"
 
 device=${PDREC_DEVICE:-} name=${PDREC_NAME:-pdrec} namespace=${PDREC_NAMESPACE:-}
 image=${PDREC_IMAGE:-} claim=${PDREC_CLAIM:-} mount=${PDREC_MOUNT:-/shared}
-hosts=${PDREC_HOSTS:-1} devices=${PDREC_DEVICES:-} accelerator=${PDREC_ACCELERATOR:-}
-topology=${PDREC_TOPOLOGY:-} slices=${PDREC_SLICES:-1} restarts=${PDREC_RESTARTS:-100}
-notice=${PDREC_NOTICE:-120} port=${PDREC_PORT:-12355}
+hosts=${PDREC_HOSTS:-} devices=${PDREC_DEVICES:-} accelerator=${PDREC_ACCELERATOR:-}
+topology=${PDREC_TOPOLOGY:-} slices=${PDREC_SLICES:-} restarts=${PDREC_RESTARTS:-100}
+notice=${PDREC_NOTICE:-120} port=${PDREC_PORT:-}
 case ${1:-} in
   render | apply | logs | status | delete) action=$1 ;;
   --help | -h) usage && exit ;;
@@ -69,6 +69,14 @@ require_plain() {
   [[ $2 =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || fail "$1: $3 is expected, got '$2'"
 }
 
+# Options that are for --device=$1 alone, as --name=VALUE, and are expected to have no value here.
+refuse() {
+  local option
+  for option in "${@:2}"; do
+    [[ $option == *= ]] || fail "${option%%=*}: for --device=$1"
+  done
+}
+
 # A string of JSON, which YAML reads as it is; $ before ( would be Kubernetes' own, and is doubled.
 json_string() {
   local text=$1
@@ -84,10 +92,12 @@ check() {
   case $device in
     gpu)
       devices=${devices:-8} accelerator=${accelerator:-nvidia-h100-80gb}
+      refuse tpu "--topology=$topology" "--slices=$slices"
+      hosts=${hosts:-1}
       require_number --hosts "$hosts"
-      [[ -z $topology ]] || fail "--topology: for --device=tpu"
       ;;
     tpu)
+      refuse gpu "--hosts=$hosts" "--port=$port"
       devices=${devices:-4} accelerator=${accelerator:-tpu-v5-lite-podslice}
       [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
         fail "--topology: AxB or AxBxC is expected, for instance 4x4, got '$topology'"
@@ -98,6 +108,7 @@ check() {
       ;;
     *) fail "--device: gpu or tpu is expected, got '$device'" ;;
   esac
+  slices=${slices:-1} port=${port:-12355}
   require_number --devices "$devices"
   require_number --slices "$slices"
   require_number --restarts "$restarts"
@@ -109,7 +120,8 @@ check() {
   [[ $mount =~ ^/[A-Za-z0-9._/-]+$ ]] || fail "--mount: an absolute path is expected, got '$mount'"
   require_job "$@"
   for argument in "$@"; do
-    [[ $argument != --workdir=* || $argument == "--workdir=$mount"/* ]] ||
+    # Nor may it lead out again.
+    [[ $argument != --workdir=* || $argument == "--workdir=$mount"/* && $argument/ != */../* ]] ||
       fail "--workdir: a directory in $mount is expected, which all pods share, got '${argument#*=}'"
   done
 }

@@ -20,7 +20,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-processes=${PDREC_PROCESSES:-2} device=${PDREC_DEVICE:-cpu} devices=${PDREC_DEVICES:-1}
+processes=${PDREC_PROCESSES:-2} device=${PDREC_DEVICE:-cpu} devices=${PDREC_DEVICES:-}
 port=${PDREC_PORT:-} logs=${PDREC_LOGS:-} grace=${PDREC_GRACE:-30}
 python=${PYTHON:-}
 while (($#)); do
@@ -39,6 +39,8 @@ while (($#)); do
   shift
 done
 require_number --processes "$processes"
+[[ $device != gpu || -z $devices ]] || fail "--devices: for --device=cpu, a process has one GPU"
+devices=${devices:-1}
 require_number --devices "$devices"
 require_number --grace "$grace"
 require_job "$@"

@@ -275,7 +275,34 @@ def test_other_commands(action: str, commands: list[str], launch: Callable[..., 
     assert [" ".join(words) for words in done.commands] == commands
 
 
-def test_a_workdir_outside_the_shared_volume_is_refused(launch: Callable[..., Any]) -> None:
-    done = launch("kubernetes.sh", *GPU, "--", "--config=c", "--workdir=/elsewhere/run")
+@pytest.mark.parametrize("workdir", ["/elsewhere/run", "/shared/../x", "/shared/a/.."])
+def test_a_workdir_outside_the_shared_volume_is_refused(
+    workdir: str, launch: Callable[..., Any]
+) -> None:
+    done = launch("kubernetes.sh", *GPU, "--", "--config=c", f"--workdir={workdir}")
     assert done.status == 2
     assert "--workdir: a directory in /shared is expected" in done.err
+
+
+def test_dots_in_a_name_are_no_way_out(launch: Callable[..., Any]) -> None:
+    done = launch("kubernetes.sh", *GPU, "--", "--config=c", "--workdir=/shared/a..b/..c/d..")
+    assert (done.status, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "option", "device"),
+    [
+        (GPU, "PDREC_SLICES", "--slices", "tpu"),
+        (GPU, "PDREC_TOPOLOGY", "--topology", "tpu"),
+        (TPU, "PDREC_HOSTS", "--hosts", "gpu"),
+        (TPU, "PDREC_PORT", "--port", "gpu"),
+    ],
+)
+def test_an_option_of_the_other_device_is_refused(
+    flags: tuple[str, ...], variable: str, option: str, device: str, launch: Callable[..., Any],
+    job: tuple[str, ...],
+) -> None:  # fmt: skip
+    flags = tuple(flag for flag in flags if not flag.startswith(option))
+    done = launch("kubernetes.sh", *flags, f"{option}=7", "--", *job)
+    assert (done.status, done.out, done.err) == (2, "", f"error: {option}: for --device={device}\n")
+    assert launch("kubernetes.sh", *flags, "--", *job, **{variable: "7"}) == done

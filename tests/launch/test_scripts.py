@@ -45,6 +45,7 @@ def test_help_names_every_option_with_its_variable(name: str, launch: Callable[.
 MISTAKES = [
     ("local.sh", ["--processes=0"], "--processes: a number of at least 1 is expected, got '0'"),
     ("local.sh", ["--device=tpu", "--port=1"], "--device: cpu or gpu is expected, got 'tpu'"),
+    ("local.sh", ["--device=gpu", "--devices=4"], "--devices: for --device=cpu, a process has one"),
     ("local.sh", ["--whatever"], "unknown option --whatever; --help lists them"),
     ("local.sh", ["--port="], "--port=: a value is expected, as in --port=VALUE"),
     ("slurm.sh", ["--time=tomorrow"], "--time: minutes, hours:minutes:seconds or days-hours"),
