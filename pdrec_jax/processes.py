@@ -29,7 +29,7 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
     In this order: ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, whose
     place a Kubernetes job's ``JOB_COMPLETION_INDEX`` can take; a JobSet's ``JOBSET_NAME`` and
     ``REPLICATED_JOB_NAME``, whose first pod coordinates; a Slurm step of several tasks; a TPU pod
-    of several hosts. The last two JAX knows how to join by itself.
+    of several hosts. The last two JAX knows how to join by itself, at the address if one is set.
 
     Args:
       environ: the environment.
@@ -44,7 +44,12 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
     if not address and {"JOBSET_NAME", "REPLICATED_JOB_NAME"} <= environ.keys():
         name = environ["JOBSET_NAME"]
         address = f"{name}-{environ['REPLICATED_JOB_NAME']}-0-0.{name}:{PORT}"
-    if address and "JAX_NUM_PROCESSES" in environ:
+    if "JAX_NUM_PROCESSES" in environ or "JAX_PROCESS_ID" in environ:
+        if not address:
+            raise UserError(
+                "environment: JAX_COORDINATOR_ADDRESS: HOST:PORT of process 0 is expected, "
+                f"got {address!r}"
+            )
         which = "JAX_PROCESS_ID" if "JAX_PROCESS_ID" in environ else "JOB_COMPLETION_INDEX"
         return _arguments(
             address, _number(environ, "JAX_NUM_PROCESSES"), _number(environ, which), "JAX_"
@@ -55,6 +60,9 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
     workers = [name for name in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     if len(workers) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
         return {}
+    if environ.get("JAX_COORDINATOR_ADDRESS"):
+        # Nothing says of how many: every host would take itself for alone.
+        _number(environ, "JAX_NUM_PROCESSES")  # raises
     return None
 
 

@@ -44,6 +44,34 @@ class TestFind:
         with pytest.raises(UserError, match="0 to 3"):
             find({**environ, "JAX_PROCESS_ID": "4"})
 
+    @pytest.mark.parametrize(
+        ("environ", "missing"),
+        [
+            ({"JAX_COORDINATOR_ADDRESS": "h:1"}, "JAX_NUM_PROCESSES: a number"),
+            (
+                {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_PROCESS_ID": "0"},
+                "JAX_NUM_PROCESSES: a number",
+            ),
+            (
+                {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2"},
+                "JOB_COMPLETION_INDEX: a number",
+            ),
+            (
+                {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+                "JAX_COORDINATOR_ADDRESS: HOST:PORT of process 0 is expected, got None",
+            ),
+            (
+                {"JAX_COORDINATOR_ADDRESS": "", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+                "JAX_COORDINATOR_ADDRESS: HOST:PORT of process 0 is expected, got ''",
+            ),
+            ({"JAX_PROCESS_ID": "1"}, "JAX_COORDINATOR_ADDRESS: HOST:PORT"),
+            ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS: HOST:PORT"),
+        ],
+    )
+    def test_a_part_alone_is_no_run_of_one(self, environ: dict[str, str], missing: str) -> None:
+        with pytest.raises(UserError, match=f"^environment: {missing}"):
+            find(environ)
+
     def test_a_job_set(self) -> None:
         environ = {
             "JOBSET_NAME": "toy",
@@ -54,6 +82,8 @@ class TestFind:
         found = find(environ)
         assert found is not None
         assert found["coordinator_address"] == f"toy-workers-0-0.toy:{PORT}"
+        # What a JobSet names alone says nothing of how many: one that asks for nothing is alone.
+        assert find({"JOBSET_NAME": "toy", "REPLICATED_JOB_NAME": "workers"}) is None
 
     def test_what_jax_finds_by_itself(self) -> None:
         slurm = {
@@ -66,6 +96,8 @@ class TestFind:
         assert find(slurm) == {}
         assert find({**slurm, "SLURM_NTASKS": "1"}) is None
         assert find({"TPU_WORKER_HOSTNAMES": "a,b"}) == {}
+        # From where JAX takes an address that is set, and the rest is its to find.
+        assert find({**slurm, "JAX_COORDINATOR_ADDRESS": "host:1"}) == {}
 
     def test_flags_come_together(self) -> None:
         with pytest.raises(UserError, match="all three are expected"):
