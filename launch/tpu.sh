@@ -164,20 +164,30 @@ setup() {
 # Of a host, from the metadata that Cloud TPU gives it: its number, and the addresses of all, of which
 # the first coordinates. Nothing in the environment of a host says so.
 readonly find_place='at=http://metadata.google.internal/computeMetadata/v1/instance/attributes;
- meta() { curl -sf -H Metadata-Flavor:Google "$at/$1"; };
+ meta() { curl -sf --max-time 60 -H Metadata-Flavor:Google "$at/$1"; };
  all=$(meta worker-network-endpoints); first=${all%%,*};
- number=$(echo "$all" | tr , "\n" | wc -l); own=$(meta agent-worker-number);'
+ number=$(echo "$all" | tr , "\n" | wc -l); own=$(meta agent-worker-number);
+ [ "$all" ] && [ "$own" ] || { echo "error: no answer of the metadata server"; exit 1; };'
 
-# The job outlives the connection. Its status goes to a file, which stands for its end.
+# The job outlives the connection. Its status goes to a file, which stands for its end. The shell that
+# finds the place and starts it is noted too: it is there before the job is, and ends after it. It is
+# bash, as sh does not read all that `quoted` writes.
 start() {
   local main='.venv/bin/python -m pdrec_jax.main --coordinator="${first##*:}:8476"'
   main+=" --num_processes=\"\$number\" --process_id=\"\$own\" $(quoted "$@")"
   main="${find_place//$'\n'/} $main & echo \$! >pid; wait \$!; echo \$? >status"
-  on_all_hosts "cd pdrec; rm -f status; nohup sh -c $(quoted "$main") >log 2>&1 </dev/null &"
+  main="nohup bash -c $(quoted "$main") >log 2>&1 </dev/null & echo \$! >starter"
+  on_all_hosts "cd pdrec || exit; rm -f status pid starter; $main"
 }
 
-# Of a host: running, the status that the job ended with, or lost where there is neither.
-readonly job_state='cd pdrec && if [ -e status ]; then cat status; elif kill -0 "$(cat pid)" 2>/dev/null; then echo running; else echo lost; fi'
+# Of a host: running, the status that the job ended with, lost where there is neither, or none where
+# no job was started. Status is looked for last, so that a job that ends meanwhile is not lost.
+job_state='cd pdrec 2>/dev/null || { echo none; exit 0; }; now=none;
+ for one in pid starter; do
+ if kill -0 "$(cat $one)"; then now=running; elif [ -e $one ] && [ $now = none ]; then now=lost; fi;
+ done 2>/dev/null;
+ if [ -e status ]; then cat status; else echo $now; fi'
+job_state=${job_state//$'\n'/}
 
 # Waits for the job; returns 0 once it is done, 1 if it or the slice is gone, 2 if it failed.
 watch() {
@@ -248,7 +258,7 @@ case $action in
   run) start "$@" ;;
   logs)
     run "${tpus[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=0 \
-      '--command=cd pdrec && tail --pid="$(cat pid)" -n +1 -F log'
+      '--command=cd pdrec && tail --pid="$(cat starter)" -n +1 -F log'
     ;;
   status)
     if $dry_run; then
@@ -258,7 +268,7 @@ case $action in
     fi
     on_all_hosts "$job_state"
     ;;
-  stop) on_all_hosts 'cd pdrec && kill -TERM "$(cat pid)"' ;;
+  stop) on_all_hosts 'cd pdrec && kill -TERM "$(cat pid || cat starter)"' ;;
   delete) remove ;;
   keep) keep "$@" ;;
 esac

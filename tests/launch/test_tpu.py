@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,34 +92,51 @@ def test_gcloud_accepts_it(
 
 
 # Google's metadata server, for the second of three hosts.
-CURL = """[[ $1 == -sf && $3 == Metadata-Flavor:Google ]] || exit 9
-case $4 in
+CURL = """[[ $* == "-sf --max-time 60 -H Metadata-Flavor:Google "* ]] || exit 9
+case ${*: -1} in
   */worker-network-endpoints) echo -n a:b:10.0.0.7,a:b:10.0.0.8,a:b:10.0.0.9 ;;
   */agent-worker-number) echo -n 1 ;;
 esac"""
 
 
+@pytest.fixture
+def host(
+    launch: Callable[..., Any], stub: Callable[[str, str], Path], tmp_path: Path
+) -> Callable[..., str]:
+    """Does on this machine what a command of ``tpu.sh`` would have a host do."""
+    stub("curl", CURL)
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+
+    def do(action: str, *job: str, python: str = "exit 0", then: str = "", **variables: str) -> str:
+        done = launch(
+            "tpu.sh", action, "--zone=us-west4-a", "--dry-run", "--", *job, **variables
+        )  # fmt: skip
+        flags = gcloud_commands(done)[-1][2]
+        assert flags["--worker"] == "all"
+        if action == "run":
+            place = tmp_path / "pdrec/.venv/bin/python"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(f"#!/bin/sh\n{python}\n")
+            place.chmod(0o755)
+        # As the host's shell would. The job outlives it.
+        answer = subprocess.run(
+            ["bash", "-c", f"{flags['--command']}\n{then}"],
+            cwd=tmp_path, env={"PATH": path}, check=True, timeout=30, stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        return answer.stdout.strip()
+
+    return do
+
+
 @pytest.mark.parametrize("end", ["0", "143"])
 def test_a_run_gives_every_host_its_place(
-    end: str,
-    launch: Callable[..., Any],
-    stub: Callable[[str, str], Path],
-    job: tuple[str, ...],
-    tmp_path: Path,
+    end: str, host: Callable[..., str], job: tuple[str, ...], tmp_path: Path
 ) -> None:
-    done = launch("tpu.sh", "run", "--zone=us-west4-a", "--dry-run", "--", *job)
-    ((_, _, flags),) = gcloud_commands(done)
-    assert flags["--worker"] == "all"
-    stub("curl", CURL)
-    python = tmp_path / "pdrec/.venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nprintf "%s|" "$@"\nexit {end}\n')
-    python.chmod(0o755)
-    # As the host's shell would.
-    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
-    command = [*("bash", "-c"), f"{flags['--command']} wait"]
-    subprocess.run(command, cwd=tmp_path, env={"PATH": path}, check=True, timeout=30)
-    assert (tmp_path / "pdrec/log").read_text().split("|")[:-1] == [
+    # In the plain locale bash quotes a sign that is not ASCII in a way that is its own.
+    job = (*job, "--config.name=caf\u00e9")
+    host("run", *job, python=f'printf "%s|" "$@"\nexit {end}', then="wait", LC_ALL="C")
+    assert (tmp_path / "pdrec/log").read_text("utf-8").split("|")[:-1] == [
         "-m",
         "pdrec_jax.main",
         "--coordinator=10.0.0.7:8476",
@@ -127,6 +145,50 @@ def test_a_run_gives_every_host_its_place(
         *job,
     ]
     assert (tmp_path / "pdrec/status").read_text() == f"{end}\n"
+    assert host("status") == end
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_job_is_running_from_its_start_to_its_end(
+    host: Callable[..., str], stub: Callable, job: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert host("status") == "none"
+    (tmp_path / "pdrec").mkdir()
+    assert host("status") == "none"
+    # The metadata server takes its time: the job itself is not there yet.
+    stub("curl", f"until [[ -e {tmp_path}/go ]]; do sleep 0.02; done\n{CURL}")
+    host("run", *job, python=f"until [ -e {tmp_path}/end ]; do sleep 0.02; done; exit 3")
+    assert host("status") == "running"
+    assert not (tmp_path / "pdrec/pid").exists()
+    (tmp_path / "go").touch()
+    until((tmp_path / "pdrec/pid").exists)
+    assert host("status") == "running"
+    (tmp_path / "end").touch()
+    until(lambda: host("status") != "running")
+    assert host("status") == "3"
+    # Nothing of the job before counts for the next one.
+    (tmp_path / "go").unlink()
+    host("run", *job)
+    assert host("status") == "running"
+    host("stop")
+    until(lambda: host("status") != "running")
+    assert host("status") == "lost"
+    (tmp_path / "go").touch()  # the stub still asks
+
+
+def test_a_host_without_a_place_is_lost(
+    host: Callable[..., str], stub: Callable, job: tuple[str, ...], tmp_path: Path
+) -> None:
+    stub("curl", "exit 7")
+    host("run", *job, then="wait")
+    assert host("status") == "lost"
+    assert "no answer of the metadata server" in (tmp_path / "pdrec/log").read_text()
 
 
 def test_keep_does_everything_in_order(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
