@@ -88,10 +88,12 @@ on_all_hosts() {
   run "${tpus[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=all "--command=$1"
 }
 
+# `made` tells whether it is this call that asked for the slice.
 create() {
   local asked=("--accelerator-type=$type")
   [[ -z $spot ]] || asked+=(--spot)
   local state=GONE
+  made=false
   $dry_run || state=$(slice_state)
   if [[ $state == UNREACHABLE ]]; then
     return 75 # as sysexits has it: try again later
@@ -101,9 +103,11 @@ create() {
     # There may be no room for it now.
     run "${tpus[@]}" tpu-vm create "$name" "${place[@]}" "${asked[@]}" "--version=$version" ||
       return 1
+    made=true
   else
     run "${tpus[@]}" queued-resources create "$name" "${place[@]}" "${asked[@]}" \
       "--runtime-version=$version" "--node-id=$name" || return 2
+    made=true
   fi
   wait_until_ready
 }
@@ -158,7 +162,7 @@ setup() {
   steps+='; cd pdrec; PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv'
   steps+='; python3 -m uv venv --quiet --python=3.12 .venv'
   steps+="; python3 -m uv pip install --quiet --python=.venv/bin/python --editable '.[tpu]'"
-  on_all_hosts "$steps"
+  on_all_hosts "$steps" || return 1
 }
 
 # Of a host, from the metadata that Cloud TPU gives it: its number, and the addresses of all, of which
@@ -189,6 +193,17 @@ job_state='cd pdrec 2>/dev/null || { echo none; exit 0; }; now=none;
  if [ -e status ]; then cat status; else echo $now; fi'
 job_state=${job_state//$'\n'/}
 
+# What the hosts say of the job, each answer once; unreachable unless all of them answer: gcloud fails
+# where a single one does not.
+job_states() {
+  local found
+  if found=$(on_all_hosts "$job_state" 2>/dev/null) && [[ -n $found ]]; then
+    sort -u <<<"$found"
+  else
+    echo unreachable
+  fi
+}
+
 # Waits for the job; returns 0 once it is done, 1 if it or the slice is gone, 2 if it failed.
 watch() {
   local states state
@@ -204,12 +219,12 @@ watch() {
       return 1
       ;;
     esac
-    states=$(on_all_hosts "$job_state" 2>/dev/null | sort -u) || states=unreachable
+    states=$(job_states)
     case $states in
       0) return 0 ;;
       # A job that was told to end resumes; one with an error would only fail again.
-      *143* | *lost*) return 1 ;;
-      *running* | unreachable | '') ;;
+      *143* | *lost* | *none*) return 1 ;;
+      *running* | unreachable) ;;
       *)
         echo "error: the job ended with status ${states//$'\n'/, }; its output is in pdrec/log" >&2
         return 2
@@ -227,17 +242,66 @@ remove() {
   fi
 }
 
-keep() {
-  local status
+readonly most=5 # slices that `keep` loses in a row, without a job, until it gives up
+
+# After a step that failed on the hosts: returns 3 if the slice is gone, 0 if the job was started all
+# the same, or else 2, as the step would only fail again.
+judge() {
+  local state states=''
   while :; do
-    status=0
-    if ! $dry_run && [[ $(on_all_hosts "$job_state" 2>/dev/null) == *running* ]]; then
-      watch || status=$?
-    else
-      { create && setup && start "$@" && watch; } || status=$?
+    sleep "$poll" # as gcloud does not say at once that a slice is gone
+    state=$(slice_state)
+    case $state in
+      UNREACHABLE) continue ;;
+      READY | ACTIVE) ;;
+      *) return 3 ;;
+    esac
+    [[ $1 == setup ]] || states=$(job_states)
+    [[ $states == unreachable ]] || break
+  done
+  [[ $states != running ]] || return 0
+  echo "error: $1 failed on $name, which is $state; what the hosts said stands above" >&2
+  return 2
+}
+
+# One slice's job, from the start or found there. Returns as `watch`, and 3 where the slice went before
+# the job was started, 75 where it is not known what to do yet.
+attempt() {
+  local made states=none status=0
+  create || return
+  # On a slice that was there a job may run, whose directory `setup` would remove.
+  if ! $dry_run && ! $made; then
+    states=$(job_states)
+    if [[ $states == unreachable ]]; then
+      echo "$(date +%H:%M) $name: not all hosts answer; a job may be running there" >&2
+      return 75
+    fi
+  fi
+  if [[ $states != *running* ]]; then
+    setup || status=$?
+    if ((status == 1)); then judge setup || return; fi
+    if ((status)); then return "$status"; fi
+    start "$@" || judge start || return
+  fi
+  begun=true
+  watch
+}
+
+keep() {
+  local status begun early=0
+  while :; do
+    status=0 begun=false
+    attempt "$@" || status=$?
+    if $begun; then early=0; fi
+    if ((status == 3)); then
+      status=1 early=$((early + 1))
+      if ((early == most)); then
+        echo "error: $name: $most slices in a row were gone before the job was started" >&2
+        status=2
+      fi
     fi
     case $status in
-      75) sleep "$poll" ;; # gcloud did not answer, and nothing was done
+      75) sleep "$poll" ;; # nothing was done
       1)
         echo "$(date +%H:%M) $name: again; the job goes on from its workdir" >&2
         remove || true

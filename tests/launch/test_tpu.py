@@ -222,8 +222,8 @@ def test_a_clone_takes_the_place_of_an_archive(launch: Callable[..., Any]) -> No
     assert "git -C pdrec checkout --quiet v1" in steps
 
 
-# Answers as a cloud would: of describe and of the question for the job's state the next line of a
-# file, or the last one when there is none left.
+# Answers as a cloud would: of describe, of the question for the job's state, of a setup and of a
+# start the next line of a file, or the last one when there is none left.
 CLOUD = r"""echo "$3 $4 ${*: -1}" >>"$LOG"
 next() {
   head -n 1 "$1"
@@ -237,65 +237,138 @@ case "$3 $4" in
     [[ $state == FAILS ]] && { echo "ERROR: no token could be had" >&2; exit 1; }
     echo "$state"
     ;;
-  *ssh) [[ ${*: -1} == *"cat status"* ]] && next "$HOME/job" ;;
+  *ssh)
+    case ${*: -1} in
+      *"cat status"*) answer=$(next "$HOME/job") ;;
+      *"rm -rf pdrec"*) answer=$(next "$HOME/setup") ;;
+      *) answer=$(next "$HOME/start") ;;
+    esac
+    # What the other hosts said is told all the same.
+    echo -en "${answer% FAILS}${answer:+\\n}" | sed /^FAILS$/d
+    [[ $answer != *FAILS ]] || exit 255
+    ;;
 esac
 exit 0
 """
 
-
-def cloud(tmp_path: Path, slices: list[str], jobs: list[str]) -> None:
-    (tmp_path / "slice").write_text("\n".join([*slices, ""]))
-    (tmp_path / "job").write_text("\n".join([*jobs, ""]))
+Keep = Callable[..., tuple[Any, list[str]]]
 
 
-@pytest.mark.parametrize(
-    ("slices", "jobs", "status", "created"),
-    [
-        # Waits, runs, and is done.
-        (["GONE", "WAITING_FOR_RESOURCES", "ACTIVE"], ["", "running", "0"], 0, 1),
-        # Preempted in the middle of it: asked for again, and done.
-        (
-            ["GONE", "ACTIVE", "ACTIVE", "SUSPENDED", "GONE", "ACTIVE"],
-            ["", "running", "", "0"],
-            0,
-            2,
-        ),
-        # The job was told to end by a notice, before the slice went.
-        (["GONE", "ACTIVE", "ACTIVE", "GONE", "ACTIVE"], ["", "143", "", "0"], 0, 2),
-        # gcloud fails for a while: nothing is given back, nothing is asked for twice.
-        (
-            ["FAILS", "GONE", "FAILS", "ACTIVE", "ACTIVE", "FAILS", "FAILS", "ACTIVE"],
-            ["", "", "running", "running", "running", "0"],
-            0,
-            1,
-        ),
-        # An error of the job's is not tried again.
-        (["GONE", "ACTIVE"], ["", "1"], 2, 1),
-        # A second `keep` finds the job running, and only watches.
-        (["ACTIVE"], ["running", "running", "0"], 0, 0),
-    ],
-)
-def test_keep_recreates_what_was_preempted(
-    slices: list[str],
-    jobs: list[str],
-    status: int,
-    created: int,
+@pytest.fixture
+def keep(
     launch: Callable[..., Any],
     stub: Callable[[str, str], Path],
     job: tuple[str, ...],
     tmp_path: Path,
-) -> None:
-    cloud(tmp_path, slices, jobs)
+) -> Keep:
+    """Runs ``keep`` on a stub of a cloud; returns how it ended, and what it changed there."""
     log = stub("gcloud", CLOUD)
     stub("sleep", "exit 0")
     stub("git", "exit 0")
-    done = launch(
-        "tpu.sh", "keep", "--zone=us-west4-a", "--type=v5litepod-16", "--", *job, HOME=str(tmp_path)
-    )
+
+    def run(
+        slices: list[str], jobs: list[str], setup: str = "", start: str = "", *options: str
+    ) -> tuple[Any, list[str]]:
+        files = {"slice": slices, "job": jobs, "setup": [setup], "start": [start]}
+        for name, lines in files.items():
+            (tmp_path / name).write_text("\n".join([*lines, ""]))
+        done = launch(
+            "tpu.sh", "keep", "--zone=us-west4-a", "--type=v5litepod-16", *options, "--", *job,
+            HOME=str(tmp_path),
+        )  # fmt: skip
+        names = {"rm -rf pdrec": "setup", "nohup": "start", "cat status": "", "describe": ""}
+        called = []
+        for line in log.read_text().splitlines():
+            known = [short for part, short in names.items() if part in line]
+            called += known or [line.split()[1]]
+        return done, [one for one in called if one and one != "scp"]
+
+    return run
+
+
+MADE = ["create", "setup", "start"]
+
+
+@pytest.mark.parametrize(
+    ("slices", "jobs", "status", "changes"),
+    [
+        # Waits, runs, and is done.
+        (["GONE", "WAITING_FOR_RESOURCES", "ACTIVE"], ["running", "0"], 0, MADE),
+        # Preempted in the middle of it: asked for again, and done.
+        (
+            ["GONE", "ACTIVE", "ACTIVE", "SUSPENDED", "GONE", "ACTIVE"],
+            ["running", "0"],
+            0,
+            [*MADE, "delete", *MADE],
+        ),
+        # The job was told to end by a notice, before the slice went.
+        (["GONE", "ACTIVE", "ACTIVE", "GONE", "ACTIVE"], ["143", "0"], 0, [*MADE, "delete", *MADE]),
+        # A host was put in place of another, and knows of no job.
+        (
+            ["GONE", "ACTIVE", "ACTIVE", "GONE", "ACTIVE"],
+            ["none\\nrunning", "0"],
+            0,
+            [*MADE, "delete", *MADE],
+        ),
+        # gcloud fails for a while: nothing is given back, nothing is asked for twice.
+        (
+            ["FAILS", "GONE", "FAILS", "ACTIVE", "ACTIVE", "FAILS", "FAILS", "ACTIVE"],
+            ["running", "running", "running", "0"],
+            0,
+            MADE,
+        ),
+        # An error of the job's is not tried again.
+        (["GONE", "ACTIVE"], ["1"], 2, MADE),
+        # A second `keep` finds the job running, and only watches.
+        (["ACTIVE"], ["running", "running", "0"], 0, []),
+        # Also where a host does not answer the first time, or some did and said nothing of running.
+        (["ACTIVE"], ["FAILS", "none FAILS", "running FAILS", "running", "0"], 0, []),
+        # What ended there, or was never begun, is begun.
+        (["ACTIVE"], ["FAILS", "none", "running", "0"], 0, MADE[1:]),
+        (["ACTIVE"], ["143", "running", "0"], 0, MADE[1:]),
+        # The slice goes while nobody knows whether a job runs there.
+        (["ACTIVE", "ACTIVE", "GONE", "ACTIVE"], ["FAILS", "running", "0"], 0, MADE),
+    ],
+)
+def test_keep_recreates_what_was_preempted(
+    slices: list[str], jobs: list[str], status: int, changes: list[str], keep: Keep
+) -> None:
+    done, called = keep(slices, jobs)
     assert done.status == status, done.err
-    called = [line.split()[:2] for line in log.read_text().splitlines()]
-    assert called.count(["queued-resources", "create"]) == created
-    assert called.count(["queued-resources", "delete"]) == max(created, 1)
-    assert called[-1] == ["queued-resources", "delete"]
+    assert called == [*changes, "delete"]
     if status:
         assert "the job ended with status 1" in done.err
+
+
+def test_keep_without_a_queue(keep: Keep) -> None:
+    done, called = keep(["GONE", "READY"], ["running", "0"], "", "", "--direct")
+    assert (done.status, called) == (0, [*MADE, "delete"])
+
+
+def test_keep_ends_where_setup_fails_on_a_slice_that_is_there(keep: Keep) -> None:
+    done, called = keep(["GONE", "ACTIVE", "ACTIVE", "FAILS", "ACTIVE"], [""], setup="FAILS")
+    assert (done.status, called) == (2, ["create", "setup", "delete"])
+    assert done.err.splitlines()[-1] == (
+        "error: setup failed on pdrec, which is ACTIVE; what the hosts said stands above"
+    )
+
+
+def test_keep_gives_up_where_every_slice_goes_before_the_job_starts(keep: Keep) -> None:
+    done, called = keep(["GONE", "ACTIVE", "PREEMPTED"] * 9, [""], setup="FAILS")
+    assert (done.status, called) == (2, ["create", "setup", "delete"] * 5)
+    assert "error: pdrec: 5 slices in a row were gone before the job was started" in done.err
+
+
+@pytest.mark.parametrize(
+    ("jobs", "status"),
+    [
+        (["running", "running", "0"], 0),  # the connection was lost after all had started
+        (["FAILS", "running", "0"], 0),
+        (["none\\nrunning"], 2),  # those that run would wait for the others in vain
+        (["none"], 2),
+    ],
+)
+def test_a_start_that_fails_may_have_been_one(jobs: list[str], status: int, keep: Keep) -> None:
+    done, called = keep(["GONE", "ACTIVE"], jobs, start="FAILS")
+    assert (done.status, called) == (status, [*MADE, "delete"])
+    assert ("error: start failed on pdrec, which is ACTIVE" in done.err) == bool(status)
