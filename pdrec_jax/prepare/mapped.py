@@ -23,6 +23,7 @@ from pdrec_jax.data.mapped import write_mapped
 from pdrec_jax.data.scratch import Column
 from pdrec_jax.prepare import filters
 from pdrec_jax.prepare.filters import Duplicates, Records
+from pdrec_jax.prepare.raw_log import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,22 +129,25 @@ def core(ordered: Ordered, items: int, least_of_user: int, least_of_item: int) -
             return ordered
 
 
-def write(directory: Path, ordered: Ordered, users: Any, items: Any) -> None:
+def write(directory: Path, ordered: Ordered, users: Vocabulary, items: Vocabulary) -> None:
     """Writes the records as a log, see `data.mapped`.
 
     Args:
         directory: to make.
         ordered: at least one record.
-        users: external ids of the codes, int64 or an arrow array of text; those without records are
-            left out.
+        users: external ids of the codes; those without records are left out.
         items: likewise.
 
     Raises:
         UserError: the disk is full.
     """
-    used = scratch.counts(ordered.records.items, len(items)) > 0
-    number = np.cumsum(used, dtype=np.int32)  # from 1: 0 is the padding item
-    own = _external(items, used)
+    used = ordered.lengths > 0
+    place, user_ids = users.left(used)
+    if (np.diff(place[used]) < 0).any():
+        ordered = _dealt_anew(ordered, place, len(user_ids))
+    number, left = items.left(scratch.counts(ordered.records.items, len(items)) > 0)
+    number = number + np.int32(1)  # 0 is the padding item
+    own = _external(left)
     item_ids = np.concatenate([np.zeros(1, own.dtype), own])
 
     def blocks() -> Iterator[Interactions]:
@@ -160,16 +164,24 @@ def write(directory: Path, ordered: Ordered, users: Any, items: Any) -> None:
                 num_target_items=len(item_ids) - 1,
             )
 
-    write_mapped(directory, blocks(), _external(users, ordered.lengths > 0), item_ids)
+    write_mapped(directory, blocks(), _external(user_ids), item_ids)
 
 
-def _external(ids: Any, used: NDArray[np.bool_]) -> NDArray:
-    """The ids that are used, int64 or text."""
+def _dealt_anew(ordered: Ordered, place: NDArray[np.int32], users: int) -> Ordered:
+    """The records by the users' new codes."""
+    owners = Column(np.int32)
+    for block in ordered.blocks():
+        owners.add(place[block.users])
+    records = Records(owners.finish(), ordered.records.items, ordered.records.times)
+    return in_order(records, users, "", dates=True)  # their times are in seconds by now
+
+
+def _external(ids: Any) -> NDArray:
+    """Ids of an arrow array as numpy has them, int64 or text."""
     import pyarrow as pa
 
-    chosen = ids.take(pa.array(np.flatnonzero(used)))
-    found: NDArray = chosen.to_numpy(zero_copy_only=False)
-    return found if pa.types.is_integer(chosen.type) else found.astype(str)
+    found: NDArray = ids.to_numpy(zero_copy_only=False)
+    return found if pa.types.is_integer(ids.type) else found.astype(str)
 
 
 def _kept(ordered: Ordered, keep: Callable[[Records], Records]) -> Ordered:

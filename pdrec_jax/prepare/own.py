@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdrec_jax.data import scratch
 from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.mapped import read_mapped
 from pdrec_jax.data.sources import PREPARED, PREPARED_COLUMNS, PREPARED_LOG
@@ -20,7 +21,7 @@ from pdrec_jax.prepare import filters, mapped
 from pdrec_jax.prepare.defaults import suggest
 from pdrec_jax.prepare.figures import Figures, measure, measure_log
 from pdrec_jax.prepare.filters import Duplicates, Records, Unit
-from pdrec_jax.prepare.raw_log import RawLog, Vocabulary, read_raw_log
+from pdrec_jax.prepare.raw_log import RawLog, read_raw_log
 from pdrec_jax.prepare.report import report, warnings
 
 REPORT = "report.txt"
@@ -183,9 +184,10 @@ def _in_memory(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, in
     count(_repeated(rules.duplicates), len(records))
     records, _ = filters.core(records, rules.least_of_user, rules.least_of_item)
     count(_rare(rules), len(records))
-    user_codes, users = filters.compact(records.users)
-    item_codes, items = filters.compact(records.items)
-    records = Records(user_codes, item_codes, records.times)
+    user_place, users = raw.users.left(scratch.counts(records.users, len(raw.users)) > 0)
+    item_place, items = raw.items.left(scratch.counts(records.items, len(raw.items)) > 0)
+    records = Records(user_place[records.users], item_place[records.items], records.times)
+    records = filters.in_order(records)
 
     def fill(directory: Path) -> Figures:
         import pyarrow.parquet as pq
@@ -193,7 +195,7 @@ def _in_memory(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, in
         # A path would be taken for a URI where it has a colon.
         with (directory / PREPARED_LOG).open("wb") as file:
             pq.write_table(
-                _table(raw, records, users, items),
+                _table(records, users, items),
                 file,
                 compression="zstd",
                 use_dictionary=["user_id", "item_id"],  # times hardly repeat
@@ -218,7 +220,7 @@ def _mapped(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, int]]
 
     def fill(directory: Path) -> Figures:
         log = directory / PREPARED_COLUMNS
-        mapped.write(log, ordered, raw.users.ids, raw.items.ids)
+        mapped.write(log, ordered, raw.users, raw.items)
         return measure_log(read_mapped(log, contents=False))
 
     return fill, dropped
@@ -247,23 +249,22 @@ def _unit_warnings(raw: RawLog, unit: str, given: str) -> list[str]:
     return found
 
 
-def _table(raw: RawLog, records: Records, users: Any, items: Any) -> Any:
+def _table(records: Records, users: Any, items: Any) -> Any:
     """The records as an arrow table, ids as they came."""
     import pyarrow as pa
 
     columns = {
-        "user_id": _external(raw.users, users, records.users),
-        "item_id": _external(raw.items, items, records.items),
+        "user_id": _external(users, records.users),
+        "item_id": _external(items, records.items),
     }
     if records.times is not None:
         columns["timestamp"] = pa.array(records.times)
     return pa.table(columns)
 
 
-def _external(vocabulary: Vocabulary, used: Any, codes: Any) -> Any:
+def _external(ids: Any, codes: Any) -> Any:
     import pyarrow as pa
 
-    ids = vocabulary.ids.take(pa.array(used))
     if pa.types.is_integer(ids.type):
         return pa.array(ids.to_numpy()[codes])
     return pa.DictionaryArray.from_arrays(pa.array(codes), ids)

@@ -43,6 +43,21 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def left(self, used: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Any]:
+        """The ids that are left of a log, sorted anew.
+
+        Without the one id that was none, integers are integers, and sort as such. Here and not in
+        what reads the log: the main job would number those that it maps as they stand there.
+
+        Args:
+            used: `[n]` which ids are left, at least one.
+
+        Returns:
+            `[n]` int32, the place of each id among those that are left (any, of one that is not),
+            and those: int64 where all of them are integers, else an arrow array of text.
+        """
+        return _sorted(self.ids, used)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RawLog:
@@ -289,13 +304,17 @@ class _Pieces:
 
 
 def _sorted(words: Any, used: NDArray[np.bool_]) -> tuple[NDArray[np.int32], Any]:
-    """The place `[n]` of each word among the ids that are used, and those ids, in order."""
+    """The place `[n]` of each word among the ids that are used, and those ids, in order.
+
+    Words are text, or int64.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     # An id that stood there with blanks too is in the list twice, and some only in bad rows.
     distinct = pc.unique(words.filter(pa.array(used)))
-    if pc.all(pc.match_substring_regex(distinct, _CANONICAL_INTEGER)).as_py():
+    text = not pa.types.is_integer(words.type)
+    if text and pc.all(pc.match_substring_regex(distinct, _CANONICAL_INTEGER)).as_py():
         distinct = distinct.cast(pa.int64())
         words = pc.if_else(pa.array(used), words, distinct[0].cast(pa.string()))
         words = words.cast(pa.int64())

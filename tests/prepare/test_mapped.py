@@ -107,6 +107,15 @@ def test_integer_ids_bad_rows_and_times_out_of_range(both, rows) -> None:
     assert found.user_ids.dtype == np.int64
 
 
+def test_ids_that_are_integers_once_others_are_dropped(both, rows) -> None:
+    numbers = [(u[1:], i[1:], t) for u, i, t in rows]
+    found = same(both([*numbers[:450], ("guest", "promo", 1_600_000_000), *numbers[450:]]))
+    for ids in (found.user_ids, found.item_ids[1:]):
+        assert ids.dtype == np.int64
+        assert (np.diff(ids) > 0).all()
+    assert found.num_users == 60
+
+
 def test_units_and_dates(both, rows) -> None:
     same(both([(u, i, 1000 * t) for u, i, t in rows]))
 
