@@ -9,13 +9,14 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pdrec_jax import __version__
 from pdrec_jax.data.readers import sha256
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, warn
 from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.locks import locked
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.prepare.origins import Remote
 
@@ -45,7 +46,8 @@ def fetch(
 ) -> Path:
     """Returns a published file, from the folder if it is there, else from its addresses.
 
-    What has come of a broken download stays beside it as `.NAME.part` and is continued.
+    What has come of a broken download stays beside it as `.NAME.part` and is continued. While
+    another command downloads into the folder, this one waits.
 
     Args:
         remote: the file.
@@ -59,21 +61,54 @@ def fetch(
     Raises:
         UserError: a wrong checksum, no address that works, or a folder that cannot be written.
     """
-    path = folder / remote.name
-    if path.is_file():
-        require_checksum(path, remote, verify)
-        return path
-    if not remote.urls:
-        raise UserError(f"{path}: no such file, and no address to download it from")
-    with write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path, patience = folder / remote.name, patience or Patience()
+    if not path.is_file():
+        if not remote.urls:
+            raise UserError(f"{path}: no such file, and no address to download it from")
+        with write_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.parent, patience):
+            # Who was waited for may have brought it.
+            if not path.is_file():
+                _from_addresses(path, remote, patience, verify)
+                return path
+    require_checksum(path, remote, verify)
+    return path
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, patience: Patience) -> Iterator[None]:
+    """Waits for other commands that download into a folder, and lets others wait.
+
+    Two that wrote one `.part` would ruin it for each other.
+    """
+    told = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(folder))
+            except UserError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+            else:
+                yield
+                return
+        if not told:
+            warn(f"{folder}: another command downloads into it, which is waited for")
+        told = True
+        patience.sleep(patience.wait)
+
+
+def _from_addresses(path: Path, remote: Remote, patience: Patience, verify: bool) -> None:
     problems = []
     for url in remote.urls:
         try:
-            _download(url, path, remote, patience or Patience(), verify)
-            return path
+            _download(url, path, remote, patience, verify)
+            return
         except _Unreachable as error:
             problems.append(f"{url}: {error}")
+            if isinstance(error, _Wrong) and len(remote.urls) == 1:
+                raise UserError(problems[0]) from error
     raise UserError(
         f"{remote.name}: cannot be downloaded ({'; '.join(problems)}); "
         f"put the file at {path} by hand"
@@ -102,6 +137,10 @@ class _Unreachable(Exception):
     """An address that does not give the file."""
 
 
+class _Wrong(_Unreachable):
+    """An address that gives another file, such as a page that says why it does not give this."""
+
+
 class _Cut(Exception):
     """A transfer that ended too early, and may go on."""
 
@@ -125,9 +164,8 @@ def _download(url: str, path: Path, remote: Remote, patience: Patience, verify: 
     found = sha256(part)
     if verify and remote.sha256 is not None and found != remote.sha256:
         _remove(part, stamp)
-        raise UserError(
-            f"{url}: wrong checksum: SHA-256 {remote.sha256} is expected, found {found}; "
-            "nothing was kept"
+        raise _Wrong(
+            f"wrong checksum: SHA-256 {remote.sha256} is expected, found {found}; nothing was kept"
         )
     with write_errors(path):
         os.replace(part, path)

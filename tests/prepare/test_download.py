@@ -1,12 +1,16 @@
 """Downloads from a server in this process that cuts, refuses and lies."""
 
+import contextlib
 import hashlib
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pdrec_jax.errors import UserError
+from pdrec_jax.locks import locked
 from pdrec_jax.prepare.download import Patience, checksum_note, fetch, require_checksum
 from pdrec_jax.prepare.origins import Remote
 
@@ -109,6 +113,48 @@ def test_a_wrong_checksum(remote, server, tmp_path, patience) -> None:
     assert path.read_bytes() == b"something else"
     note = f"data.bin: accepted unverified, SHA-256 {found}"
     assert checksum_note(path, remote, verify=False) == note
+
+
+def test_after_a_wrong_checksum_the_next_address_is_tried(
+    remote, server, tmp_path, patience
+) -> None:
+    server.files["page"] = b"<html>come back later"
+    page = f"{server.url}/page"
+    both = Remote(remote.name, (page, *remote.urls), SHA256)
+    assert fetch(both, tmp_path, patience).read_bytes() == CONTENT
+    neither = Remote(remote.name, (page, f"{server.url}/none"), SHA256)
+    with pytest.raises(UserError, match=r"page: wrong checksum: .*; .*none: status 404.* by hand$"):
+        fetch(neither, tmp_path / "other", patience)
+    assert names(tmp_path / "other") == []
+
+
+def test_a_command_that_downloads_into_the_folder_is_waited_for(
+    remote, server, tmp_path, capsys
+) -> None:
+    with contextlib.ExitStack() as other:
+        other.enter_context(locked(tmp_path))
+
+        def sleep(seconds: float) -> None:
+            assert (seconds, server.requests) == (1.0, [])
+            (tmp_path / "data.bin").write_bytes(CONTENT)
+            other.close()
+
+        assert fetch(remote, tmp_path, Patience(sleep=sleep)).read_bytes() == CONTENT
+    assert server.requests == []
+    assert names(tmp_path) == ["data.bin"]
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}: another command downloads into it, which is waited for\n"
+    )
+
+
+def test_two_at_once(remote, server, tmp_path) -> None:
+    patience = Patience(attempts=1, sleep=lambda _: time.sleep(0.01))
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: fetch(remote, tmp_path, patience), range(2)))
+    assert paths == [tmp_path / "data.bin"] * 2
+    assert paths[0].read_bytes() == CONTENT
+    assert len(server.requests) == 1
+    assert names(tmp_path) == ["data.bin"]
 
 
 def test_a_file_at_hand_is_checked_too(remote, server, tmp_path, patience) -> None:
