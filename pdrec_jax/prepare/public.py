@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import lzma
 import os
-import shutil
+import struct
 import uuid
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from pdrec_jax.data.columns import one_line
@@ -19,6 +21,19 @@ from pdrec_jax.prepare.raw_pairs import RawFile, read_raw_pair
 from pdrec_jax.prepare.reference import read_pair
 
 _MEMBER_BYTES = 256 << 20  # of a file in a zip archive
+# What `zipfile` raises where an archive is damaged: a place before its beginning is an OSError, a
+# name that is no text a ValueError.
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def prepare_pair(
@@ -122,28 +137,35 @@ def _unzipped(remote: Remote, downloads: Path, patience: Patience | None, verify
     path = downloads / remote.name
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
+        with write_errors(path), temporary.open("xb") as file:
+            for piece in _member(bundle, Path(remote.name).name):
+                file.write(piece)
+        require_checksum(temporary, remote, verify)
+        with write_errors(path):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _member(bundle: Path, name: str) -> Iterator[bytes]:
+    """A file of a zip archive, in pieces."""
+    try:
         with zipfile.ZipFile(bundle) as archive:
             inside = [
                 entry
                 for entry in archive.infolist()
-                if Path(entry.filename).name == remote.name and entry.file_size <= _MEMBER_BYTES
+                if Path(entry.filename).name == name and entry.file_size <= _MEMBER_BYTES
             ]
             if len(inside) != 1:
-                raise UserError(f"{bundle}: one file {remote.name} is expected in it")
-            with (
-                archive.open(inside[0]) as member,
-                write_errors(path),
-                temporary.open("xb") as file,
-            ):
-                shutil.copyfileobj(member, file, 1 << 20)
-        require_checksum(temporary, remote, verify)
-        with write_errors(path):
-            os.replace(temporary, path)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+                raise UserError(f"{bundle}: one file {name} is expected in it")
+            with archive.open(inside[0]) as member:
+                while piece := member.read(1 << 20):
+                    yield piece
+    except UserError:
+        raise
+    except _BROKEN as error:
         raise UserError(f"{bundle}: broken zip file ({one_line(error)})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _differences(log: DomainLog, domain: Domain) -> list[str]:

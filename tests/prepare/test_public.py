@@ -248,6 +248,22 @@ class TestDouban:
             raw("douban")
         assert [path.name for path in (tmp_path / "down").iterdir()] == ["Douban.zip"]
 
+    @pytest.mark.parametrize("damage", ["place", "name"])
+    def test_a_bundle_that_is_damaged_inside(self, raw, tmp_path, damage) -> None:
+        bundle = tmp_path / "down" / "Douban.zip"
+        with zipfile.ZipFile(bundle, "w") as archive:
+            archive.writestr("ü/DoubanBook.inter", self.inter([]))
+        content = bytearray(bundle.read_bytes())
+        if damage == "place":
+            # The list of files is said to begin later than it does, and so the file before byte 0.
+            content[-6:-2] = (int.from_bytes(content[-6:-2], "little") + 100).to_bytes(4, "little")
+        else:
+            content[content.rindex("ü".encode())] = 0xFF
+        bundle.write_bytes(content)
+        with pytest.raises(UserError, match=r"Douban\.zip: broken zip file \(.*\)$"):
+            raw("douban")
+        assert [path.name for path in (tmp_path / "down").iterdir()] == ["Douban.zip"]
+
 
 def test_table_2() -> None:
     # Users, items, records and density of the paper's Table 2.
