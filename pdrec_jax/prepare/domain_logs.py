@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_bytes
 from pdrec_jax.prepare.origins import Domain
 
 
@@ -53,22 +51,11 @@ class DomainLog:
             lines.append(f"{user}\t{item}\t{int(time) if time.is_integer() else time!r}")
         return ("\n".join(lines) + "\n").encode()
 
-    def write(self, path: Path) -> str:
-        """Writes the file, packed by gzip, whole or not at all.
-
-        Args:
-            path: ends in `.inter.gz`.
-
-        Returns:
-            SHA-256 of the unpacked content.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+    def packed(self) -> tuple[bytes, str]:
+        """The `.inter.gz` file, and the SHA-256 of its unpacked content."""
         text = self.text()
         # Without a time of packing, the same content is the same file.
-        atomic_write_bytes(path, gzip.compress(text, mtime=0))
-        return hashlib.sha256(text).hexdigest()
+        return gzip.compress(text, mtime=0), hashlib.sha256(text).hexdigest()
 
 
 def require_figures(log: DomainLog, domain: Domain) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import os
 import struct
@@ -11,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pdrec_jax import interrupts
 from pdrec_jax.data.columns import one_line
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import write_errors
@@ -70,9 +72,10 @@ def prepare_pair(
     pair = pairs[name]
     domains = (pair.first, pair.second)
     paths = [out / f"{domain.name}.inter.gz" for domain in domains]
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise UserError(f"{path}: is there; name another --out, or add --overwrite")
+    there = [] if overwrite else [path for path in paths if path.exists()]
+    # One alone may be left of a command that was killed; it may stay if it would be the same.
+    if len(there) == len(paths):
+        raise _in_the_way(paths[0])
     if raw:
         logs, notes = _from_raw(pair, downloads, patience, verify)
     else:
@@ -84,9 +87,13 @@ def prepare_pair(
         notes += _differences(log, domain)
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    contents = {}
     for log, path in zip(logs, paths, strict=True):
-        checksum = log.write(path)
+        contents[path], checksum = log.packed()
+        if path in there and not (path.is_file() and path.read_bytes() == contents[path]):
+            raise _in_the_way(path)
         lines.append(f"{path}: {figures_text(*log.figures)}, content SHA-256 {checksum}")
+    _write_together(contents)
     notes += [
         f"{domain.name}: no times are published; its column {log.time!r} holds the order of the "
         "records among those of the other domain, so weigh by position"
@@ -94,6 +101,32 @@ def prepare_pair(
         if log.time == "order"
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in notes)]) + "\n"
+
+
+def _in_the_way(path: Path) -> UserError:
+    return UserError(f"{path}: is there; name another --out, or add --overwrite")
+
+
+def _write_together(contents: dict[Path, bytes]) -> None:
+    """Writes files, all of them or none; a kill between two renames alone leaves the first."""
+    temporary = {
+        path: path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp") for path in contents
+    }
+    try:
+        for path, content in contents.items():
+            with write_errors(path), temporary[path].open("xb") as file:
+                file.write(content)
+                file.flush()
+                # Without it the rename can reach the disk before the bytes do.
+                os.fsync(file.fileno())
+        with interrupts.deferred():
+            for path in contents:
+                with write_errors(path):
+                    os.replace(temporary[path], path)
+    finally:
+        for rest in temporary.values():
+            with contextlib.suppress(OSError):
+                rest.unlink()
 
 
 def _from_pickles(

@@ -1,10 +1,13 @@
 """The whole way from published files to the paper's logs, on small pairs and on the real one."""
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import json
+import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +88,40 @@ class TestPickles:
         published.make()
         with pytest.raises(UserError, match=r"one\.inter\.gz: is there; .* add --overwrite$"):
             published.make()
+
+    def test_half_a_pair_is_not_left_where_the_other_half_cannot_be_written(
+        self, published, monkeypatch
+    ) -> None:
+        published.make()
+        before = (published.out / "two.inter.gz").read_bytes()
+        shutil.rmtree(published.out)
+        fails = iter((False, True))
+
+        def fsync(_: int) -> None:
+            if next(fails):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            with pytest.raises(UserError, match=r"two\.inter\.gz: cannot write, disk full"):
+                published.make()
+        assert list(published.out.iterdir()) == []
+        published.make()
+        assert (published.out / "two.inter.gz").read_bytes() == before
+
+    def test_half_a_pair_that_a_killed_command_left_is_completed(self, published) -> None:
+        published.make()
+        first, second = (published.out / f"{name}.inter.gz" for name in ("one", "two"))
+        before = second.read_bytes()
+        second.unlink()
+        published.make()
+        assert second.read_bytes() == before
+        first.unlink()
+        second.write_bytes(b"mine")
+        with pytest.raises(UserError, match=r"two\.inter\.gz: is there; .* add --overwrite$"):
+            published.make()
+        assert list(published.out.iterdir()) == [second]
+        assert second.read_bytes() == b"mine"
 
     def test_a_wrong_checksum(self, published, server) -> None:
         server.files["items.pkl"] += b"x"
