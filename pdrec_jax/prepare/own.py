@@ -23,6 +23,7 @@ from pdrec_jax.prepare.figures import Figures, measure, measure_log
 from pdrec_jax.prepare.filters import Duplicates, Records, Unit
 from pdrec_jax.prepare.raw_log import RawLog, read_raw_log
 from pdrec_jax.prepare.report import report, warnings
+from pdrec_jax.settings import FIELDS
 
 REPORT = "report.txt"
 _ROW_GROUP = 1 << 20
@@ -289,5 +290,7 @@ def _write(out: Path, fill: Callable[[Path], str], overwrite: bool) -> str:
 
 def _name(out: Path) -> str:
     """The directory's name, as far as it can name an experiment."""
-    name = "".join(c for c in out.resolve().name if c.isprintable()).strip(". ")
-    return name or "custom"
+    kept = (c for c in out.resolve().name if c.isprintable() and c not in "/\\")
+    name = "".join(kept).strip(". ")
+    # What the main job refuses of a name it would refuse of the log.
+    return name if FIELDS["name"].fits(name) else "custom"

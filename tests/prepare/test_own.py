@@ -317,6 +317,20 @@ class TestMainJob:
         for field, value in make(users("a", "b"))["config"].items():
             assert FIELDS[field].fits(tuple(value) if isinstance(value, list) else value)
 
+    @pytest.mark.parametrize(
+        ("out", "name"), [("a\\b", "ab"), ("\\", "custom"), ("..\\ .", "custom"), ("a\nb", "ab")]
+    )
+    def test_the_name_is_one_that_it_takes(self, tmp_path, out, name) -> None:
+        (tmp_path / "log.csv").write_text(
+            "user,item,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in users("a", "b"))
+        )
+        prepare([tmp_path / "log.csv"], WANTED, tmp_path / out, Rules())
+        config = default_config()
+        config.data.path = str(tmp_path / out)
+        adopted = sources.adopt(config, ())
+        validate(adopted)
+        assert adopted.name == name
+
     def test_without_times(self, make, tmp_path) -> None:
         make(users("a", "b"), wanted=Columns("user", "item", None))
         config = default_config()
