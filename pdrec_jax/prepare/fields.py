@@ -27,13 +27,12 @@ ID_FAULTS = (
 _GOOD, _EMPTY, _NO_TEXT, _LONG, _BREAK = range(len(ID_FAULTS))
 _ISO = "ISO date (YYYY-MM-DD..)"
 TIME_FAULTS = (
-    "",
-    "empty",
+    *ID_FAULTS,
     "not a finite number",
     f"not an {_ISO}",
     f"neither a number nor an {_ISO}",
 )
-_NO_NUMBER, _NO_DATE, _NEITHER = 2, 3, 4
+_NO_NUMBER, _NO_DATE, _NEITHER = range(len(ID_FAULTS), len(TIME_FAULTS))
 
 _NUMBER = r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*$"
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -127,11 +126,9 @@ def to_times(column: Any, where: str, dates: bool | None) -> Times:
         kind = column.type
     if pa.types.is_null(kind):
         return Times(np.zeros(len(column)), np.full(len(column), _EMPTY, np.int8), bool(dates))
-    missing = np.asarray(column.is_null())
     if _is_text(kind):
-        text, wrong = _checked_text(column)
-        missing |= wrong != _GOOD
-        return _from_text(text, missing, dates)
+        return _from_text(*_checked_text(column), dates)
+    missing = np.asarray(column.is_null())
     is_date = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
     if is_date:
         if pa.types.is_date(kind):
@@ -191,10 +188,11 @@ def _decoded(value: bytes | None) -> str | None:
         return None
 
 
-def _from_text(text: Any, missing: NDArray[np.bool_], dates: bool | None) -> Times:
+def _from_text(text: Any, wrong: NDArray[np.int8], dates: bool | None) -> Times:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    missing = wrong != _GOOD
     told = dates is not None
     if dates is None:
         # Whatever most of the first rows are.
@@ -220,7 +218,7 @@ def _from_text(text: Any, missing: NDArray[np.bool_], dates: bool | None) -> Tim
             # No number has shown yet that the column holds numbers.
             bad = _NEITHER
     faults = np.where(fits, _GOOD, bad).astype(np.int8)
-    faults[missing] = _EMPTY
+    faults[missing] = wrong[missing]
     return Times(np.where(faults == _GOOD, values, 0.0), faults, dates)
 
 

@@ -98,6 +98,19 @@ class TestTimes:
         bad = ("not a finite number",)
         assert times(values) == [1, bad, ("empty",), bad, bad, bad, bad, -0.5, ("empty",)]
 
+    @pytest.mark.parametrize("good", [b"5", b"1970-01-01T00:00:05Z"])
+    def test_text_that_could_be_nothing(self, good) -> None:
+        values = [good, b" ", b"\xff", b"5\x005", b"0" * 256, b"5\n5", None]
+        assert times(values, pa.binary()) == [
+            5,
+            ("empty",),
+            ("not UTF-8 text or a NUL in it",),
+            ("not UTF-8 text or a NUL in it",),
+            ("longer than 255",),
+            ("a line break in it, as behind a quote that is not closed",),
+            ("empty",),
+        ]
+
     @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
     def test_timestamps(self, unit) -> None:
         moment = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.UTC)
