@@ -17,7 +17,10 @@ from pdrec_jax.data.columns import unreadable
 from pdrec_jax.errors import UserError
 
 MAX_BYTES = 64 << 20
-_MAX_OPEN = 1000  # containers that are begun and not finished
+_MAX_OPEN = 1000  # groups that are begun and not finished, and values outside of all groups
+# An instruction of one byte makes a container, or remembers a value, of a hundred bytes and more.
+# The paper's files hold 12,171 of each at most.
+_MAX_CONTAINERS = 100_000
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
 # What a pickle could ask for and does not get; only to name it in the error.
@@ -116,6 +119,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.containers = 0
 
     def run(self) -> Any:
         table = _INSTRUCTIONS
@@ -151,7 +155,15 @@ class _Machine:
         return self.take(end + 1 - self.next)[:-1]
 
     def push(self, value: Any) -> None:
+        if not self.marks and len(self.stack) >= _MAX_OPEN:
+            raise _Refusal(f"more than {_MAX_OPEN} values that are not put together")
         self.stack.append(value)
+
+    def hold(self, value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> None:
+        self.containers += 1
+        if self.containers > _MAX_CONTAINERS:
+            raise _Refusal(f"more than {_MAX_CONTAINERS} lists, tuples and dictionaries")
+        self.push(value)
 
     def pop(self) -> Any:
         # Nothing below the innermost mark may be reached: it belongs to a group that is open.
@@ -182,6 +194,8 @@ class _Machine:
     def remember(self, key: int) -> None:
         value = self.pop()
         self.memo[key] = value
+        if len(self.memo) > _MAX_CONTAINERS:
+            raise _Refusal(f"more than {_MAX_CONTAINERS} values to remember")
         self.push(value)
 
     def recall(self, key: int) -> None:
@@ -248,13 +262,13 @@ def _integer_line(machine: _Machine) -> None:
 
 def _dictionary(machine: _Machine) -> None:
     values = machine.group()
-    machine.push({})
+    machine.hold({})
     machine.set_items(values)
 
 
 def _last(count: int) -> Callable[[_Machine], None]:
     def work(machine: _Machine) -> None:
-        machine.push(tuple(reversed([machine.pop() for _ in range(count)])))
+        machine.hold(tuple(reversed([machine.pop() for _ in range(count)])))
 
     return work
 
@@ -263,12 +277,12 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x80": _proto,
     b"\x95": _frame,
     b"(": lambda m: m.mark(),
-    b"}": lambda m: m.push({}),
-    b"]": lambda m: m.push([]),
-    b")": lambda m: m.push(()),
+    b"}": lambda m: m.hold({}),
+    b"]": lambda m: m.hold([]),
+    b")": lambda m: m.hold(()),
     b"d": _dictionary,
-    b"l": lambda m: m.push(m.group()),
-    b"t": lambda m: m.push(tuple(m.group())),
+    b"l": lambda m: m.hold(m.group()),
+    b"t": lambda m: m.hold(tuple(m.group())),
     b"\x85": _last(1),
     b"\x86": _last(2),
     b"\x87": _last(3),

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdrec_jax.errors import UserError
+from pdrec_jax.prepare import plain_pickles
 from pdrec_jax.prepare.plain_pickles import MAX_BYTES, parse_plain_pickle, read_plain_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -144,11 +146,41 @@ def test_changed_bytes_are_a_clear_error_or_plain_data(data) -> None:
 
 
 def test_deep_values_end_cleanly() -> None:
-    depth = 50_000
+    depth = 1000
     found = parse_plain_pickle(b"]" * depth + b"a" * (depth - 1) + b".", "x")
     for _ in range(depth - 1):
         (found,) = found
     assert found == []
+    assert complaint(b"]" * 50_000) == "1000: more than 1000 values that are not put together"
+
+
+@pytest.mark.parametrize(
+    ("head", "again", "message"),
+    [
+        (b"(", b"}", "51: more than 50 lists, tuples and dictionaries"),
+        (b"(", b")", "51: more than 50 lists, tuples and dictionaries"),
+        (b"](", b"]", "51: more than 50 lists, tuples and dictionaries"),
+        (b"(", b"(t", "102: more than 50 lists, tuples and dictionaries"),
+        (b"(", b"(l", "102: more than 50 lists, tuples and dictionaries"),
+        (b"(", b"(d", "102: more than 50 lists, tuples and dictionaries"),
+        (b"K\x01", b"\x85", "52: more than 50 lists, tuples and dictionaries"),
+        (b"K\x01", b"\x94", "52: more than 50 values to remember"),
+    ],
+)
+def test_what_is_large_for_its_bytes_is_counted(head, again, message, monkeypatch) -> None:
+    monkeypatch.setattr(plain_pickles, "_MAX_CONTAINERS", 50)
+    assert complaint(head + 60 * again) == message
+
+
+@pytest.mark.parametrize("head", [b"", b"("])
+def test_a_small_file_takes_little_memory(head) -> None:
+    data = head + b"}" * (4 << 20)
+    tracemalloc.start()
+    try:
+        complaint(data)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 class TestFiles:
