@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Store:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
         self._going: _Going | None = None
+        self._broken: dict[str, set[int]] = {}  # saves of a slot that reading has passed over
 
     def _manager(
         self, place: Path, largest: int = 0, *, behind: bool = False
@@ -102,7 +103,8 @@ class Store:
     ) -> None:
         """Saves a tree of arrays and a JSON value; of the slot's former saves the newest stays.
 
-        Saves of the same or a later step are of a course that was given up, and go.
+        Saves of the same or a later step are of a course that was given up, and go. So do those
+        that this store has found to be broken.
 
         Args:
           slot: name within the store.
@@ -118,7 +120,7 @@ class Store:
         """
         self.finish()
         place = self.directory / slot
-        going = _Going(place, step)
+        going = _Going(place, step, self._broken.pop(slot, set()))
         with going.failing(), deferred():
             if processes.is_first():
                 shutil.rmtree(going.aside, ignore_errors=True)  # of a run that was killed
@@ -260,6 +262,7 @@ class Store:
             # An earlier version wrote none; what it left is as good as Orbax can tell.
             step = unsealed[0]
         sealed = faults.pop(step, None) is None
+        self._broken[slot] = set(faults)
         if tell and not sealed:
             warn(f"{place}: the checkpoint of step {step} has no manifest, it is not verified")
         if tell and faults:
@@ -296,14 +299,16 @@ class _Going:
     Args:
       place: of the slot.
       step: of the save.
+      broken: former saves, which must not take the place of a whole one.
 
     Attributes:
       aside: where it is made.
       manager: that writes it; None before.
     """
 
-    def __init__(self, place: Path, step: int):
+    def __init__(self, place: Path, step: int, broken: Set[int]):
         self.place, self.step, self.aside = place, step, place / _ASIDE
+        self.broken = broken
         self.manager: ocp.CheckpointManager | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -341,7 +346,7 @@ class _Going:
         made = self.aside / str(self.step)
         manifest.seal(made)
         for former in _steps(self.place):
-            if former >= self.step:
+            if former >= self.step or former in self.broken:
                 _remove(self.place / str(former))
         os.replace(made, self.place / str(self.step))
         manifest.sync(self.place)

@@ -407,6 +407,27 @@ class TestDamage:
                 r"step 2 is broken \(.* bytes.*\), so are 1 older ones$", str(caught.value)
             )
 
+    @pytest.mark.parametrize("behind", [False, True])
+    @pytest.mark.parametrize("ends", [False, True])
+    def test_a_broken_save_is_none_of_the_two_that_stay(self, store, behind, ends):
+        """Who goes on from the one before it still has that one, should the next break as well."""
+        for step in (1, 3):
+            store.save("state", step, tree(), {"epoch": step})
+        cut(files_of(store, 3)[-1])
+        if ends:
+            store = Store(store.directory)
+        assert store.restore("state", tree())[1] == {"epoch": 1}
+        store.save("state", 4, tree(), {"epoch": 4}, behind=behind)
+        store.finish()
+        assert {path.name for path in (store.directory / "state").iterdir()} == {"1", "4"}
+        cut(files_of(store, 4)[-1])
+        assert store.restore("state", tree())[1] == {"epoch": 1}
+        # The number of a broken save may come again, and is then that of a whole one.
+        for step in (4, 5):
+            store.save("state", step, tree(), {"epoch": step}, behind=behind)
+        store.finish()
+        assert {path.name for path in (store.directory / "state").iterdir()} == {"4", "5"}
+
     def test_a_save_of_an_earlier_version_has_no_manifest(self, store, capsys):
         store.save("state", 1, tree(), {"epoch": 1})
         (store.directory / "state" / "1" / "manifest.json").unlink()
