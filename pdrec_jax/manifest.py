@@ -71,7 +71,14 @@ def fault(directory: Path, *, contents: bool = True) -> str | None:
     try:
         files = json.loads(text)["sha256"]
         expected = {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (
+        ArithmeticError,  # a size of 1e999, which is read as infinite
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
         return f"{NAME} is damaged"
     for name, (size, digest) in expected.items():
         path = directory / name

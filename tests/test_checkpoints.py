@@ -392,6 +392,11 @@ class TestDamage:
                 assert "\n" not in fault
                 path.write_bytes(whole)
 
+    @pytest.mark.parametrize("size", ["1e34567", "NaN", '"many"', "null", "[]", "9" * 5000])
+    def test_a_size_that_is_none(self, tmp_path, size):
+        (tmp_path / manifest.NAME).write_text('{"sha256": {"a": [%s, "0"]}}' % size)
+        assert manifest.fault(tmp_path) == "manifest.json is damaged"
+
     def test_of_all_saves(self, store):
         for step in (1, 2):
             store.save("state", step, tree(), {})
