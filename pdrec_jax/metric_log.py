@@ -340,12 +340,16 @@ def _load(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(row)
             valid = isinstance(line["stage"], str) and isinstance(line["epoch"], int)
+            _dump(line)  # refuses numbers that are not finite, which would be found at a rewind
         except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
         if valid:
             lines.append(line)
         elif number < len(rows) or not cut:
-            raise UserError(f'{path}: row {number}: expected a JSON object with "stage", "epoch"')
+            raise UserError(
+                f'{path}: row {number}: expected a JSON object with "stage", "epoch" and finite '
+                "numbers"
+            )
     if cut:
         atomic_write_text(path, "".join(map(_dump, lines)))
     return lines
