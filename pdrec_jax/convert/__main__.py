@@ -98,9 +98,11 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
         write_tensors(given.file, names.to_reference(key, params, rows, number))
         return f"{given.file}: {made.key} of {place.path}, {number:,} rows"
     where = str(given.file)
-    rows = names.rows_of_items(split, slots, names.table_of(key, arrays, where), where)
     try:
+        rows = names.rows_of_items(split, slots, names.table_of(key, arrays, where), where)
         params = names.to_ours(key, arrays, rows, where)
+    except UserError:
+        raise
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{where}: a tensor has another shape than the reference's ({error})"

@@ -65,7 +65,12 @@ class _Named:
         if name not in self.arrays:
             listed = ", ".join(list(self.arrays)[:6])
             raise UserError(f"{self.where}: no tensor {name}, found {listed}, ..")
-        return np.asarray(self.arrays[name], np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+            array = np.asarray(self.arrays[name], np.float32)
+        # A score that is no number ranks the test item first.
+        if not np.isfinite(array).all():
+            raise UserError(f"{self.where}: {name} holds numbers that are not finite")
+        return array
 
 
 def count(arrays: Arrays, form: str) -> int:
@@ -83,6 +88,10 @@ def table_of(key: str, arrays: Arrays, where: str) -> int:
         key: `diffusion`, `sasrec` or `gru4rec`.
         arrays: of the file.
         where: for errors.
+
+    Raises:
+        UserError: it is missing, or its numbers are not finite.
+        TypeError: it is a number alone.
     """
     get = _Named(arrays, where)
     if key == "diffusion":
@@ -102,7 +111,8 @@ def to_ours(key: str, arrays: Arrays, rows: np.ndarray, where: str) -> Params:
         where: for errors.
 
     Raises:
-        UserError: a tensor is missing.
+        UserError: a tensor is missing, or its numbers are not finite.
+        LookupError, TypeError, ValueError: a tensor has another shape.
     """
     return _TO[key](_Named(arrays, where), rows)
 

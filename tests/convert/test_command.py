@@ -114,6 +114,15 @@ def test_the_run_goes_on_from_it(place) -> None:
         (["export", "--file=x.pth", "--rows=0"], "--rows: at least 1 and below 2^31 is expected"),
         (["export", "--file=x.pth", "--rows=1000000000000"], "--rows: at least 1 and below 2^31"),
         (["import", "--file=odd.pth"], "odd.pth: a tensor has another shape than the reference's"),
+        (["import", "--file=flat.pth"], "flat.pth: a tensor has another shape than the reference's"),
+        (["import", "--file=part.pth"], "error: part.pth: no tensor emb_layer.weight, found in_la"),
+        *(
+            (
+                ["import", f"--file={name}.pth"],
+                f"error: {name}.pth: out_layers.0.bias holds numbers that are not finite",
+            )
+            for name in ("nan", "inf")
+        ),
         (["export", "--file=x.pth"], "diffusion/best: no checkpoint here"),
         (["export"], "the following arguments are required: --file"),
         (["improve", "--file=x.pth"], "argument action: invalid choice"),
@@ -125,6 +134,15 @@ def test_mistakes(place, arguments, told) -> None:
     file_of(place / "wide.pth", 301, 7)
     arrays = file_of(place / "good.pth")
     write_tensors(place / "odd.pth", {**arrays, "out_layers.0.bias": np.zeros(3, np.float32)})
+    write_tensors(place / "flat.pth", {**arrays, "out_layers.0.weight": np.float32(1)})
+    part = {name: array for name, array in arrays.items() if name != "emb_layer.weight"}
+    write_tensors(
+        place / "part.pth", {"in_layers.0.weight": part.pop("in_layers.0.weight"), **part}
+    )
+    for value in (np.nan, np.inf):
+        bias = arrays["out_layers.0.bias"].copy()
+        bias[7] = value
+        write_tensors(place / f"{value}.pth", {**arrays, "out_layers.0.bias": bias})
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith("error: ")

@@ -103,6 +103,15 @@ def test_deeper_denoisers_go_both_ways(hidden) -> None:
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+def test_a_tensor_of_no_numbers_is_named(value) -> None:
+    """1e300 is no number of float32, which ours are."""
+    arrays = {**read_tensors(FILES / "gru4rec.pth")}
+    arrays["h0_source"] = np.full(arrays["h0_source"].shape, value, np.float64)
+    with pytest.raises(UserError, match="^x: h0_source holds numbers that are not finite$"):
+        to_ours("gru4rec", arrays, np.arange(ROWS["gru4rec"]), "x")
+
+
 class TestRows:
     def test_target_items_by_their_ids(self) -> None:
         rows = rows_of_items(split_with([0, 2, 5, 7], 3), 4, 9, "x")
