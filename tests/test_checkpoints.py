@@ -394,7 +394,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("size", ["1e34567", "NaN", '"many"', "null", "[]", "9" * 5000])
     def test_a_size_that_is_none(self, tmp_path, size):
-        (tmp_path / manifest.NAME).write_text('{"sha256": {"a": [%s, "0"]}}' % size)
+        (tmp_path / manifest.NAME).write_text(f'{{"sha256": {{"a": [{size}, "0"]}}}}')
         assert manifest.fault(tmp_path) == "manifest.json is damaged"
 
     def test_of_all_saves(self, store):

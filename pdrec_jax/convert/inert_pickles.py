@@ -12,6 +12,7 @@ import dataclasses
 import pickletools
 from typing import Any
 
+from pdrec_jax.data.columns import one_line
 from pdrec_jax.errors import UserError
 
 _MAX_INSTRUCTIONS = 5_000_000
@@ -99,7 +100,7 @@ def follow(data: bytes, where: str) -> Any:
         TypeError,
         ValueError,
     ) as error:
-        raise UserError(f"{where}: a broken pickle ({error})") from error
+        raise UserError(f"{where}: a broken pickle ({one_line(error)})") from error
 
 
 class _Machine:
@@ -179,7 +180,10 @@ class _Machine:
             stack.append(Global(module, attribute))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(Global(str(module), str(attribute)))
+            # Not made text: that of a list which holds another one twice, and so on, has no end.
+            if not isinstance(module, str) or not isinstance(attribute, str):
+                raise ValueError("a name that is no text is not read")
+            stack.append(Global(module, attribute))
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             if name == "NEWOBJ_EX":
                 stack.pop()
@@ -207,7 +211,12 @@ def _paired(values: list[Any]) -> dict[Any, Any]:
 
 
 def _plain(key: Any) -> Any:
-    """A key as it is; none that holds others, whose hash may take as deep a stack as they are."""
+    """A key as it is; none that holds others, whose hash may take as deep a stack as they are.
+
+    Nor a number of more than 64 bits: as many as one likes of those have the same hash.
+    """
     if not isinstance(key, str | int | float | bytes | None):
         raise ValueError(f"a key of type {type(key).__name__} is not read")
+    if isinstance(key, int) and key.bit_length() > 64:
+        raise ValueError("a key of more than 64 bits is not read")
     return key

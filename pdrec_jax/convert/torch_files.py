@@ -18,13 +18,15 @@ import ml_dtypes
 import numpy as np
 
 from pdrec_jax.convert.inert_pickles import Call, Global, Persistent, follow
-from pdrec_jax.data.columns import unreadable
+from pdrec_jax.data.columns import one_line, shown, unreadable
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write
 
 _MAX_PICKLE = 64 << 20
 _MAX_DEPTH = 20  # modules within modules
-_MAX_TENSORS = 100_000
+_MAX_MEMBERS = 100_000  # tensors and modules; a pickle of few bytes can hold one module often
+_MAX_NAME = 1_000  # characters
+_MAX_AXES = 32
 Named = dict[str, Any]
 _DTYPES = {
     "FloatStorage": np.dtype("<f4"),
@@ -86,7 +88,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     ) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: a broken file ({error})") from error
+        raise UserError(f"{path}: a broken file ({one_line(error)})") from error
 
 
 class _Reader:
@@ -124,9 +126,8 @@ class _Reader:
                     named = inner
                 elif isinstance(inner, Call) and not inner.names(_TENSOR | _PARAMETER):
                     named = _of_module(inner)
-        # A state dict's key is text; what a pickle has as a key is not known.
         arrays = {
-            str(name): self.array(str(name), value)
+            _name(name): self.array(_name(name), value)
             for name, value in named.items()
             if _tensor_call(value) is not None
         }
@@ -140,15 +141,18 @@ class _Reader:
         try:
             storage, offset, size, stride = call.arguments[:4]
             flat = self.storage(storage)
+            if max(len(size), len(stride)) > _MAX_AXES:
+                raise ValueError("of too many dimensions")
             shape, steps = tuple(map(int, size)), tuple(map(int, stride))
             offset = int(offset)
         except (TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{self.path}: {name}: not a tensor ({error})") from error
-        inside = len(shape) == len(steps) and min((offset, *shape, *steps)) >= 0
-        numbers = math.prod(list(shape))
-        if inside and numbers:
+            raise UserError(f"{self.path}: {name}: not a tensor ({one_line(error)})") from error
+        known = (offset, *shape, *steps)
+        inside = len(shape) == len(steps) and min(known) >= 0 and max(known) < 1 << 63
+        numbers = math.prod(shape) if inside else 0
+        if numbers:
             last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
             # A stride of 0 would make much of little.
             inside = last < flat.size and numbers <= flat.size
@@ -163,7 +167,7 @@ class _Reader:
         kind, key, numbers = _storage_of(persistent)
         dtype = _DTYPES.get(kind)
         if dtype is None:
-            raise UserError(f"{self.path}: numbers of the kind {kind!r} are not read")
+            raise UserError(f"{self.path}: numbers of the kind {shown(kind)} are not read")
         if key not in self.storages:
             data = self.member(f"data/{key}", numbers * dtype.itemsize)
             if len(data) != numbers * dtype.itemsize:
@@ -190,24 +194,41 @@ def _tensor_call(value: Any) -> Call | None:
     return value if isinstance(value, Call) and value.names(_TENSOR) else None
 
 
-def _of_module(module: Call, prefix: str = "", seen: frozenset[int] = frozenset()) -> Named:
+def _of_module(module: Call) -> Named:
     """What the state dict of a module would hold."""
-    state = module.state
     found: Named = {}
-    # A module within itself would have no end.
-    if not isinstance(state, dict) or id(module) in seen or len(seen) > _MAX_DEPTH:
-        return found
-    for group in ("_parameters", "_buffers"):
-        members = state.get(group)
-        if isinstance(members, dict):
-            found |= {f"{prefix}{name}": value for name, value in members.items()}
-    inner = state.get("_modules")
-    for name, child in inner.items() if isinstance(inner, dict) else ():
-        if isinstance(child, Call):
-            found |= _of_module(child, f"{prefix}{name}.", seen | {id(module)})
-            if len(found) > _MAX_TENSORS:
-                raise ValueError("modules of too many tensors")
+    met = 0
+
+    def visit(module: Call, prefix: str, above: frozenset[int]) -> None:
+        nonlocal met
+        state = module.state
+        # A module within itself would have no end.
+        if not isinstance(state, dict) or id(module) in above or len(above) > _MAX_DEPTH:
+            return
+        inner = state.get("_modules")
+        children = inner if isinstance(inner, dict) else {}
+        groups = [state.get(group) for group in ("_parameters", "_buffers")]
+        members = [group for group in groups if isinstance(group, dict)]
+        # One that is within each of two, which both are within each of two, and so on, would have
+        # hardly any.
+        met += 1 + len(children) + sum(map(len, members))
+        if met > _MAX_MEMBERS:
+            raise ValueError("modules of too many members")
+        for group in members:
+            found.update({_name(name, prefix): value for name, value in group.items()})
+        for name, child in children.items():
+            if isinstance(child, Call):
+                visit(child, f"{_name(name, prefix)}.", above | {id(module)})
+
+    visit(module, "", frozenset())
     return found
+
+
+def _name(key: Any, prefix: str = "") -> str:
+    """A tensor's name: of a state dict it is text, but what a pickle has as a key is not known."""
+    if isinstance(key, str | bytes) and len(key) > _MAX_NAME:
+        raise ValueError(f"a name of {len(key):,} characters")
+    return f"{prefix}{key}"
 
 
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

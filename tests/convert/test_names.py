@@ -108,7 +108,7 @@ def test_a_tensor_of_no_numbers_is_named(value) -> None:
     """1e300 is no number of float32, which ours are."""
     arrays = {**read_tensors(FILES / "gru4rec.pth")}
     arrays["h0_source"] = np.full(arrays["h0_source"].shape, value, np.float64)
-    with pytest.raises(UserError, match="^x: h0_source holds numbers that are not finite$"):
+    with pytest.raises(UserError, match=r"^x: h0_source holds numbers that are not finite$"):
         to_ours("gru4rec", arrays, np.arange(ROWS["gru4rec"]), "x")
 
 

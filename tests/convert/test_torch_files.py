@@ -197,6 +197,54 @@ class TestMalice:
         (tmp_path / "x.pth").write_bytes(content.getvalue())
         assert complaint(tmp_path / "x.pth") == "a state dict or a module is expected"
 
+    def test_a_name_that_is_a_list(self):
+        """Its text doubles with each level of it, of which a pickle of few bytes can have many."""
+        lists = b"]\x940" + b"".join(b"](h%ch%ce\x940" % (n, n) for n in range(12))
+        for names in (b"h\x0c\x8c\x01a", b"\x8c\x01ah\x0c"):
+            with pytest.raises(UserError, match="a name that is no text is not read"):
+                follow(b"\x80\x04" + lists + names + b"\x93.", "x")
+
+    def test_modules_that_are_within_two_others_each(self, tmp_path):
+        def module(members: bytes) -> bytes:
+            return b"cmodels.DNN\nDNN\n)\x81}X\x08\0\0\0_modules}(" + members + b"usb"
+
+        def name(letter: bytes) -> bytes:
+            return b"X\x01\0\0\0" + letter
+
+        parts = [module(b"") + b"\x940"]
+        for n in range(17):
+            both = b"".join(name(letter) + b"h%c" % n for letter in (b"a", b"b"))
+            parts.append(module(both) + b"\x940")
+        with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+            archive.writestr("a/data.pkl", b"\x80\x04" + b"".join(parts) + b"h\x11.")
+        told = complaint(tmp_path / "x.pth")
+        assert told == "a broken file (modules of too many members)"
+
+    def test_numbers_of_many_digits_as_keys(self):
+        """As many of them as one likes have the same hash."""
+        for last in (b"\x01", b"\xfe"):
+            with pytest.raises(UserError, match="a key of more than 64 bits is not read"):
+                follow(b"\x80\x02}\x8a\x09" + b"\0" * 8 + last + b"K\x01s.", "x")
+
+    def test_what_is_long_is_told_in_short(self, tmp_path):
+        """Also where it is the text of Python's own error, or the name of a tensor."""
+        path = tmp_path / "x.pth"
+        with zipfile.ZipFile(FILES / "dnn.pth") as archive:
+            data = archive.read("dnn/data.pkl")
+        name = b"X\x10\0\0\0emb_layer.weight"
+        assert data.count(name) == 1
+        long = b"X" + (70_000).to_bytes(4, "little") + b"a" * 70_000
+        alter = TestRefusals().altered
+        assert alter(path, "data.pkl", lambda d: d.replace(name, long)) == (
+            "a broken file (a name of 70,000 characters)"
+        )
+        assert len(alter(path, "data.pkl", lambda _: b"F" + b"a" * 70_000 + b"\n.")) < 300
+        kind = data.replace(b"FloatStorage", b"Human" * 20_000)
+        assert len(alter(path, "data.pkl", lambda _: kind)) < 100
+        axes = data.replace(b"K\x04\x85q", b"(" + b"K\x01" * 33 + b"tq", 1)
+        told = alter(path, "data.pkl", lambda _: axes)
+        assert told == "emb_layer.bias: not a tensor (of too many dimensions)"
+
     def test_keys_that_hold_others(self):
         """A hash goes down as deep as they are, in C, where nothing stops it."""
         deep = b"(K\x01" + b"\x85" * 300_000  # a tuple in a tuple in ..
