@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, require_no_input
 
 
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    log = [Path(name) for name in given.log.split(",") if name] if given.log else []
+    log = [Path(name) for name in (given.log or "").split(",") if name]
+    if given.log is not None and not log:
+        raise UserError("--log: a file is expected")
     if given.config is not None:
         from pdrec_jax.main import load_config
 

@@ -109,9 +109,13 @@ def log_files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
       log: where they are now, if not where they were.
 
     Raises:
-      UserError: one of them is missing.
+      UserError: one of them is missing, or is named where it was simulated.
     """
     if place.data.get("source") == "simulated":
+        if log:
+            raise UserError(
+                "--log: the run's log was simulated, and is simulated again; leave it out"
+            )
         return None
     if not log and (place.path / CATALOGUE).is_file():
         log = [Path(name) for name in load_catalogue(place.path).places]

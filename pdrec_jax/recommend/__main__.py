@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         help="what new users did, a row an event: .csv, .tsv, .inter, .jsonl (each also .gz or "
         ".zst) or .parquet; several with commas or by repeating the flag",
     )
-    parser.add_argument("--user", default="user_id", metavar="COLUMN", help="(user_id)")
-    parser.add_argument("--item", default="item_id", metavar="COLUMN", help="(item_id)")
+    parser.add_argument("--user", metavar="COLUMN", help="of the histories (user_id)")
+    parser.add_argument("--item", metavar="COLUMN", help="of the histories (item_id)")
     parser.add_argument(
         "--time", metavar="COLUMN", help="of the histories; without it their rows are in order"
     )
@@ -103,6 +103,7 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.recommend.recommender import Recommender
     from pdrec_jax.workdir import Workdir
 
+    _require_of_use(given)
     suffix, out = format_of(given.out), given.out
     with write_errors(out):
         if out.is_dir():
@@ -110,7 +111,10 @@ def _run(given: argparse.Namespace) -> None:
     require_no_input("--out", out, _inputs(given))
     if given.config:
         load_config(given.config)
-    compilation.use_cache(Workdir.open(given.workdir).config.compilation_cache)
+    place = Workdir.open(given.workdir)
+    if given.log is not None and place.data.get("source") == "simulated":
+        raise UserError("--log: the run's log was simulated, and is simulated again; leave it out")
+    compilation.use_cache(place.config.compilation_cache)
     recommender = Recommender.load(given.workdir, given.variant)
     run = {"the run": recommender.place.files()}
     run["the run's log"] = [Path(place) for place in recommender.catalogue.places]
@@ -131,6 +135,20 @@ def _run(given: argparse.Namespace) -> None:
     atomic_write(out, fill)
     for line in _summary(out, recommender, counts, faults):
         print(line, flush=True)
+
+
+def _require_of_use(given: argparse.Namespace) -> None:
+    """Checks that each flag says something of what was asked for."""
+    columns = {"--user": given.user, "--item": given.item, "--time": given.time}
+    for flag, value in columns.items():
+        if value is not None and given.histories is None:
+            raise UserError(f"{flag}: goes with --histories, of which it names a column")
+    if given.log is None:
+        return
+    if given.histories is not None:
+        raise UserError("--log: goes with --users and --all_users; --histories need no log")
+    if not _paths([given.log]):
+        raise UserError("--log: a file is expected")
 
 
 def _inputs(given: argparse.Namespace) -> dict[str, list[Path]]:
@@ -155,14 +173,16 @@ def _histories(
     from pdrec_jax.recommend.recommender import BLOCK
     from pdrec_jax.recommend.spool import from_files
 
-    files = [Path(name) for name in given.log.split(",")] if given.log else None
+    files = _paths([given.log]) if given.log else None
     if given.histories is None:
         log = recommender.users_of_log(files)
         for ids in log.all(BLOCK) if given.all_users else read_ids(given.users, BLOCK):
             yield log.histories(ids, faults)
         return
     paths = _paths(given.histories)
-    wanted = Columns(given.user, given.item, given.time or None)
+    user = "user_id" if given.user is None else given.user
+    item = "item_id" if given.item is None else given.item
+    wanted = Columns(user, item, given.time or None)
     if not paths:
         raise UserError("--histories: a file is expected")
     if len(set(wanted.names)) < len(wanted.names) or "" in wanted.names:

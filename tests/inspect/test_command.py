@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+from types import SimpleNamespace
 
 import pytest
 
+from pdrec_jax.errors import UserError
 from pdrec_jax.inspect.__main__ import main
+from pdrec_jax.inspect.trained import log_files
 
 
 def call(*flags: str) -> tuple[int, str, str]:
@@ -44,6 +47,7 @@ def test_text_and_page(workdir, tmp_path) -> None:
         (("--workdir={run}", "--user=user 9", "--html={here}/no/page.html"), "cannot write"),
         (("--workdir={run}", "--user=user 9", "--html={here}"), "cannot write"),
         (("--workdir={run}", "--user=user 9", "--config={here}/no.py"), "no such file"),
+        (("--workdir={run}", "--user=user 9", "--log="), "--log: a file is expected"),
     ],
 )
 def test_a_mistake_is_one_line(workdir, tmp_path, flags, message) -> None:
@@ -54,6 +58,13 @@ def test_a_mistake_is_one_line(workdir, tmp_path, flags, message) -> None:
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_of_a_run_that_simulated_its_own(tmp_path) -> None:
+    simulated = SimpleNamespace(path=tmp_path, data={"source": "simulated"})
+    assert log_files(simulated, []) is None
+    with pytest.raises(UserError, match=r"^--log: the run's log was simulated, and is simulated "):
+        log_files(simulated, [tmp_path / "log.csv"])
 
 
 def test_an_input_is_not_overwritten(workdir, config, tmp_path) -> None:

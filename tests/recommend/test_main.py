@@ -121,6 +121,13 @@ class TestMistakes:
             (["--all_users", "--out=none/recs.csv"], "none/recs.csv: cannot write"),
             (["--all_users", "--config=none.py"], "--config: none.py: no such file"),
             ([], "one of the arguments --users --all_users --histories is required"),
+            (["--all_users", "--user=x"], "--user: goes with --histories"),
+            (["--all_users", "--item=x"], "--item: goes with --histories"),
+            (["--users=empty.txt", "--time=x"], "--time: goes with --histories"),
+            (["--histories=bad.csv", "--log=x"], "--log: goes with --users and --all_users"),
+            (["--histories=bad.csv", "--log="], "--log: goes with --users and --all_users"),
+            (["--all_users", "--log="], "--log: a file is expected"),
+            (["--all_users", "--log=none.csv"], "--log: the run's log was simulated, and is"),
             (["--all_users", "--nonsense"], "unrecognized arguments: --nonsense"),
         ],
     )
