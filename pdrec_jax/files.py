@@ -1,7 +1,9 @@
 """Files of a run, which are written whole or not at all, and told in a line where damaged."""
 
 import contextlib
+import ctypes
 import errno
+import glob
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ import numpy as np
 from pdrec_jax import interrupts
 from pdrec_jax.errors import UserError
 
+_ASIDE = ".old"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {
     errno.EACCES,
@@ -192,17 +195,23 @@ def require_elsewhere(out: Path) -> None:
 def replace_directory(new: Path, old: Path) -> None:
     """Gives a directory the name of another one, which goes, or leaves that as it was.
 
-    A signal waits until it is done.
+    A signal waits until it is done. Where the system can exchange two names, a kill at any moment
+    leaves one of the two under the name. Elsewhere it can leave none: the former one then lies
+    beside it, and the next call finds it.
 
     Args:
         new: A directory beside the other one.
         old: It may be missing.
     """
     with interrupts.deferred():
+        _put_back(old)
         if not old.exists() or not any(old.iterdir()):
             os.replace(new, old)
             return
-        aside = old.with_name(f"{new.name}.old")
+        if _exchange(new, old):
+            shutil.rmtree(new, ignore_errors=True)
+            return
+        aside = old.with_name(f"{new.name}{_ASIDE}")
         os.replace(old, aside)
         try:
             os.replace(new, old)
@@ -210,6 +219,27 @@ def replace_directory(new: Path, old: Path) -> None:
             os.replace(aside, old)
             raise
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names at once; False where the system or its file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux, which alone has the call
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _put_back(place: Path) -> None:
+    """Gives a name back to the directory that a kill between two renames has left beside it."""
+    for aside in sorted(place.parent.glob(f".{glob.escape(place.name)}.*.tmp{_ASIDE}")):
+        if place.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(aside, place)
+        # What should have taken the name then.
+        shutil.rmtree(aside.with_name(aside.name.removesuffix(_ASIDE)), ignore_errors=True)
 
 
 def expanded(path: str, what: str) -> Path:

@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,75 @@ def test_what_the_system_does_not_let_read(tmp_path: Path) -> None:
     refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     with pytest.raises(UserError, match="a: cannot be read"), files.read_errors(Path("a")):
         raise refused
+
+
+class TestReplacingADirectory:
+    @pytest.fixture
+    def two(self, tmp_path: Path) -> tuple[Path, Path]:
+        """A new directory, as its maker names it, and the old one, whose name is a pattern too."""
+        new, old = tmp_path / ".a[b]*.12.tmp", tmp_path / "a[b]*"
+        for place, text in ((new, "new"), (old, "old")):
+            place.mkdir()
+            (place / "x").write_text(text)
+        return new, old
+
+    def killed(self, new: Path, old: Path, exchanging: bool) -> None:
+        """Replaces in a process that ends, as by a kill, at its second rename by `os.replace`."""
+        code = (
+            "import os, sys\nfrom pathlib import Path\nfrom pdrec_jax import files\n"
+            "renames, whole = [], os.replace\n"
+            "def replace(*given):\n"
+            "    renames.append(given)\n"
+            "    if len(renames) == 2:\n        os._exit(9)\n"
+            "    whole(*given)\n"
+            "os.replace = replace\n"
+            f"if not {exchanging}:\n    files._exchange = lambda *_: False\n"
+            "files.replace_directory(*map(Path, sys.argv[1:]))\n"
+        )
+        subprocess.run([sys.executable, "-c", code, new, old], check=exchanging, timeout=300)
+
+    def test_a_kill_leaves_one_of_the_two(self, two: tuple[Path, Path], tmp_path: Path) -> None:
+        new, old = two
+        (tmp_path / "p").mkdir()
+        (tmp_path / "q").mkdir()
+        if not files._exchange(tmp_path / "p", tmp_path / "q"):
+            pytest.skip("needs a system that can exchange names")
+        self.killed(new, old, exchanging=True)
+        assert (old / "x").read_text() == "new"
+        assert sorted(os.listdir(tmp_path)) == ["a[b]*", "p", "q"]
+
+    def test_what_a_kill_left_beside_it_is_found(
+        self, two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        new, old = two
+        self.killed(new, old, exchanging=False)
+        assert sorted(os.listdir(tmp_path)) == [new.name, f"{new.name}.old"]
+        other = tmp_path / ".a[b]*.34.tmp"
+        other.mkdir()
+        (other / "x").write_text("other")
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_exchange", lambda *_: False)
+            renames = []
+
+            def replace(*given: Path) -> None:
+                renames.append(given)
+                if len(renames) == 3:
+                    raise OSError(errno.EIO, "Input/output error")
+                os.rename(*given)
+
+            patch.setattr(os, "replace", replace)
+            with pytest.raises(OSError, match="Input/output"):
+                files.replace_directory(other, old)
+        assert (old / "x").read_text() == "old"
+        assert sorted(os.listdir(tmp_path)) == [other.name, old.name]
+        files.replace_directory(other, old)
+        assert (old / "x").read_text() == "other"
+        assert os.listdir(tmp_path) == [old.name]
+
+    def test_one_that_is_missing_or_empty(self, two: tuple[Path, Path], tmp_path: Path) -> None:
+        new, old = two
+        files.replace_directory(new, tmp_path / "b")
+        (tmp_path / "empty").mkdir()
+        files.replace_directory(tmp_path / "b", tmp_path / "empty")
+        assert sorted(os.listdir(tmp_path)) == [old.name, "empty"]
+        assert (tmp_path / "empty" / "x").read_text() == "new"
