@@ -102,7 +102,8 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
             _write_parquet(
                 temporary / "item_vectors.parquet", catalogue.item_ids[1 : targets + 1], vectors
             )
-            atomic_write_text(temporary / "README.md", readme(manifest))
+            name = whole.name if out.name in ("", "..") else out.name
+            atomic_write_text(temporary / "README.md", readme(manifest, name))
             atomic_write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
             require_free(out)
             replace_directory(temporary, whole)

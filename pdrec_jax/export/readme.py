@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 SCRIPT = """\
@@ -32,7 +33,7 @@ _TEXT = """\
 {label}{items_recommended:,} items, the last {length} events of a history, vectors of {width}
 numbers. Written by jax {jax} for {platforms}; a jax of the following six months reads it, for
 longer see jax.export's promise of compatibility. It needs jax, numpy and flatbuffers (by which
-jax.export reads files), and nothing of pdrec_jax:
+jax.export reads files), and nothing of pdrec_jax. It is run beside this directory:
 
 ```python
 {script}```
@@ -62,16 +63,18 @@ _SIMULATED = """\
 """
 
 
-def readme(manifest: dict[str, Any]) -> str:
+def readme(manifest: dict[str, Any], name: str) -> str:
     """The README of an artifact.
 
     Args:
       manifest: content of ``artifact.json``.
+      name: of its directory, beside which the script is run.
     """
+    folder = json.dumps(f"{name}/", ensure_ascii=False)  # which Python reads as well
     words = {
         "label": _SIMULATED if manifest["data"] == "simulated" else "",
         "jax": manifest["written_by"]["jax"],
         "platforms": ", ".join(manifest["platforms"]),
-        "script": SCRIPT,
+        "script": SCRIPT.replace('"artifact/"', folder),
     }
     return _TEXT.format(**{**manifest, **words})

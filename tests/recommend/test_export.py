@@ -100,6 +100,19 @@ class TestScript:
         lengths = [len(items) for items in names["recommend"](histories, 5)]
         assert lengths == [5 * ("the hit" in history) for history in histories]
 
+    @pytest.mark.parametrize(
+        "name", ["shop v2", "{0}", 'a"b\\n', "b\u00fccher \U0001f4da", "\udcff"]
+    )
+    def test_it_names_the_directory(self, name: str) -> None:
+        manifest = {"data": "real", "items_recommended": 9, "length": 9, "width": 9, "k": 9}
+        more = {"model": "SASRec", "written_by": {"jax": "1"}, "platforms": ["cpu"]}
+        # As it is written to the file.
+        text = readme({**manifest, **more}, name).encode("utf-8", "backslashreplace").decode()
+        (line,) = [line for line in script_of(text).splitlines() if line.startswith("folder = ")]
+        names: dict[str, Any] = {}
+        exec(line, names)
+        assert names["folder"] == f"{name}/"
+
     def test_it_is_that_of_the_artifact_and_about_ten_lines(self, made: Path) -> None:
         assert script_of((made / "README.md").read_text()) == SCRIPT == SHOWN
         assert len([line for line in SCRIPT.splitlines() if line.strip()]) <= 15
@@ -147,8 +160,8 @@ class TestContent:
     def test_simulated_data_is_said(self, run: Path, tmp_path: Path, capsys) -> None:
         manifest = {"data": "simulated", "items_recommended": 9, "length": 9, "width": 9, "k": 9}
         more = {"model": "SASRec", "written_by": {"jax": "1"}, "platforms": ["cpu"]}
-        assert "SIMULATED DATA" in readme({**manifest, **more})
-        assert "SIMULATED DATA" not in readme({**manifest, **more, "data": "real"})
+        assert "SIMULATED DATA" in readme({**manifest, **more}, "a")
+        assert "SIMULATED DATA" not in readme({**manifest, **more, "data": "real"}, "a")
 
 
 class TestEncoders:
@@ -195,6 +208,7 @@ class TestPlace:
         assert main([f"--workdir={texts}", "--out=link", "--k=20"]) == 0
         assert {path.name for path in (tmp_path / "old").iterdir()} == FILES
         assert (tmp_path / "link").is_symlink()
+        assert 'folder = "link/"' in (tmp_path / "old" / "README.md").read_text()
         assert {path.name for path in tmp_path.iterdir()} == {"old", "link"}
 
     def test_where_the_command_is_run(
