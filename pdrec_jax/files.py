@@ -180,6 +180,28 @@ def require_no_input(flag: str, out: Path, inputs: Mapping[str, Iterable[Path]])
                 )
 
 
+def require_outside(flag: str, out: Path, run: Path) -> None:
+    """Checks that what is to be written is not within the directory of a run, nor holds it.
+
+    What lies there is taken for the run's own: the same command would refuse to replace it.
+
+    Args:
+        flag: that names `out`.
+        out: the file or directory to write; it may not be there yet.
+        run: directory of the run.
+
+    Raises:
+        UserError: it is within it, or holds it.
+    """
+    whole = run.resolve()
+    # A link to elsewhere within the run is one of its files as well.
+    for place in (out.resolve(), out.parent.resolve() / out.name):
+        if place.is_relative_to(whole):
+            raise UserError(f"{flag}: {out}: is within the run {run}; name a place outside it")
+        if whole.is_relative_to(place):
+            raise UserError(f"{flag}: {out}: holds the run {run}; name a place beside it")
+
+
 def require_elsewhere(out: Path) -> None:
     """Checks that a directory that is to be replaced is not the one that a command is run in.
 

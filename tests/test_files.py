@@ -231,3 +231,19 @@ class TestReplacingADirectory:
         files.replace_directory(tmp_path / "b", tmp_path / "empty")
         assert sorted(os.listdir(tmp_path)) == [old.name, "empty"]
         assert (tmp_path / "empty" / "x").read_text() == "new"
+
+
+def test_a_place_within_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    (run / "phases").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(run)
+    (run / "away.csv").symlink_to(tmp_path / "away.csv")
+    for out in ("runs/a", "runs/a/x.csv", "link/x.csv", "runs/b/../a/no/x.csv", "runs/a/away.csv"):
+        with pytest.raises(
+            UserError, match=r"^--out: .*: is within the run .*/a; name a place out"
+        ):
+            files.require_outside("--out", tmp_path / out, run)
+    with pytest.raises(UserError, match=r"^--out: .*: holds the run .*/a; name a place beside it$"):
+        files.require_outside("--out", tmp_path / "runs", run)
+    for out in ("x.csv", "runs/x.csv", "runs/ab", "runs/a.csv"):
+        files.require_outside("--out", tmp_path / out, run)

@@ -64,7 +64,7 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     from pdrec_jax.convert import names
     from pdrec_jax.convert.torch_files import read_tensors, write_tensors
     from pdrec_jax.data.readers import sha256
-    from pdrec_jax.files import require_no_input
+    from pdrec_jax.files import require_no_input, require_outside
     from pdrec_jax.given import prepare
     from pdrec_jax.training import Course
     from pdrec_jax.workdir import Workdir
@@ -79,6 +79,8 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     if config.seeds != 1:
         raise UserError(f"config.seeds: 1 is expected, got {config.seeds}")
     place = Workdir(command.workdir, config, "simulated" if files is None else "real")
+    if given.action == "export":
+        require_outside("--file", given.file, place.path)
     key = "diffusion" if given.model == "diffusion" else config.encoder.name
     if key not in ("diffusion", "sasrec", "gru4rec"):
         raise UserError(f"config.encoder.name: the reference has sasrec and gru4rec, not {key!r}")

@@ -68,9 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.export.artifact import require_free, write_artifact
+    from pdrec_jax.files import require_outside
     from pdrec_jax.recommend.recommender import Recommender
+    from pdrec_jax.workdir import Workdir
 
     require_free(given.out)
+    require_outside("--out", given.out, Workdir.open(given.workdir).path)
     if given.config:
         load_config(given.config)
     recommender = Recommender.load(given.workdir, given.variant)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_text, require_no_input
+from pdrec_jax.files import atomic_write_text, require_no_input, require_outside
 
 
 def _count(text: str) -> int:
@@ -78,7 +78,10 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.inspect.page import as_page
     from pdrec_jax.inspect.text import as_text
     from pdrec_jax.inspect.trained import log_files, open_run
+    from pdrec_jax.workdir import Workdir
 
+    if given.html is not None:
+        require_outside("--html", given.html, Workdir.open(given.workdir).path)
     run = open_run(given.workdir, log)
     if given.html is not None:
         config = [Path(given.config)] if given.config else []

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
-    from pdrec_jax.files import atomic_write, require_no_input, write_errors
+    from pdrec_jax.files import atomic_write, require_no_input, require_outside, write_errors
     from pdrec_jax.recommend.histories import Faults
     from pdrec_jax.recommend.output import format_of, open_writer
     from pdrec_jax.recommend.recommender import Recommender
@@ -112,6 +112,7 @@ def _run(given: argparse.Namespace) -> None:
     if given.config:
         load_config(given.config)
     place = Workdir.open(given.workdir)
+    require_outside("--out", out, place.path)
     if given.log is not None and place.data.get("source") == "simulated":
         raise UserError("--log: the run's log was simulated, and is simulated again; leave it out")
     compilation.use_cache(place.config.compilation_cache)

@@ -123,6 +123,7 @@ def test_the_run_goes_on_from_it(place) -> None:
             )
             for name in ("nan", "inf")
         ),
+        (["export", "--file=run/x.pth"], "--file: run/x.pth: is within the run run; name a place"),
         (["export", "--file=x.pth"], "diffusion/best: no checkpoint here"),
         (["export"], "the following arguments are required: --file"),
         (["improve", "--file=x.pth"], "argument action: invalid choice"),

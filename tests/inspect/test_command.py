@@ -36,6 +36,7 @@ def test_text_and_page(workdir, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (("--workdir={run}", "--user=x", "--html={run}/page.html"), "page.html: is within the run"),
         ((), "required: --workdir, --user"),
         (("--workdir=x",), "required: --user"),
         (("--workdir={run}", "--user=nobody"), "has no user 'nobody'"),
@@ -71,7 +72,8 @@ def test_an_input_is_not_overwritten(workdir, config, tmp_path) -> None:
     log, link = config.parent / "log.csv", tmp_path / "link.html"
     link.symlink_to(log)
     before = log.read_bytes(), config.read_bytes()
-    own = workdir / "config.json"
+    own = tmp_path / "own.html"
+    own.hardlink_to(workdir / "config.json")
     for page, what in (
         *((log, "the run's log"), (link, "the run's log"), (config, "--config"), (own, "the run")),
     ):

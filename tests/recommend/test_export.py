@@ -249,6 +249,16 @@ class TestMistakes:
         self.refused(capsys, "is no artifact", f"--workdir={run}", f"--out={tmp_path}/mine.txt")
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
+    def test_within_the_run(self, run: Path, capsys) -> None:
+        self.refused(capsys, "is within the run", f"--workdir={run}", f"--out={run}/artifact")
+        assert not (run / "artifact").exists()
+
+    def test_an_artifact_that_holds_the_run(self, run: Path, tmp_path: Path, capsys) -> None:
+        (tmp_path / artifact.MANIFEST).write_text("{}")
+        shutil.copytree(run, tmp_path / "run")
+        self.refused(capsys, "holds the run", f"--workdir={tmp_path}/run", f"--out={tmp_path}")
+        assert (tmp_path / "run" / "config.json").is_file()
+
     def test_no_run(self, tmp_path: Path, capsys) -> None:
         flags = [f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
         self.refused(capsys, "the workdir of a run is expected", *flags)

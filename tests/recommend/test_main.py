@@ -171,8 +171,20 @@ class TestMistakes:
         own.write_text("{}")
         done = call(run, "--histories=in.csv", f"--out={own}")
         assert (done.status, own.read_text()) == (2, "{}")
-        assert "is an input too (the run)" in done.err
+        assert (
+            done.err == f"error: --out: {own}: is within the run {run}; name a place outside it\n"
+        )
         own.unlink()
+        Path("link.csv").hardlink_to(run / "config.json")
+        done = call(run, "--histories=in.csv", "--out=link.csv")
+        assert done.err.startswith("error: --out: link.csv: is an input too (the run)")
+
+    def test_a_new_file_within_the_run(self, run: Path, call: Call) -> None:
+        """The same command given again would take it for the run's."""
+        done = call(run, "--all_users", f"--out={run}/recs.csv")
+        assert (done.status, done.out) == (2, [])
+        assert done.err.startswith(f"error: --out: {run}/recs.csv: is within the run")
+        assert not (run / "recs.csv").exists()
 
     @pytest.mark.parametrize("k", ["00000199999999", "0000", "10001"])
     def test_zeros_before_a_number(self, run: Path, call: Call, k) -> None:
