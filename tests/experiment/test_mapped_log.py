@@ -66,7 +66,7 @@ def test_the_same_results_losses_and_ranks(places, folder, call, monkeypatch) ->
     (folder / "ids.txt").write_text("3\n5\n")
     told = []
     for run in done:
-        out = run.path / "recs.csv"
+        out = folder / f"{run.path.name}.csv"
         flags = [f"--users={folder / 'ids.txt'}", "--k=3", f"--out={out}"]
         assert recommend([f"--workdir={run.path}", *flags]) == 0
         told.append(out.read_text())
