@@ -76,20 +76,21 @@ def require_states(
         expected = f"item_embedding, an nnx.Param [I + 1, D] (here of {num_items + 1} rows)"
         raise _misfit(title, expected, got)
 
-    def states(params: Any) -> list[jax.Array]:
+    def states(params: Any, key: jax.Array | None) -> list[jax.Array]:
         rows = [Rows(*4 * [jnp.zeros((1, length), jnp.int32)]) for length in lengths]
         vectors = [params["item_embedding"][row.items] for row in rows]
-        return encoder(params).encode(vectors, rows, jax.random.key(0))
+        return encoder(params).encode(vectors, rows, key)
 
-    found = [getattr(made, "shape", None) for made in jax.eval_shape(states, params)]
     expected_shapes = [(1, length, shape[1]) for length in lengths]
-    if found != expected_shapes:
-        raise _misfit(
-            title,
-            f"a state as wide as item_embedding ({shape[1]}) for each cell of a row, shapes "
-            f"{_listed(expected_shapes)},",
-            _listed(found),
-        )
+    for key in (jax.random.key(0), None):  # in training, and in evaluation
+        found = [getattr(made, "shape", None) for made in jax.eval_shape(states, params, key)]
+        if found != expected_shapes:
+            raise _misfit(
+                title,
+                f"a state as wide as item_embedding ({shape[1]}) for each cell of a row, shapes "
+                f"{_listed(expected_shapes)},",
+                _listed(found),
+            )
 
 
 @contextlib.contextmanager

@@ -126,6 +126,11 @@ class Failing(OwnSASRec):
         raise RuntimeError("no such\nlayer")
 
 
+class OnlyTrained(OwnSASRec):
+    def __call__(self, vectors, rows, key=None):
+        return super().__call__(vectors, rows, key) * jax.random.uniform(key)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -138,6 +143,7 @@ class Failing(OwnSASRec):
         (Narrow, r"a state as wide as item_embedding .* got \(1, 12, 1\)"),
         (Running, r"nothing but nnx.Param .* got other state in norm\.mean"),
         (Dropping, r"nothing but nnx.Param .* got other state in dropout\.rngs"),
+        (OnlyTrained, r"test_registry.py: row \d+: "),
         (Failing, r"test_registry.py: row \d+: RuntimeError: no such$"),
     ],
 )
