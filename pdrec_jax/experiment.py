@@ -240,7 +240,7 @@ def _run_phases(
             place.finish_phase(name, record, outcome.arrays)
             memory.release()
         assert record is not None
-        times[name] = record["seconds"]
+        times[name] = record.get("seconds", 0.0)
         found = place.phase_arrays(name)
         arrays.update({f"{name}/{kind}": array for kind, array in found.items()})
         return record

@@ -259,7 +259,7 @@ class Workdir:
         sealed = read_json(path)
         if sealed is None:
             return None
-        if not {_SEAL, _RECORD} & sealed.keys() and "seconds" in sealed:
+        if sealed and not {_SEAL, _RECORD} & sealed.keys():
             return sealed  # of an earlier version
         record, arrays = sealed.get(_RECORD), path.with_suffix(".npz")
         if not isinstance(record, dict) or sealed.get(_SEAL) != _seal(record, arrays):

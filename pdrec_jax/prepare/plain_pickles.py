@@ -20,7 +20,7 @@ MAX_BYTES = 64 << 20
 _MAX_OPEN = 1000  # groups that are begun and not finished, and values outside of all groups
 # An instruction of one byte makes a container, or remembers a value, of a hundred bytes and more.
 # The paper's files hold 12,171 of each at most.
-_MAX_CONTAINERS = 500_000
+_MAX_CONTAINERS = 100_000
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
 # What a pickle could ask for and does not get; only to name it in the error.

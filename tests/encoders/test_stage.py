@@ -35,7 +35,9 @@ def test_parse_variant(variant, plugins):
 
 @pytest.mark.parametrize("variant", ["", "HBR", "hbr+hbr", "base+hbr", "hbr+", "ndp"])
 def test_a_bad_variant(variant):
-    with pytest.raises(UserError, match=r"^encoder\.variants: expected 'base' or some of hbr\+nns"):
+    with pytest.raises(
+        UserError, match=r"^config\.encoder\.variants: expected 'base' or some of hbr\+nns"
+    ):
         parse_variant(variant)
 
 

@@ -62,7 +62,8 @@ def test_both_diffusion_models(strict, call, tmp_path):
 
 
 def test_the_papers_figure_is_that_of_the_model_of_the_name(call, tmp_path):
-    flags = ["--config.name=toy", "--config.diffusion.weighting=position"]
+    flags = ["--config.name=toy", "--config.diffusion.weighting=position",
+             "--config.data.target=amazon_toy", "--config.evaluation.negatives=99"]  # fmt: skip
     done = call(tmp_path, *flags, "--config.diffusion.both=True", "--config.stage=diffusion")
     assert [(model["name"], model["paper"]) for model in done.results["models"]] == [
         ("T-DiffRec", {}), ("TI-DiffRec", {"NDCG@10": 0.1823}),
