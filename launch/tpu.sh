@@ -322,7 +322,7 @@ case $action in
   run) start "$@" ;;
   logs)
     run "${tpus[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=0 \
-      '--command=cd pdrec && tail --pid="$(cat starter)" -n +1 -F log'
+      '--command=cd pdrec && tail --pid="$(cat starter 2>/dev/null || cat pid)" -n +1 -F log'
     ;;
   status)
     if $dry_run; then

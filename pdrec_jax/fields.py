@@ -113,7 +113,7 @@ def names(default: tuple[str, ...], meaning: str) -> Field:
     return Field(default, "a tuple of different names, one or more", allows, meaning)
 
 
-def overrides(meaning: str, default: tuple[tuple[str, Any], ...] = ()) -> Field:
+def overrides(meaning: str) -> Field:
     """A tuple of pairs (field, value)."""
 
     def allows(value: tuple[Any, ...]) -> bool:
@@ -122,4 +122,4 @@ def overrides(meaning: str, default: tuple[tuple[str, Any], ...] = ()) -> Field:
             for pair in value
         )
 
-    return Field(default, "a tuple of pairs (field, value)", allows, meaning)
+    return Field((), "a tuple of pairs (field, value)", allows, meaning)

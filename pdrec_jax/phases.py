@@ -32,9 +32,9 @@ from pdrec_jax.sharding import abstract
 from pdrec_jax.training import Course, Fitted, LoopSettings, fit
 from pdrec_jax.workdir import Workdir, saved_config, seed_folder
 
+_FEW_ITEMS = 8  # enough to see whether an encoder is one
 # Fields of a diffusion model's section that do not decide what is trained. Another seed trains
 # another model of the same kind.
-_FEW_ITEMS = 8  # enough to see whether an encoder is one
 _OF_NO_MODEL = ("seed", "block", "both")
 
 
@@ -126,7 +126,7 @@ def _source_of_model(given: Given, section: ConfigDict) -> Path:
                 f"{other[name]!r}, expected {value!r}"
             )
     made = Store(source).restore_meta("preferences")
-    for name in ("protocol", "split", "times"):
+    for name in ("protocol", "split", "weighting"):
         expected = _origin(given)[name]
         if made.get(name, expected) != expected:
             raise UserError(
@@ -258,14 +258,18 @@ def _origin(given: Given) -> dict[str, Any]:
     digest = hashlib.sha256()
     for array in (split.train.offsets, split.train.items, split.valid_items, split.test_items):
         digest.update(np.ascontiguousarray(array).data)  # a view: of a mapped log no copy is made
-    by_time = given.config.diffusion.weighting == "time" and split.train.times is not None
-    times = np.ascontiguousarray(split.train.times).data if by_time else b""
+    weighting = "any"  # of a model without weights
+    if given.config.preferences_by == "diffusion":
+        weighting = "position"
+        if given.config.diffusion.weighting == "time" and split.train.times is not None:
+            times = np.ascontiguousarray(split.train.times).data
+            weighting = f"time {hashlib.sha256(times).hexdigest()[:7]}"
     return {
         "protocol": given.protocol.name,
         "split": digest.hexdigest(),
-        "times": hashlib.sha256(times).hexdigest() if by_time else "none",
         "rules": dataclasses.asdict(pool_rules(given.config, given.protocol)),
         "maker": given.config.preferences_by,
+        "weighting": weighting,
     }
 
 

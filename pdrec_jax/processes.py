@@ -44,12 +44,8 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
     if not address and {"JOBSET_NAME", "REPLICATED_JOB_NAME"} <= environ.keys():
         name = environ["JOBSET_NAME"]
         address = f"{name}-{environ['REPLICATED_JOB_NAME']}-0-0.{name}:{PORT}"
-    if "JAX_NUM_PROCESSES" in environ or "JAX_PROCESS_ID" in environ:
-        if not address:
-            raise UserError(
-                "environment: JAX_COORDINATOR_ADDRESS: HOST:PORT of process 0 is expected, "
-                f"got {address!r}"
-            )
+    numbered = "JAX_NUM_PROCESSES" in environ or "JAX_PROCESS_ID" in environ
+    if address and numbered:
         which = "JAX_PROCESS_ID" if "JAX_PROCESS_ID" in environ else "JOB_COMPLETION_INDEX"
         return _arguments(
             address, _number(environ, "JAX_NUM_PROCESSES"), _number(environ, which), "JAX_"
@@ -60,8 +56,13 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
     workers = [name for name in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     if len(workers) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
         return {}
+    # With a part of it every host would take itself for alone.
+    if numbered and environ.get("JAX_NUM_PROCESSES") != "1":
+        raise UserError(
+            "environment: JAX_COORDINATOR_ADDRESS: HOST:PORT of process 0 is expected, "
+            f"got {address!r}"
+        )
     if environ.get("JAX_COORDINATOR_ADDRESS"):
-        # Nothing says of how many: every host would take itself for alone.
         _number(environ, "JAX_NUM_PROCESSES")  # raises
     return None
 

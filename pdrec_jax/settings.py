@@ -39,9 +39,7 @@ FIELDS: dict[str, Field] = {
         "strict", ("strict", "reference"), "free of leakage, or the public code's choices"
     ),
     "strict_overrides": _overrides("settings under protocol strict; a field set by hand wins"),
-    "reference_overrides": _overrides(
-        "settings under protocol reference; likewise", (("encoder.batch_repeat", 3),)
-    ),
+    "reference_overrides": _overrides("settings under protocol reference; likewise"),
     "stage": _among("all", ("all", "diffusion", "encoder"), "which stages to run"),
     "preferences_from": _text(
         "", "workdir whose preferences the encoder stage reads; empty for this run's own"

@@ -98,6 +98,8 @@ class TestFind:
         assert find({"TPU_WORKER_HOSTNAMES": "a,b"}) == {}
         # From where JAX takes an address that is set, and the rest is its to find.
         assert find({**slurm, "JAX_COORDINATOR_ADDRESS": "host:1"}) == {}
+        assert find({**slurm, "JAX_NUM_PROCESSES": "4"}) == {}  # Slurm itself says it all
+        assert find({"JAX_NUM_PROCESSES": "1"}) is None
 
     def test_flags_come_together(self) -> None:
         with pytest.raises(UserError, match="all three are expected"):

@@ -327,14 +327,12 @@ def test_settings_for_strict(protocol: str, negatives: int) -> None:
     assert config.encoder.negatives == 1
 
 
-def test_reference_delivers_batches_as_the_public_code_does() -> None:
-    """Three times each, unless told otherwise."""
+def test_settings_for_reference() -> None:
+    chosen = (("encoder.batch_repeat", 3),)
     for protocol, times in (("strict", 1), ("reference", 3)):
-        settled = apply_protocol(config_with(protocol=protocol), ())
-        assert settled.encoder.batch_repeat == times
-        assert settled.diffusion.batch_repeat == 1
-    by_hand = config_with(protocol="reference")
-    assert apply_protocol(by_hand, {"encoder.batch_repeat"}).encoder.batch_repeat == 1
+        config = config_with(protocol=protocol, reference_overrides=chosen)
+        assert apply_protocol(config, ()).encoder.batch_repeat == times
+        assert apply_protocol(config, {"encoder.batch_repeat"}).encoder.batch_repeat == 1
 
 
 def test_settings_for_strict_count_where_fields_must_agree() -> None:

@@ -23,8 +23,7 @@ def register(name: str, title: str, make: Callable[..., Encoder]) -> None:
     """Adds an encoder.
 
     Args:
-      name: ``config.encoder.name = name`` selects it; lower-case letters, digits, ``-`` and ``_``.
-        An own encoder of that name is replaced.
+      name: ``config.encoder.name = name`` selects it; letters, digits, ``.``, ``-`` and ``_``. An own encoder of that name is replaced.
       title: tables show it.
       make: a subclass of ``encoder.Encoder``, or a function that is called like one.
 
@@ -32,10 +31,9 @@ def register(name: str, title: str, make: Callable[..., Encoder]) -> None:
       UserError: a run could not tell it from something else by that name, or that title is the one
         of an encoder that is here already.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(
-            f"encoder {title}: a name of lower-case letters, digits, - and _ is expected, "
-            f"got {name!r}"
+            f"encoder {title}: a name of letters, digits, ., - and _ is expected, got {name!r}"
         )
     if name in (*_OURS, *_OTHERS) or name.startswith("diffusion"):
         raise UserError(f"encoder {title}: the name {name!r} is taken; choose another one")

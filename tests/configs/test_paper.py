@@ -68,6 +68,17 @@ def test_toy_is_tuned_under_strict_alone() -> None:
     assert differences(reference, apply_protocol(readme, ())) == []
 
 
+@pytest.mark.parametrize("name", ["toy", "toy:readme", "game:paper", "music", "custom", *PAIRS])
+def test_reference_delivers_batches_as_the_public_code_does(name) -> None:
+    """Three times each; the diffusion model's once."""
+    name, colon, variant = name.partition(":")
+    for protocol, times in (("strict", 1), ("reference", 3)):
+        config = config_of(name, colon + variant)
+        config.protocol = protocol
+        settled = apply_protocol(config, ())
+        assert (settled.encoder.batch_repeat, settled.diffusion.batch_repeat) == (times, 1)
+
+
 def test_game_looks_earlier_than_toy() -> None:
     toy, game = (dict(config_of(name).strict_overrides) for name in ("toy", "game"))
     assert {path for path in toy if toy[path] != game[path]} == {

@@ -66,9 +66,9 @@ def test_something_else_is_refused(own_encoders, config):
         ("preferences", "Mean", "the name 'preferences' is taken"),
         ("diffusionrec", "Mean", "the name 'diffusionrec' is taken"),
         ("sasrec", "Mine", "the name 'sasrec' is taken"),
-        ("my+net", "Mine", "a name of lower-case letters"),
-        ("my/net", "Mine", "a name of lower-case letters"),
-        ("", "Mine", "a name of lower-case letters"),
+        ("my+net", "Mine", "a name of letters, digits"),
+        ("my/net", "Mine", "a name of letters, digits"),
+        ("", "Mine", "a name of letters, digits"),
         ("mine", "SASRec", "the title 'SASRec' is that of 'sasrec'"),
     ],
 )

@@ -162,7 +162,7 @@ class TestDiffusionModelOfAnotherRun:
         ):
             done = call(tmp_path / "run", *log, *taken)
             assert done.status == 2
-            assert "with another times (none), expected " in done.err
+            assert "with another weighting (position), expected time " in done.err
 
     def test_both_models_where_there_is_one(self, strict, call, tmp_path) -> None:
         flags = (DIFFUSION, "--config.diffusion.both", f"--config.diffusion_from={strict.path}")
