@@ -23,7 +23,8 @@ def register(name: str, title: str, make: Callable[..., Encoder]) -> None:
     """Adds an encoder.
 
     Args:
-      name: ``config.encoder.name = name`` selects it; letters, digits, ``.``, ``-`` and ``_``. An own encoder of that name is replaced.
+      name: ``config.encoder.name = name`` selects it; letters, digits, ``.``, ``-`` and ``_``. An
+        own encoder of that name is replaced.
       title: tables show it.
       make: a subclass of ``encoder.Encoder``, or a function that is called like one.
 
