@@ -120,11 +120,10 @@ def ablation(encoders: Sequence[str]) -> Target:
     def table(settings: Sequence[Setting]) -> Table:
         rows = []
         for setting in settings:
-            made = jobs(setting)[1 : 1 + len(encoders)]
-            ablations = jobs(setting)[1 + len(encoders) :]
-            rows += [row for job in made for row in _variants(job)]
+            made = jobs(setting)[1:]
+            rows += [row for job in made[: len(encoders)] for row in _variants(job)]
             key = "sasrec+hbr+nns+dpa"
-            for job in ablations:
+            for job in made[len(encoders) :]:
                 rows += _rows(job, {key: "SASRec w/o TI-DiffRec"}, paper=False)
         return _table("Figure 4", settings, rows, jobs)
 
@@ -247,9 +246,10 @@ def _table(
     if config.seeds > 1:
         seeds = f"seeds {config.seed} to {config.seed + config.seeds - 1}"
     shared = config.seeds > 1 and any(setting.shared for setting in settings)
-    notes = [*_NOTES, *([_SHARED] if shared else []), *_by_hand(settings), *_simulated(settings)]
+    simulated = _simulated(settings)
+    notes = [*_NOTES, *([_SHARED] if shared else []), *_by_hand(settings), *simulated]
     notes += _time_taken([job for setting in settings for job in jobs(setting)])
-    source = "simulated" if _simulated(settings) else "real"
+    source = "simulated" if simulated else "real"
     return Table(title, config.protocol, seeds, source, tuple(METRICS), rows, notes)
 
 
