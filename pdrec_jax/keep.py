@@ -57,7 +57,10 @@ def _read(run: Workdir, out: Path) -> list[_Kept]:
     results, arrays, curves = run.results(), run.per_user(), run.path / _CURVES
     if results is None or not _covers(run, results):
         raise UserError(f"{run.path}: a finished run is expected")
-    if not several and "users" not in arrays:
+    with run.reading_results():
+        keys = [str(model["key"]) for model in results["models"]]
+    ranked = all(f"{key}/sampled_rank" in arrays for key in keys)
+    if not several and not (keys and ranked and "users" in arrays):
         raise UserError(f"{run.path}: ranks of all users are expected in {PER_USER}")
     text = curves.read_bytes() if curves.is_file() else b""
     kept = [_Kept(run, out, results, arrays, text)]

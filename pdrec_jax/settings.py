@@ -336,6 +336,11 @@ def _validate_together(config: ConfigDict) -> None:
             f"config.diffusion.sampling_steps: at most steps ({diffusion.steps}) is expected, "
             f"got {diffusion.sampling_steps}"
         )
+    if diffusion.target == "epsilon" and diffusion.noise_scale == 0:
+        raise UserError(
+            "config.diffusion.noise_scale: above 0 is expected with target 'epsilon', for without "
+            "noise there is none to predict, got 0"
+        )
     for name in ("noise_fraction", "error_fraction"):
         if diffusion[name] < 1 and (diffusion.target != "x0" or diffusion.normalise):
             raise UserError(

@@ -267,23 +267,33 @@ class Run:
         if processes.any_of(time.monotonic() - self._saved_at >= settings.save_seconds):
             self.save(behind=settings.save_behind)
 
-    def _diverged(self, what: str, values: dict[str, float]) -> UserError:
+    def _diverged(self, what: str, values: dict[str, float] | None = None) -> UserError:
         """What is raised where numbers have left the range of floats."""
+        if values is not None:
+            what += f" at learning rate {values['learning_rate']:.3g}"
         kept = "no state was saved before it"
         if self._last_saved is not None:
             kept = f"the last good state is that of epoch {self._last_saved} in "
             kept += f"{self.store.directory / 'state'}"
         return UserError(
-            f"{self.task.name}: {what} at learning rate {values['learning_rate']:.3g}; {kept}. A "
-            "smaller learning rate in another workdir usually helps"
+            f"{self.task.name}: {what}; {kept}. A smaller learning rate in another workdir usually "
+            "helps"
         )
 
     def save(self, *, behind: bool = False) -> None:
-        """Saves the state, by the number of its steps."""
+        """Saves the state, by the number of its steps.
+
+        Raises:
+          UserError: it is not finite, and is not to take the place of one that is.
+        """
         course, step = self.course, self._step()
         if step == self._saved_step:
             self.store.finish()
             return  # to write it once more would leave a moment without it
+        if not np.isfinite(course.losses).all():
+            raise self._diverged(f"a loss of epoch {course.epoch + 1} is not finite")
+        if not _all_finite(self.state["params"]):
+            raise self._diverged(f"parameters are not finite after epoch {course.epoch}")
         tree = {"state": self.state, "best": self._best}
         self.store.save("state", step, tree, dataclasses.asdict(course), behind=behind)
         self._last_saved, self._saved_at = course.epoch, time.monotonic()

@@ -231,6 +231,11 @@ def test_unknown_and_missing_fields() -> None:
             "diffusion.sampling_steps: at most steps (10) is expected, got 11",
         ),
         (
+            {"diffusion__noise_scale": 0.0, "diffusion__target": "epsilon"},
+            "diffusion.noise_scale: above 0 is expected with target 'epsilon', for without noise "
+            "there is none to predict, got 0",
+        ),
+        (
             {"diffusion__noise_fraction": 0.5, "diffusion__target": "epsilon"},
             "diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, got 0.5",
         ),

@@ -234,6 +234,37 @@ class TestDivergence:
         with pytest.raises(UserError, match=r"^walk: parameters are not finite after epoch 1 at "):
             train(Walk({1: 1.0}))
 
+    def test_no_broken_state_takes_the_place_of_a_good_one(self, train, monkeypatch, tmp_path):
+        """Neither where an epoch that is not evaluated ends in one, nor where a signal cuts one."""
+        task = Walk({1: 1.0, 6: 1.0})
+        whole = task.run_epoch
+
+        def run_epoch(state, epoch, advance, done=()):
+            state, values = whole(state, epoch, advance, done)
+            if epoch == 3:
+                state = {**state, "params": {"w": jnp.full_like(state["params"]["w"], np.nan)}}
+            return state, values
+
+        monkeypatch.setattr(task, "run_epoch", run_epoch)
+        options = dict(epochs=6, first_evaluation=1, evaluate_every=5, save_seconds=0)
+        with pytest.raises(
+            UserError, match=r"^walk: parameters are not finite after epoch 3; .*2 in"
+        ):
+            train(task, **options)
+        store = Store(tmp_path / "run" / "store")
+        assert store.step("state") == 2 * Walk.steps
+
+        cut = Walk({1: 1.0, 6: 1.0})
+        broken = np.array([1.0, np.nan], np.float32)
+
+        def interrupted(state, epoch, advance, done=()):
+            raise Unfinished(state, broken)
+
+        monkeypatch.setattr(cut, "run_epoch", interrupted)
+        with pytest.raises(UserError, match=r"^walk: a loss of epoch 3 is not finite; .*2 in"):
+            train(cut, **options)
+        assert store.step("state") == 2 * Walk.steps
+
     def test_scores_that_rank_nothing(self, train):
         with pytest.raises(UserError, match=r"^walk: scores are not finite after epoch 2 at "):
             train(Walk({1: 0.5, 2: math.nan}))

@@ -98,8 +98,7 @@ def _compare(
                 sizes.steps,
                 _flops(sizes, encoder, layouts[name], dpa=task.model.dpa_fine > 0),
                 None if name == _PADDED else _PADDED,
-                # Of the table value, moments and gradient, read and written.
-                moved=sizes.steps * 8 * 4.0 * workload.split.train.num_items * sizes.width,
+                moved=_moved(config, workload.split.train.num_items, sizes.steps),
             )
             for name, task in tasks.items()
         ),
@@ -186,6 +185,16 @@ def _filled(layout: Batch) -> float:
     empty = np.asarray(layout.users).shape[1]
     cells = np.concatenate([np.asarray(segment).reshape(-1) for segment in layout.segment])
     return float(np.mean(cells < empty))
+
+
+def _moved(config: ConfigDict, num_items: int, steps: int) -> float | None:
+    """Bytes of the table, its moments and its gradient, read and written in each of some steps.
+
+    None where the optimiser goes row by row: which rows a step reads is drawn.
+    """
+    if num_items > config.encoder.row_adam_above:
+        return None
+    return steps * 8 * 4.0 * num_items * config.encoder.width
 
 
 def _flops(sizes: Sizes, encoder: str, layout: Batch, *, dpa: bool) -> float:

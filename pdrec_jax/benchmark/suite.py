@@ -82,6 +82,11 @@ def run(
     if reference is not None:
         check_clone(reference)
         stages = [stage for stage in stages if stage in side_by_side.STAGES]
+        if not stages:
+            names = ", ".join(side_by_side.STAGES)
+            raise UserError(
+                f"--reference: it has no such stage; --stage=all or {names} is expected"
+            )
     if out is not None:
         _prepare(out)
     ceilings = matrix_product(sizes.product), large_copy(sizes.product)

@@ -53,7 +53,7 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
 
     Raises:
       UserError: noise that makes no schedule, or that leaves nothing of the data where the noise is
-        what the denoiser predicts.
+        what the denoiser predicts; windows of less than a slot.
     """
     schedule = make_schedule(
         config.schedule,
@@ -68,6 +68,12 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
             f"last step keeps nothing of the data, got {config.noise_max:g} at noise_scale "
             f"{config.noise_scale:g}"
         )
+    for name in ("noise_fraction", "error_fraction"):
+        if config[name] * slots < 1:
+            raise UserError(
+                f"config.diffusion.{name}: a window of one slot at least is expected, 1 / "
+                f"{slots:,} of all, got {config[name]:g}"
+            )
     make = functools.partial(
         make_denoiser,
         slots,

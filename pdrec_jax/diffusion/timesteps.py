@@ -71,12 +71,11 @@ def record(history: LossHistory, t: Array, losses: Array) -> LossHistory:
       losses: [B], weighted, not divided by p_t.
     """
     steps = history.count.shape[0]
-    same = t[:, None] == t[None, :]
+    at = (t[:, None] == jnp.arange(steps, dtype=t.dtype)[None, :]).astype(jnp.int32)
     # How many of the batch came before, same timestep.
-    order = jnp.sum(jnp.tril(same, -1), axis=1, dtype=jnp.int32)
-    arrived = jnp.sum(
-        t[:, None] == jnp.arange(steps, dtype=t.dtype)[None, :], axis=0, dtype=jnp.int32
-    )
+    before = jnp.cumsum(at, axis=0) - at
+    order = jnp.take_along_axis(before, t[:, None], axis=1)[:, 0]
+    arrived = jnp.sum(at, axis=0, dtype=jnp.int32)
     total = history.count + arrived
     kept = jnp.minimum(total, HISTORY)
     dropped = total - kept  # how many of the oldest fall out of each row

@@ -49,8 +49,9 @@ def plugin_effects(
       max_length: L; earlier events of a history are no targets, nor is its first.
 
     Returns:
-      histogram and shares of HBR's weights; how often DPA's candidates hold the test item, and
-      NNS's negatives a held-out item, each beside a uniform draw of as many.
+      histogram and shares of HBR's weights; how often DPA's candidates hold the test item, beside
+      a uniform draw of as many; the share of NNS's negatives that are a held-out item of their
+      user, beside that of uniform draws from the catalogue.
     """
     users = np.flatnonzero(preferences.users)
     offsets, lengths = split.train.offsets, split.train.lengths
@@ -71,8 +72,9 @@ def plugin_effects(
     num_items = split.train.num_items
     test, valid = split.test_items[users][:, None], split.valid_items[users][:, None]
     hits = (candidates == test).any(axis=1)
-    wrong = np.concatenate([negatives == test, negatives == valid]).any(axis=1)
-    uniform_wrong = min(negatives.shape[1] / num_items, 1.0)
+    # Of the draws, for a small pool repeats its items.
+    wrong = np.mean((negatives == test) | (negatives == valid))
+    held = 1 + (test != valid)
     return {
         "hbr": {
             "edges": edges.tolist(),
@@ -86,8 +88,8 @@ def plugin_effects(
             "popularity_percentile": popularity_percentile(split, candidates),
         },
         "nns": {
-            "false_negative_rate": float(wrong.mean()),
-            "uniform_false_negative_rate": uniform_wrong,
+            "false_negative_rate": float(wrong),
+            "uniform_false_negative_rate": float(np.mean(held)) / num_items,
             "popularity_percentile": popularity_percentile(split, negatives),
         },
     }

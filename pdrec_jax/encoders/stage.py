@@ -188,7 +188,7 @@ def training_data(
     On a mesh, or of a mapped log, it stays on the host, see ``on_mesh``.
 
     Raises:
-      UserError: a plugin is on and there are no preferences.
+      UserError: a plugin is on and there are no preferences; more events than a device counts.
     """
     train = split.train
     if preferences is None and (model.hbr or model.nns or model.dpa):
@@ -201,6 +201,11 @@ def training_data(
         pools = preferences.negatives if model.nns else none
         candidates = preferences.candidates if model.dpa else none
     on_host = by_batch(split, model.mesh)
+    if not on_host and train.num_events > np.iinfo(np.int32).max:
+        raise UserError(
+            f"the log has {train.num_events:,} events, and those of a device are counted in 32 "
+            "bits; prepare it with --mapped, or set config.mesh"
+        )
     array: Any = np.asarray if on_host else jnp.asarray
     return TrainingData(
         # Events are counted in 32 bits on a device, which then sees those of a batch alone.

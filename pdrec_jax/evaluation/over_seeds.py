@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pdrec_jax.evaluation.metrics import CUTOFFS, user_values
-from pdrec_jax.evaluation.significance import compare, holm
+from pdrec_jax.evaluation.significance import Comparison, compare, holm
 
 BLOCKS = ("sampled", "full")
 _PARTS = (*BLOCKS, "validation")
 METRICS = (*(f"{name}@{k}" for name in ("NDCG", "HR") for k in CUTOFFS), "AUC", "MRR")
-# With one relevant item these are the same number for every user, so that a test of the one is no
-# further comparison beside a test of the other.
+# With one relevant item these are the same number for every user but one whose item ties for the
+# first place, so that a test of the one is no further comparison beside a test of the other.
 _SAME = {"HR@1": "NDCG@1"}
+_NUMBERS = tuple(field.name for field in dataclasses.fields(Comparison))
 
 
 def over_seeds(models: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -72,7 +74,8 @@ def comparisons(
     """Compares models, each with its base.
 
     The p-values of a block (sampled or full ranking), of all models and metrics, are one family,
-    and corrected together. NDCG@1 and HR@1, one number, count as one comparison.
+    and corrected together. NDCG@1 and HR@1, one number where no item ties for the first place, then
+    count as one comparison.
 
     Args:
       pairs: keys of a model and of its base.
@@ -105,24 +108,36 @@ def comparisons(
             for metric, one in zip(kept, made, strict=True):
                 where = {"key": key, "base": base, "block": block, "metric": metric}
                 family.append({**where, **vars(one)})
-        own = [each for each in family if not is_repeated(each["metric"], kept)]
+        repeated = [is_repeated(each, family) for each in family]
+        own = [each for each, again in zip(family, repeated, strict=True) if not again]
         for name in ("p_users", "p_seeds"):
             values = holm(np.array([each[name] for each in own])).tolist()
             corrected = {
                 (each["key"], each["metric"]): value
                 for each, value in zip(own, values, strict=True)
             }
-            for each in family:
-                metric = each["metric"]
-                metric = _SAME[metric] if is_repeated(metric, kept) else metric
+            for each, again in zip(family, repeated, strict=True):
+                metric = _SAME[each["metric"]] if again else each["metric"]
                 each[f"{name}_holm"] = corrected[each["key"], metric]
         found += family
     return [{k: _finite(v) for k, v in each.items()} for each in found]
 
 
-def is_repeated(metric: str, metrics: Collection[str]) -> bool:
-    """Whether a metric is the same number as another one of those given."""
-    return _SAME.get(metric) in metrics
+def is_repeated(one: Mapping[str, Any], family: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a comparison has the same numbers as that of another metric of the same model.
+
+    Args:
+      one: of ``comparisons``.
+      family: those of a block, ``one`` among them.
+    """
+    twins = (
+        each
+        for each in family
+        if each["key"] == one["key"] and each["metric"] == _SAME.get(one["metric"])
+    )
+    return any(
+        all(_finite(each[name]) == _finite(one[name]) for name in _NUMBERS) for each in twins
+    )
 
 
 def _finite(value: Any) -> Any:

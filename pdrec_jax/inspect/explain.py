@@ -194,7 +194,7 @@ def _ranking(
 ) -> tuple[Negatives, Curve | None]:
     """The sample's ranks among all items of the preferences' ranking, ties by id."""
     given, split = run.given, user.split
-    train, sample = split.train, preferences.negatives[0]
+    train, sample = split.train, np.unique(preferences.negatives[0])
     names = train.item_ids.astype(str)
     if preferred is None:
         return Negatives(tuple(names[sample]), None, None, 0), None

@@ -54,8 +54,9 @@ class Negatives:
     """NNS's sample.
 
     Attributes:
-      items: external ids, [R], in the order of ``ranks`` where they are known.
-      ranks: [R] int, of the items in the preferences, 1 for the highest; None where the model
+      items: external ids of the different ones, R' of R, which are fewer where the pool is smaller
+        than R; in the order of ``ranks`` where they are known.
+      ranks: [R'] int, of the items in the preferences, 1 for the highest; None where the model
         behind them is not at hand.
       pool: first and last rank of the pool, and its size; None likewise.
       ranked: how many items the ranks are among, 0 likewise.

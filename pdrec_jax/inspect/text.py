@@ -95,7 +95,7 @@ def _negatives(told: Explanation) -> list[str]:
     found = told.negatives
     if found is None:
         return ["NNS: no sample"]
-    title = f"NNS: {len(found.items):,} negatives kept"
+    title = f"NNS: {len(found.items):,} different negatives kept"
     if found.pool is None or found.ranks is None:
         return [
             title,

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterable
+
+import numpy as np
 
 from pdrec_jax.plan.hlo import Instruction, Module, Shape
 
@@ -103,12 +106,75 @@ def product_flops(instruction: Instruction, operands: list[Shape]) -> float:
     if instruction.opcode == "dot":
         contracted = _dims(instruction.attributes, "lhs_contracting_dims")
         return 2.0 * result.size * math.prod(operands[0].dims[d] for d in contracted)
-    # On TPUs a matrix product is a convolution; each output sums over the kernel but its outputs.
-    labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.attributes)
+    # On TPUs a matrix product is a convolution, a batched one over a window that is dilated so that
+    # each output meets its own part of the kernel alone.
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if not labels:
         return 0.0
-    kernel = operands[1]
-    return 2.0 * result.size * kernel.size / max(kernel.dims[labels[1].index("o")], 1)
+    given, kernel, made = labels.groups()
+    window = _Window.read(instruction.attributes)
+    terms = operands[1].dims[kernel.index("i")]
+    for number in range(sum(label.isdigit() for label in kernel)):
+        sizes = (
+            operands[0].dims[given.index(str(number))],
+            operands[1].dims[kernel.index(str(number))],
+            result.dims[made.index(str(number))],
+        )
+        terms *= window.products(number, *sizes)
+    others = (size for label, size in zip(made, result.dims, strict=True) if not label.isdigit())
+    return 2.0 * math.prod(others) * terms
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """How a convolution's kernel moves, a value a spatial dimension; what is not said is plain."""
+
+    stride: tuple[int, ...] = ()
+    low: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()  # of the input
+    kernel_dilation: tuple[int, ...] = ()
+
+    @classmethod
+    def read(cls, attributes: str) -> _Window:
+        """Reads ``window={size=3x8 stride=1x7 pad=0_0x1_1 lhs_dilate=1x8}``."""
+        found = re.search(r"\bwindow=\{([^}]*)\}", attributes)
+        fields = dict(part.split("=") for part in found[1].split()) if found else {}
+
+        def each(name: str) -> tuple[int, ...]:
+            values = fields.get(name, "")
+            return tuple(int(value.split("_")[0]) for value in values.split("x") if value)
+
+        return cls(each("stride"), each("pad"), each("lhs_dilate"), each("rhs_dilate"))
+
+    def products(self, number: int, given: int, kernel: int, made: int) -> int:
+        """Pairs of an output and a kernel's element that meet a number of the input.
+
+        Args:
+          number: of the dimension.
+          given: its size in the input.
+          kernel: in the kernel.
+          made: in the output.
+        """
+
+        def of(values: tuple[int, ...], plain: int) -> int:
+            return values[number] if number < len(values) else plain
+
+        return _met(
+            *(given, kernel, made, of(self.stride, 1), of(self.low, 0)),
+            *(of(self.dilation, 1), of(self.kernel_dilation, 1)),
+        )
+
+
+@functools.cache
+def _met(
+    given: int, kernel: int, made: int, stride: int, low: int, dilation: int, kernel_dilation: int
+) -> int:
+    places = np.arange(made, dtype=np.int64) * stride - low
+    met = 0
+    for element in range(kernel):
+        at = places + element * kernel_dilation
+        met += int(np.sum((at >= 0) & (at % dilation == 0) & (at // dilation < given)))
+    return met
 
 
 def group_size(attributes: str, partitions: int) -> int:

@@ -113,8 +113,7 @@ def _comparisons(results: Mapping[str, Any], block: str) -> list[str]:
 
 def _note(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """What the rows of a block's comparisons are."""
-    metrics = [[each["metric"] for each in family] for family in by_model.values()]
-    repeated = [is_repeated(metric, family) for family in metrics for metric in family]
+    repeated = [is_repeated(each, family) for family in by_model.values() for each in family]
     same = ", where N@1 and HR@1 are one" * any(repeated)
     return _NOTE.format(count=repeated.count(False), same=same)
 

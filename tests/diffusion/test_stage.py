@@ -54,6 +54,18 @@ def test_interrupted_anywhere(task) -> None:
     jax.tree.map(np.testing.assert_array_equal, state, unbroken)
 
 
+@pytest.mark.parametrize("name", ["noise_fraction", "error_fraction"])
+def test_windows_of_less_than_a_slot(name: str) -> None:
+    config = seeded(default_config(), "diffusion")
+    config[name] = 1 / 20
+    stage.model_of_slots(config, 20)
+    config[name] = 1e-10
+    with pytest.raises(
+        UserError, match=rf"^config\.diffusion\.{name}: .* 1 / 20 of all, got 1e-10$"
+    ):
+        stage.model_of_slots(config, 20)
+
+
 def test_noise_that_leaves_nothing_of_the_data() -> None:
     """What x_0 is cannot be told from the noise then; from x_0 itself it can be learnt."""
     config = seeded(default_config(), "diffusion")

@@ -90,6 +90,14 @@ class TestRecord:
             np.testing.assert_array_equal(history.count, [len(row) for row in kept])
             assert history.count.dtype == jnp.int32
 
+    def test_memory_grows_with_the_batch_and_not_with_its_square(self):
+        def memory(batch: int) -> int:
+            t, losses = jnp.zeros(batch, jnp.int32), jnp.zeros(batch)
+            compiled = jit_record.lower(empty_history(10), t, losses).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        assert memory(8_000) < 12 * memory(1_000)
+
     def test_no_gradient_flows_into_the_history(self):
         def total(losses):
             return jnp.sum(record(empty_history(3), int32([0, 1, 1]), losses).losses)

@@ -38,3 +38,32 @@ def test_shares_are_of_the_events_that_train(clip, scale) -> None:
     assert sum(hbr["counts"]) == 4
     assert hbr["low_share"] == 1 / 4
     assert hbr["clipped_share"] == 1 / 4
+
+
+def test_false_negatives_are_a_share_of_the_draws() -> None:
+    """A pool smaller than what is kept of it repeats its items, and is no safer for that."""
+    rng = np.random.default_rng(5)
+    users, items = 400, 50
+    log = Interactions(
+        offsets=3 * np.arange(users + 1),
+        items=rng.integers(1, items + 1, 3 * users, dtype=np.int32),
+        times=None,
+        domains=None,
+        user_ids=np.arange(users),
+        item_ids=np.arange(items + 1),
+        num_target_items=items,
+    )
+    split = leave_one_out(log)
+    pools = rng.permuted(np.tile(np.arange(1, items + 1, dtype=np.int32), (users, 1)), axis=1)
+    preferences = Preferences(
+        np.ones(users, bool),
+        np.ones((users, 2), np.int32),
+        np.tile(pools[:, :5], (1, 100)),
+        np.zeros(users, np.float32),
+        np.zeros(users, np.float32),
+    )
+    nns = plugin_effects(split, preferences, np.zeros(users, np.float32), 1.0, 1.0, 3)["nns"]
+    distinct = [len({*pair}) for pair in zip(split.test_items, split.valid_items, strict=True)]
+    assert nns["uniform_false_negative_rate"] == pytest.approx(np.mean(distinct) / items)
+    # A pool drawn by chance is as safe as chance.
+    assert nns["false_negative_rate"] == pytest.approx(np.mean(distinct) / items, rel=0.25)

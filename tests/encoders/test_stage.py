@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,12 @@ class TestTrainingData:
         model, _ = make_model(config(), (plugin,), 200)
         with pytest.raises(UserError, match=r"^encoder: plugins need preferences"):
             training_data(config(), world.split, None, model, "observed")
+
+    def test_more_events_than_32_bits_count(self, config):
+        train = types.SimpleNamespace(mapped=False, num_events=2**31)
+        model = types.SimpleNamespace(hbr=False, nns=0, dpa=False, mesh=None)
+        with pytest.raises(UserError, match=r"2,147,483,648 events, .* with --mapped, or set"):
+            training_data(config(), types.SimpleNamespace(train=train), None, model, "observed")
 
     def test_what_is_off_takes_no_room(self, config, world):
         model, _ = make_model(config(), ("nns",), 200)

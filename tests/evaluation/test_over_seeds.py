@@ -95,6 +95,22 @@ def test_one_number_under_two_names_is_one_comparison(ranks):
     assert all(each["p_users_holm"] is not None for each in alone)
 
 
+def test_a_tie_for_the_first_place_makes_two_numbers_of_them(ranks):
+    """At half a place NDCG@1 is 0.756 and HR@1 is 1, so each has a p-value of its own."""
+    rng = np.random.default_rng(7)
+    tied = {
+        name: np.where((array == 0) & (rng.random(array.shape) < 0.5), 0.5, array)
+        for name, array in ranks.items()
+    }
+    found = comparisons(PAIRS, tied, 99, draws=50)
+    family = [each for each in found if each["block"] == "sampled"]
+    ones = [each for each in family if each["metric"] in ("NDCG@1", "HR@1")]
+    assert len({each["p_users"] for each in ones}) == 4
+    raw = np.array([each["p_users"] for each in family], np.float64)
+    corrected = [each["p_users_holm"] for each in family]
+    np.testing.assert_allclose(corrected, holm(raw), rtol=1e-12)
+
+
 def test_nothing_to_compare(ranks):
     assert variants_and_base(MODELS[:2]) == []
     assert variants_and_base([MODELS[2]]) == []

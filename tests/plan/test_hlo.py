@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pdrec_jax.plan.cost import UNKNOWN_TRIPS, Collective, cost_of, group_size
+from pdrec_jax.plan.cost import (
+    UNKNOWN_TRIPS,
+    Collective,
+    cost_of,
+    group_size,
+    product_flops,
+)
 from pdrec_jax.plan.hlo import Shape, parse, parse_instruction, parse_shapes
 
 TEXT = """\
@@ -156,3 +162,53 @@ def test_a_real_module_agrees_with_the_products_in_it() -> None:
 def test_text_without_a_module_is_refused() -> None:
     with pytest.raises(ValueError, match="entry"):
         parse("nothing")
+
+
+def _product(line: str, *operands: tuple[int, ...]) -> float:
+    instruction = parse_instruction(line)
+    assert instruction is not None
+    return product_flops(instruction, [Shape("f32", dims) for dims in operands])
+
+
+@pytest.mark.parametrize("batch", [1, 8, 512])
+def test_a_batched_product_of_a_tpu_is_counted_once(batch: int) -> None:
+    """As XLA writes ``einsum("rqd,rkd->rqk")`` for TPUs, of which most windows meet nothing."""
+    line = (
+        f"%c = f32[{batch},16,32]{{2,1,0}} convolution(%a, %b), window={{size={batch} "
+        f"stride={max(batch - 1, 1)} lhs_dilate={batch}}}, dim_labels=0bf_0oi->0bf"
+    )
+    assert _product(line, (batch, 16, 4), (batch, 32, 4)) == 2 * batch * 16 * 32 * 4
+
+
+def test_a_window_without_dilation_is_summed_over() -> None:
+    """A kernel's gradient: ``einsum("rld,rlk->dk")``."""
+    line = "%c = f32[1,4,6]{2,1,0} convolution(%a, %b), window={size=8}, dim_labels=0fb_0io->0bf"
+    assert _product(line, (8, 16, 4), (8, 16, 6)) == 2 * 8 * 16 * 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("window", "given", "kernel", "made"),
+    [
+        ("size=3 pad=1_1", 10, 3, 10),
+        ("size=3 stride=2 pad=0_1", 10, 3, 5),
+        ("size=4 pad=3_3 lhs_dilate=2", 7, 4, 16),
+        ("size=3 pad=-1_2 rhs_dilate=2 rhs_reversal=1", 12, 3, 9),
+        ("", 5, 1, 5),
+    ],
+)
+def test_a_window_counts_what_xla_computes(window: str, given: int, kernel: int, made: int) -> None:
+    """Against the convolution itself, of ones: its outputs sum to the number of products."""
+    fields = dict(part.split("=") for part in window.split())
+    low, high = (int(side) for side in fields.get("pad", "0_0").split("_"))
+    out = jax.lax.conv_general_dilated(
+        jnp.ones((1, 1, given)),
+        jnp.ones((1, 1, kernel)),
+        (int(fields.get("stride", 1)),),
+        [(low, high)],
+        (int(fields.get("lhs_dilate", 1)),),
+        (int(fields.get("rhs_dilate", 1)),),
+    )
+    assert out.shape == (1, 1, made)
+    said = f", window={{{window}}}" * bool(window)
+    line = f"%c = f32[1,1,{made}]{{2,1,0}} convolution(%a, %b){said}, dim_labels=bf0_oi0->bf0"
+    assert _product(line, (1, 1, given), (1, 1, kernel)) == 2 * float(out.sum())
