@@ -57,11 +57,11 @@ def _read(run: Workdir, out: Path) -> list[_Kept]:
     results, arrays, curves = run.results(), run.per_user(), run.path / _CURVES
     if results is None or not _covers(run, results):
         raise UserError(f"{run.path}: a finished run is expected")
-    with run.reading_results():
-        keys = [str(model["key"]) for model in results["models"]]
-    ranked = all(f"{key}/sampled_rank" in arrays for key in keys)
-    if not several and not (keys and ranked and "users" in arrays):
-        raise UserError(f"{run.path}: ranks of all users are expected in {PER_USER}")
+    if not several:
+        with run.reading_results():
+            ranks = [f"{model['key']}/sampled_rank" for model in results["models"]]
+        if not ranks or any(name not in arrays for name in ("users", *ranks)):
+            raise UserError(f"{run.path}: ranks of all users are expected in {PER_USER}")
     text = curves.read_bytes() if curves.is_file() else b""
     kept = [_Kept(run, out, results, arrays, text)]
     if several:

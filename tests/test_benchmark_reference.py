@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdrec_jax.benchmark import reference, side_by_side, tables, torch_child
+from pdrec_jax.benchmark import reference, side_by_side, suite, tables, torch_child
 from pdrec_jax.benchmark.contest import Elapsed, Result, Row
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.benchmark.workload import make_workload
@@ -198,6 +198,19 @@ def test_what_is_no_clone_costs_one_line(clone: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(reference.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="torch is missing"):
         reference.check_clone(clone)
+
+
+def test_a_stage_that_the_reference_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "check_clone", lambda directory: None)
+    with pytest.raises(UserError, match=r"^--reference: it has no such stage; --stage=all or "):
+        suite.run(
+            ["reverse"],
+            SIZES,
+            source="simulated",
+            repeats=1,
+            out=None,
+            reference=Path("clone"),
+        )
 
 
 def test_one_domain_is_refused(tmp_path: Path) -> None:

@@ -127,6 +127,17 @@ def test_negatives_come_from_the_pool_of_equation_3(run, told, index) -> None:
     assert set(found.items) == kept
 
 
+def test_an_item_that_is_kept_twice_is_shown_once(run, told, index) -> None:
+    """As where the pool is smaller than what is kept of it."""
+    negatives = run.preferences.negatives.copy()
+    negatives[index, 8:] = negatives[index, :8]
+    preferences = dataclasses.replace(run.preferences, negatives=negatives)
+    found = explain(dataclasses.replace(run, preferences=preferences), told.user)
+    assert len(found.negatives.items) == len(set(found.negatives.items)) == 8
+    assert len(found.negatives.ranks) == 8
+    assert "8 different negatives" in as_text(found)
+
+
 def test_nothing_seen_is_recommended(told) -> None:
     seen = {event.item for event in told.events if event.part != TEST}
     own = told.events[-1].item
