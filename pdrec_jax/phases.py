@@ -264,10 +264,13 @@ def _origin(given: Given) -> dict[str, Any]:
         if given.config.diffusion.weighting == "time" and split.train.times is not None:
             times = np.ascontiguousarray(split.train.times).data
             weighting = f"time {hashlib.sha256(times).hexdigest()[:7]}"
+    rules = dataclasses.asdict(pool_rules(given.config, given.protocol))
+    if split.train.num_target_items < split.train.num_items:
+        rules["catalogue"] = "target"  # earlier versions took pools from both domains
     return {
         "protocol": given.protocol.name,
         "split": digest.hexdigest(),
-        "rules": dataclasses.asdict(pool_rules(given.config, given.protocol)),
+        "rules": rules,
         "maker": given.config.preferences_by,
         "weighting": weighting,
     }

@@ -42,7 +42,7 @@ def complement_table(
 
     Args:
       offsets: [U+1], CSR.
-      items: [E] int32 in 1..I.
+      items: [E] int32; those above I, of the other domain, are none that could be drawn.
       num_items: I.
       on_host: leave the arrays there; the keys of items that are mapped are mapped too.
 
@@ -78,6 +78,8 @@ def complement_table(
 def _keys(offsets: np.ndarray, items: np.ndarray, num_items: int) -> tuple[np.ndarray, np.ndarray]:
     """How many distinct items each user has, [U], and the keys of all of them, [N]."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    if items.max(initial=0) > num_items:
+        users, items = users[items <= num_items], items[items <= num_items]
     pairs = np.unique(users.astype(np.int64) * (num_items + 1) + items)
     users, items = pairs // (num_items + 1), pairs % (num_items + 1)
     counts = np.bincount(users, minlength=len(offsets) - 1)

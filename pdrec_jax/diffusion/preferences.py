@@ -1,7 +1,8 @@
 """What the diffusion stage passes to the encoder stage (docs/design.md, "Preferences").
 
 All items are scored for a block of users at a time; kept are M candidates for DPA, R negatives for
-NNS and the scores of the observed items for HBR: O(U (M + R) + E) numbers instead of [U, I].
+NNS and the scores of the observed items for HBR: O(U (M + R) + E) numbers instead of [U, I]. Of two
+domains both pools are of the target's items, as what is ranked is, and the scores of all.
 """
 
 from __future__ import annotations
@@ -88,8 +89,8 @@ def cut_pools(
     """Cuts the pools of a block of users.
 
     Args:
-      scores: [B, >= I + 1], column i for item i.
-      seen: [B, K] int32, distinct observed items, 0 where there are fewer.
+      scores: [B, >= I + 1], column i for item i; those behind I take no part.
+      seen: [B, K] int32, distinct observed items of 1..I, 0 where there are fewer.
       excluded: [B, K'] int32, distinct items that cannot be negatives, likewise.
       keys: [B] jax keys, of each user's draw.
       rules: static.
@@ -177,7 +178,7 @@ def require_room(split: Split, rules: PoolRules) -> None:
     Raises:
       UserError: it is too small.
     """
-    train, num_items = split.train, split.train.num_items
+    train, num_items = split.train, split.train.num_target_items
     field, need = "dpa.coarse", f"{rules.candidates} candidates are wanted"
     wanted = rules.candidates
     if not rules.candidates_unobserved or not wanted:
@@ -185,6 +186,7 @@ def require_room(split: Split, rules: PoolRules) -> None:
     # A log may repeat items, so only of long histories is it counted how many there are.
     for user in np.flatnonzero(train.lengths + 2 > num_items - wanted):
         own = train.items[train.offsets[user] : train.offsets[user + 1]]
+        own = own[own <= num_items]
         heldout = split.valid_items[user], split.test_items[user]
         seen = len(np.union1d(own, heldout))
         if num_items - seen < wanted:
@@ -228,7 +230,7 @@ def compute_preferences(
         is not finite.
     """
     train = split.train
-    num_items, index = train.num_items, np.flatnonzero(users)
+    num_items, index = train.num_target_items, np.flatnonzero(users)
     require_room(split, rules)
     out = Preferences(
         np.array(users, bool),
@@ -246,6 +248,7 @@ def compute_preferences(
         rows = np.concatenate([real, np.full(block - len(real), real[0])])
         events = _event_rows(train.offsets, train.items, rows, width)
         seen = distinct_rows(train.offsets, train.items, rows, width)
+        seen = np.where(seen <= num_items, seen, 0)
         excluded = seen
         if exclude_heldout:
             held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)

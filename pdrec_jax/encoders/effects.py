@@ -15,13 +15,13 @@ _LOW = 0.1  # of the mean weight, omega_f
 
 
 def popularity_percentile(split: Split, items: np.ndarray) -> float:
-    """Mean share of the catalogue that is less popular than the given items (ties half), in [0, 1].
+    """Mean share of the target's items that are less popular than those given (ties half), [0, 1].
 
     Args:
       split: popularity is counted over its training events.
       items: ids, any shape.
     """
-    counts = split.train.popularity[1:]
+    counts = split.train.popularity[1 : 1 + split.train.num_target_items]
     ordered = np.sort(counts)
     own = counts[items.reshape(-1) - 1]
     below, through = (np.searchsorted(ordered, own, side=side) for side in ("left", "right"))
@@ -69,7 +69,7 @@ def plugin_effects(
         low += int(np.sum(targets < _LOW * scale))
         clipped += int(np.sum(targets >= largest))
     candidates, negatives = preferences.candidates[users], preferences.negatives[users]
-    num_items = split.train.num_items
+    num_items = split.train.num_target_items
     test, valid = split.test_items[users][:, None], split.valid_items[users][:, None]
     hits = (candidates == test).any(axis=1)
     # Of the draws, for a small pool repeats its items.

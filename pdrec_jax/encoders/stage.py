@@ -211,7 +211,8 @@ def training_data(
         # Events are counted in 32 bits on a device, which then sees those of a batch alone.
         array(train.offsets, np.int64 if on_host else np.int32),
         array(train.items),
-        complement_table(train.offsets, train.items, train.num_items, on_host=on_host),
+        # What is ranked is of the target, and so are the negatives.
+        complement_table(train.offsets, train.items, train.num_target_items, on_host=on_host),
         array(weights),
         array(pools),
         array(candidates),

@@ -199,18 +199,20 @@ def _ranking(
     if preferred is None:
         return Negatives(tuple(names[sample]), None, None, 0), None
     rules = pool_rules(given.config, given.protocol)
-    catalogue = np.asarray(preferred[1 : train.num_items + 1], np.float32)
+    num_items = train.num_target_items
+    catalogue = np.asarray(preferred[1 : num_items + 1], np.float32)
     seen = np.unique(train.items)
+    seen = seen[seen <= num_items]
     held = np.concatenate([split.valid_items, split.test_items])
     excluded = np.union1d(seen, held) if given.protocol.nns_excludes_heldout else seen
     padded = np.pad(excluded, (0, -len(excluded) % 64)).astype(np.int32)
     mask, size = _negative_pool(catalogue, padded, rules)
-    takes_part = np.ones(train.num_items, bool)
+    takes_part = np.ones(num_items, bool)
     if not rules.ranks_among_all:
         takes_part[seen - 1] = False
     order = np.argsort(-catalogue, kind="stable")
     order = order[takes_part[order]]
-    rank = np.zeros(train.num_items + 1, np.int64)  # 0 for an item that has none
+    rank = np.zeros(num_items + 1, np.int64)  # 0 for an item that has none
     rank[order + 1] = np.arange(1, len(order) + 1)
     in_pool = rank[1:][np.asarray(mask)]
     by_rank = np.argsort(rank[sample], kind="stable")

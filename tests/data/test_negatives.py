@@ -1,5 +1,7 @@
 """Uniform negatives: never a training item, and exactly uniform on the rest."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,16 @@ def chi_square_bound(degrees: int) -> float:
 @jax.jit
 def draw(key, table, users):
     return draw_outside(key, table, users)
+
+
+def test_items_of_another_domain_take_no_part():
+    """Those above I are neither drawn nor counted."""
+    rows = [[13, 1, 14], [20, 20, 20], [2, 13, 4, 19, 2]]
+    own = [[item for item in row if item <= 12] for row in rows]
+    for one, other in zip(
+        dataclasses.astuple(table_of(rows, 12)), dataclasses.astuple(table_of(own, 12)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 class TestDrawOutside:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.checkpoints import Store
-from pdrec_jax.data.interactions import from_events
+from pdrec_jax.data.interactions import Interactions, from_events
 from pdrec_jax.data.splits import Split, leave_one_out
 from pdrec_jax.diffusion.preferences import (
     PoolRules,
@@ -112,6 +112,46 @@ def compute(split, scores):
 def history(split: Split, user: int) -> set[int]:
     train = split.train
     return set(train.items[train.offsets[user] : train.offsets[user + 1]].tolist())
+
+
+@pytest.mark.parametrize("rules", [STRICT, REFERENCE])
+@pytest.mark.parametrize("exclude_heldout", [False, True])
+def test_pools_of_two_domains_are_those_of_the_target(
+    split, scores, rules, exclude_heldout
+) -> None:
+    """The same as of the target alone, whatever the source's items score; scores of both stay."""
+    train, rng = split.train, np.random.default_rng(2)
+    users = np.repeat(np.arange(30), train.lengths)
+    # A source event before each event of the target; the 15 source items rank highest and lowest.
+    both = np.stack([rng.integers(61, 76, train.num_events), train.items], axis=1)
+    log = Interactions(
+        offsets=2 * train.offsets,
+        items=both.reshape(-1).astype(np.int32),
+        times=None,
+        domains=np.tile(np.array([1, 0], np.int8), train.num_events),
+        user_ids=train.user_ids,
+        item_ids=np.arange(76),
+        num_target_items=60,
+    )
+    extremes = rng.normal(size=(30, 15)).astype(np.float32)
+    all_scores = np.concatenate([scores, extremes + 9 * np.sign(extremes)], axis=1)
+    found = [
+        compute_preferences(
+            lambda rows, known=known: jnp.asarray(known[rows]),
+            data,
+            np.ones(30, bool),
+            rules,
+            exclude_heldout=exclude_heldout,
+            seed=0,
+            block=8,
+        )
+        for data, known in ((split, scores), (dataclasses.replace(split, train=log), all_scores))
+    ]
+    for name in ("candidates", "negatives", "padding"):
+        np.testing.assert_array_equal(*(getattr(made, name) for made in found))
+    np.testing.assert_array_equal(found[1].observed[1::2], found[0].observed)
+    own = all_scores[np.repeat(users, 2), log.items]
+    np.testing.assert_array_equal(found[1].observed, own)
 
 
 class TestNegativePool:

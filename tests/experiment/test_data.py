@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from pdrec_jax import phases
+from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.sources import load
+from pdrec_jax.errors import UserError
+from pdrec_jax.inspect.trained import open_run
 from pdrec_jax.prepare.own import Rules, prepare
 from pdrec_jax.workdir import saved_config
 
@@ -34,6 +37,29 @@ class TestTwoDomains:
         kept = log.select(log.target_lengths >= 3)
         assert mixed.results["data"]["events"] == kept.num_events
         assert len(mixed.results["models"]) == 3
+
+    def test_what_is_drawn_is_of_the_target(self, mixed) -> None:
+        """As in the public code: what is ranked is the target's, so other items teach little."""
+        run = open_run(mixed.path)
+        known, split = run.preferences, run.given.split
+        assert split.train.items.max() > 200
+        for pool in (known.candidates, known.negatives):
+            assert pool[known.users].min() >= 1
+            assert pool.max() <= 200
+        assert (known.observed[split.train.items > 200] != 0).any()
+        made = phases.encoder_training(run.given, "nns", known, mixed.path)
+        assert made.task.data.outside.num_items == 200
+
+    def test_preferences_of_both_catalogues_are_refused(self, mixed, monkeypatch) -> None:
+        """Those of earlier versions say nothing of the catalogue."""
+        run = open_run(mixed.path)
+        assert phases.read_preferences(run.given, mixed.path).users.any()
+        store = Store(mixed.path)
+        made = store.restore_meta("preferences")
+        del made["rules"]["catalogue"]
+        monkeypatch.setattr(Store, "restore_meta", lambda *_: made)
+        with pytest.raises(UserError, match="made with another rules"):
+            phases.read_preferences(run.given, mixed.path)
 
     def test_ranks_are_among_target_items(self, mixed) -> None:
         per_user = np.load(mixed.path / "per_user.npz", allow_pickle=False)
