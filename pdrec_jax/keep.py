@@ -59,8 +59,8 @@ def _read(run: Workdir, out: Path) -> list[_Kept]:
         raise UserError(f"{run.path}: a finished run is expected")
     if not several:
         with run.reading_results():
-            ranks = [f"{model['key']}/sampled_rank" for model in results["models"]]
-        if not ranks or any(name not in arrays for name in ("users", *ranks)):
+            keys = [str(model["key"]) for model in results["models"]]
+        if not keys or "users" not in arrays:
             raise UserError(f"{run.path}: ranks of all users are expected in {PER_USER}")
     text = curves.read_bytes() if curves.is_file() else b""
     kept = [_Kept(run, out, results, arrays, text)]

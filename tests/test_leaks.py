@@ -137,12 +137,13 @@ def differing(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> se
     return {name for name in first if not np.array_equal(first[name], second[name])}
 
 
-@pytest.fixture(scope="module")
-def see(tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["one domain", "both domains"])
+def see(tmp_path_factory, request):
     """`see(protocol, -1)` is what is seen of the log whose last items were dealt anew."""
     config = default_config()
     for path, value in SMALL.items():
         put(config, path, value)
+    config.data.mixed = request.param
     log = simulate(90, 250, seed=3, mean_length=9.0, source_items=80).log
 
     @functools.cache

@@ -83,6 +83,12 @@ class Catalogue:
         after = self.num_target_items + 1
         return IdIndex(self.item_ids[1:after]), IdIndex(self.item_ids[after:])
 
+    @property
+    def num_shared_ids(self) -> int:
+        """External ids that items of both domains have."""
+        target, _ = self._indices
+        return int(np.sum(target.find(self.item_ids[self.num_target_items + 1 :].astype(str)) >= 0))
+
     def find(self, wanted: NDArray) -> NDArray[np.int32]:
         """Items by external id; an id that both domains have is the target's.
 

@@ -109,6 +109,13 @@ def _of_user(all_of: Preferences | None, run: TrainedRun, user: OneUser) -> Pref
     )
 
 
+def _names(log: Interactions) -> np.ndarray:
+    """External ids by item; those of the source say so, for an item of either may have the same."""
+    ids = log.item_ids.astype(str)
+    source = np.char.add(ids[log.num_target_items + 1 :], " (source)")
+    return np.concatenate([ids[: log.num_target_items + 1], source])
+
+
 def _part_of(user: OneUser) -> dict[int, str]:
     """Held-out items by id; one that is both counts as the test item."""
     return {int(user.split.valid_items[0]): VALIDATION, int(user.split.test_items[0]): TEST}
@@ -119,7 +126,7 @@ def _events(
 ) -> tuple[Event, ...]:
     """The user's events; ``diffusion`` is the section of the model behind the preferences."""
     config, train = run.given.config, user.split.train
-    names = train.item_ids.astype(str)
+    names = _names(train)
     count = train.num_events
     intervals = None
     if diffusion is not None:
@@ -166,7 +173,7 @@ def _candidates(
     known: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> tuple[Candidate, ...]:
     items = preferences.candidates[0]
-    names, part = user.split.train.item_ids[items].astype(str), _part_of(user)
+    names, part = _names(user.split.train)[items], _part_of(user)
     picked: dict[int, list[str]] = {int(item): [] for item in items}
     for model in run.models:
         if run.given.config.dpa.drawn or "dpa" not in model.key.split("+")[1:]:
@@ -195,7 +202,7 @@ def _ranking(
     """The sample's ranks among all items of the preferences' ranking, ties by id."""
     given, split = run.given, user.split
     train, sample = split.train, np.unique(preferences.negatives[0])
-    names = train.item_ids.astype(str)
+    names = _names(train)
     if preferred is None:
         return Negatives(tuple(names[sample]), None, None, 0), None
     rules = pool_rules(given.config, given.protocol)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pdrec_jax.command import Parser, answered, leave
-from pdrec_jax.errors import UserError
+from pdrec_jax.errors import UserError, warn
 from pdrec_jax.main import load_config
 
 if TYPE_CHECKING:
@@ -188,6 +188,11 @@ def _histories(
         raise UserError("--histories: a file is expected")
     if len(set(wanted.names)) < len(wanted.names) or "" in wanted.names:
         raise UserError("--user, --item, --time: different columns are expected")
+    if shared := recommender.catalogue.num_shared_ids:
+        warn(
+            f"{shared:,} ids are those of an item of either domain, and are read as the target's; "
+            "--users and --all_users know both"
+        )
     yield from from_files(
         paths, wanted, recommender.catalogue, faults, block=BLOCK, beside=given.out.parent
     )

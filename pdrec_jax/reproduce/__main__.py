@@ -115,6 +115,12 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         for own in ([f"--config.protocol={each}"] for each in arguments.protocol or ())
     ] or [[_setting(name, arguments, flags) for name in names]]
 
+    for setting in groups[0]:
+        domains, table = ("two domains", "3") if setting.config.data.mixed else ("one domain", "1")
+        if arguments.table in ("1", "3") and arguments.table != table:
+            raise UserError(
+                f"--datasets: {setting.path} is of {domains}; --table={table} is its table"
+            )
     target = _target(arguments)
     from pdrec_jax.experiment import run
     from pdrec_jax.reproduce.targets import METRICS

@@ -227,10 +227,16 @@ class Setting:
 
 
 def diffusion_job(setting: Setting) -> Job:
-    """Both diffusion models, and the preferences that every other job reads."""
-    fields = {"stage": "diffusion", "diffusion.both": True, **setting.of_diffusion}
+    """Both diffusion models, and the preferences that every other job reads.
+
+    T-DiffRec alone where a config weighs by position: its log has no times, or stand-ins for them.
+    """
+    weighting = "diffusion.weighting"
+    both = get(setting.config, weighting) == "time" or weighting in setting.by_hand
+    fields = {"stage": "diffusion", "diffusion.both": both, **setting.of_diffusion}
     unread = _OF_ENCODER if setting.config.preferences_by == "diffusion" else ()
-    return setting.job("diffusion", "TI-DiffRec and T-DiffRec", fields, unread)
+    what = "TI-DiffRec and T-DiffRec" if both else "T-DiffRec"
+    return setting.job("diffusion", what, fields, unread)
 
 
 def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIANTS) -> Job:

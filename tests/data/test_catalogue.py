@@ -79,6 +79,7 @@ class TestCatalogue:
         assert (alone.num_items, alone.num_target_items, alone.num_source_items) == (3, 3, 2)
         mixed = catalogue_of(with_source_events(merged, between=False), None)
         assert (mixed.num_items, mixed.num_target_items, mixed.num_source_items) == (5, 3, 2)
+        assert (alone.num_shared_ids, mixed.num_shared_ids) == (0, 2)
 
 
 class TestFile:

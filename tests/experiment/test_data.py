@@ -10,8 +10,10 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.sources import load
 from pdrec_jax.errors import UserError
+from pdrec_jax.inspect.explain import explain
 from pdrec_jax.inspect.trained import open_run
 from pdrec_jax.prepare.own import Rules, prepare
+from pdrec_jax.recommend import __main__ as recommend
 from pdrec_jax.workdir import saved_config
 
 
@@ -49,6 +51,27 @@ class TestTwoDomains:
         assert (known.observed[split.train.items > 200] != 0).any()
         made = phases.encoder_training(run.given, "nns", known, mixed.path)
         assert made.task.data.outside.num_items == 200
+
+    def test_a_source_item_is_shown_as_one(self, mixed) -> None:
+        run = open_run(mixed.path)
+        train = run.given.split.train
+        own = train.items[train.offsets[0] : train.offsets[1]]
+        told = explain(run, str(train.user_ids[0]))
+        marked = [event.item.endswith(" (source)") for event in told.events[: len(own)]]
+        assert marked == (own > 200).tolist()
+
+    def test_histories_whose_ids_both_domains_have_are_warned_of(
+        self, mixed, tmp_path, capsys
+    ) -> None:
+        run = open_run(mixed.path)
+        ids = run.given.split.train.item_ids
+        shared = len({*ids[1:201]} & {*ids[201:]})
+        (tmp_path / "new.csv").write_text(f"user_id,item_id\na,{ids[1]}\na,{ids[2]}\n")
+        out = tmp_path / "recommended.csv"
+        flags = [f"--workdir={mixed.path}", f"--histories={tmp_path / 'new.csv'}", f"--out={out}"]
+        assert recommend.main(flags) == 0
+        assert shared
+        assert f"{shared} ids are those of an item of either domain" in capsys.readouterr().err
 
     def test_preferences_of_both_catalogues_are_refused(self, mixed, monkeypatch) -> None:
         """Those of earlier versions say nothing of the catalogue."""

@@ -69,10 +69,8 @@ def test_ranks_are_those_of_the_run_and_smaller(tmp_path, make, kept):
     assert places[1].stat().st_size < 0.5 * places[0].stat().st_size
 
 
-@pytest.mark.parametrize(
-    "results", [{}, {"models": None}, {"models": []}, {"models": [{"key": "gru4rec"}]}]
-)
-def test_results_without_the_ranks_of_their_models_are_refused(tmp_path, make, kept, results):
+@pytest.mark.parametrize("results", [{}, {"models": None}, {"models": []}, {"models": [{}]}])
+def test_results_without_models_are_refused(tmp_path, make, kept, results):
     make("run", ["sasrec"])
     (tmp_path / "run" / "results.json").write_text(json.dumps({"stage": "all", **results}))
     status, _, error, folder = kept("run")

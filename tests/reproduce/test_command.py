@@ -369,6 +369,29 @@ def test_table_3_is_of_pairs(tmp_path, monkeypatch, capsys):
     assert "--config: configs/toy_game.py: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("table", "dataset", "message"),
+    [
+        ("3", "toy", "toy.py is of one domain; --table=1 is its table"),
+        ("1", "toy_game", "toy_game.py is of two domains; --table=3 is its table"),
+    ],
+)
+def test_a_dataset_of_the_other_table(table, dataset, message, runs, capsys):
+    flags = ["--config.data.source=simulated", f"--configs={ROOT / 'configs'}"]
+    assert main([f"--table={table}", f"--datasets={dataset}", *flags]) == 2
+    assert capsys.readouterr().err.endswith(f"{message}\n")
+    assert runs == []
+
+
+def test_no_ti_diffrec_where_times_are_stand_ins(runs, capsys):
+    """Music is weighed by position, for what its log has for times is an order alone."""
+    flags = ["--config.data.source=simulated", "--dry-run", f"--configs={ROOT / 'configs'}"]
+    assert main(["--table=1", "--datasets=music", "--encoders=sasrec", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "music: T-DiffRec" in out
+    assert "diffusion.both=False" in out
+
+
 @pytest.mark.parametrize("table", ["1", "3"])
 def test_the_default_configs_are_there(table, runs, capsys):
     flags = ["--config.data.source=simulated", "--dry-run", f"--configs={ROOT / 'configs'}"]
