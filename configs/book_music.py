@@ -4,10 +4,9 @@
   python -m pdrec_jax.main --config=configs/book_music.py
   python -m pdrec_jax.main --config=configs/book_music.py:variant=paper
 
-All models are trained over both catalogues and ranked on Book's items, of which negatives and DPA's
-candidates are too. The authors publish no settings of this task: Book's are taken. Of Music only
-the order among Book's records is published, so behaviours are weighed by position and the diffusion
-model is T-DiffRec.
+All models are trained over both catalogues and ranked on Book's items. The authors publish no
+settings of this task: Book's are taken. Of Music only the order among Book's records is published,
+so behaviours are weighed by position and the diffusion model is T-DiffRec.
 """
 
 import runpy

@@ -4,8 +4,8 @@
   python -m pdrec_jax.main --config=configs/game_toy.py
   python -m pdrec_jax.main --config=configs/game_toy.py:variant=paper
 
-All models are trained over both catalogues and ranked on Game's items, of which negatives and DPA's
-candidates are too. The authors publish no settings of this task: Game's are taken.
+All models are trained over both catalogues and ranked on Game's items. The authors publish no
+settings of this task: Game's are taken.
 """
 
 import runpy

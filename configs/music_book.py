@@ -4,9 +4,8 @@
   python -m pdrec_jax.main --config=configs/music_book.py
   python -m pdrec_jax.main --config=configs/music_book.py:variant=paper
 
-All models are trained over both catalogues and ranked on Music's items, of which negatives and
-DPA's candidates are too. The authors publish no settings of this task: Music's are taken.
-Behaviours are weighed by position, as for Music alone.
+All models are trained over both catalogues and ranked on Music's items. The authors publish no
+settings of this task: Music's are taken. Behaviours are weighed by position, as for Music alone.
 """
 
 import runpy

@@ -4,9 +4,8 @@
   python -m pdrec_jax.main --config=configs/toy_game.py
   python -m pdrec_jax.main --config=configs/toy_game.py:variant=paper
 
-All models are trained over both catalogues and ranked on Toy's items, of which negatives and DPA's
-candidates are too. The authors publish no settings of this task: Toy's are taken, by default those
-of its variant ``readme``.
+All models are trained over both catalogues and ranked on Toy's items. The authors publish no
+settings of this task: Toy's are taken, by default those of its variant ``readme``.
 """
 
 import runpy

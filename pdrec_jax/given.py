@@ -82,7 +82,11 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
         )
     try:
         if config.data.mixed:
-            split = with_source_events(log, between=protocol.trains_between)
+            split = with_source_events(
+                log,
+                between=protocol.trains_between,
+                learns_source=config.data.learns_source,
+            )
         else:
             split = leave_one_out(log)
     except UserError as error:

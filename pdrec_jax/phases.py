@@ -265,8 +265,8 @@ def _origin(given: Given) -> dict[str, Any]:
             times = np.ascontiguousarray(split.train.times).data
             weighting = f"time {hashlib.sha256(times).hexdigest()[:7]}"
     rules = dataclasses.asdict(pool_rules(given.config, given.protocol))
-    if split.train.num_target_items < split.train.num_items:
-        rules["catalogue"] = "target"  # earlier versions took pools from both domains
+    if not split.learns_source:
+        rules["catalogue"] = "target"
     return {
         "protocol": given.protocol.name,
         "split": digest.hexdigest(),

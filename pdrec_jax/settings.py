@@ -78,6 +78,9 @@ FIELDS: dict[str, Field] = {
     "data.target": _text("", "log of the domain to recommend, a name without its ending or a path"),
     "data.auxiliary": _text("", "log of the paper's source domain, or empty; decides on users"),
     "data.mixed": _flag(False, "train on both domains' events, the paper's cross-domain task"),
+    "data.learns_source": _flag(
+        True, "with data.mixed: source items are positives, negatives, candidates, not input alone"
+    ),
     "data.user": _text("user_id", "column of the users"),
     "data.item": _text("item_id", "column of the items"),
     "data.time": _text("timestamp", "column of the times, or empty for log order"),
@@ -352,6 +355,11 @@ def _validate_together(config: ConfigDict) -> None:
                 f"config.diffusion.{name}: 1, or 0.5 at most, is expected, for the slots are split "
                 f"into windows of equal size; got {diffusion[name]:g}"
             )
+    if not data.learns_source and not data.mixed:
+        raise UserError(
+            "config.data.learns_source: True is expected without data.mixed, where no source item "
+            "is learnt, got False"
+        )
     if diffusion.source_slots and data.mixed:
         raise UserError(
             "config.diffusion.source_slots: False is expected with data.mixed, where the source "

@@ -42,7 +42,7 @@ def complement_table(
 
     Args:
       offsets: [U+1], CSR.
-      items: [E] int32; those above I, of the other domain, are none that could be drawn.
+      items: [E] int32; those above I are none that could be drawn.
       num_items: I.
       on_host: leave the arrays there; the keys of items that are mapped are mapped too.
 

@@ -34,6 +34,8 @@ class Split:
         dropped_popularity: `[I+1]` int64, their target events of each of the I target items.
         history: what a user did before the test event, where that is more than `train` and the
             validation event after it, or is kept on the disk; None where it is just that.
+        learns_source: whether source items of `train` are learnt, as positives, negatives and
+            candidates; else they are input alone.
     """
 
     train: Interactions
@@ -45,6 +47,7 @@ class Split:
     dropped_users: int
     dropped_popularity: NDArray[np.int64]
     history: Interactions | None = None
+    learns_source: bool = True
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -82,6 +85,11 @@ class Split:
             return np.zeros(self.train.num_users, np.int64)
         before = np.concatenate([[0], np.cumsum(self.mixed.domains == SOURCE)])
         return np.diff(before[self.mixed.offsets])
+
+    @property
+    def num_learnt_items(self) -> int:
+        """Items 1 up to this one are learnt: all of `train`, or the target's."""
+        return self.train.num_items if self.learns_source else self.train.num_target_items
 
     @property
     def num_source_items(self) -> int:
@@ -213,7 +221,7 @@ class _MappedLog:
         )
 
 
-def with_source_events(log: Interactions, *, between: bool) -> Split:
+def with_source_events(log: Interactions, *, between: bool, learns_source: bool = True) -> Split:
     """Splits a mixed log for the paper's cross-domain task: source events are trained on as well.
 
     The held-out items are those of `leave_one_out`, and so of the target domain. The input of the
@@ -224,6 +232,7 @@ def with_source_events(log: Interactions, *, between: bool) -> Split:
         between: whether source events between the last two target events are trained on, as the
             reference does; else training ends before the validation event, so that nothing of its
             future is known when it is predicted.
+        learns_source: see `Split`.
 
     Returns:
         The split; `train` and `history` hold both domains, with `domains`.
@@ -244,7 +253,12 @@ def with_source_events(log: Interactions, *, between: bool) -> Split:
     trained = before_test & (place != np.repeat(valid, log.lengths))
     if not between:
         trained &= place < np.repeat(valid, log.lengths)
-    return dataclasses.replace(split, train=log.take(trained), history=log.take(before_test))
+    return dataclasses.replace(
+        split,
+        train=log.take(trained),
+        history=log.take(before_test),
+        learns_source=learns_source,
+    )
 
 
 def target_only(log: Interactions) -> Interactions:

@@ -1,8 +1,8 @@
 """What the diffusion stage passes to the encoder stage (docs/design.md, "Preferences").
 
 All items are scored for a block of users at a time; kept are M candidates for DPA, R negatives for
-NNS and the scores of the observed items for HBR: O(U (M + R) + E) numbers instead of [U, I]. Of two
-domains both pools are of the target's items, as what is ranked is, and the scores of all.
+NNS and the scores of the observed items for HBR: O(U (M + R) + E) numbers instead of [U, I]. Where
+source items are not learnt (``Split.learns_source``), both pools are of the target's alone.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def require_room(split: Split, rules: PoolRules) -> None:
     Raises:
       UserError: it is too small.
     """
-    train, num_items = split.train, split.train.num_target_items
+    train, num_items = split.train, split.num_learnt_items
     field, need = "dpa.coarse", f"{rules.candidates} candidates are wanted"
     wanted = rules.candidates
     if not rules.candidates_unobserved or not wanted:
@@ -230,7 +230,7 @@ def compute_preferences(
         is not finite.
     """
     train = split.train
-    num_items, index = train.num_target_items, np.flatnonzero(users)
+    num_items, index = split.num_learnt_items, np.flatnonzero(users)
     require_room(split, rules)
     out = Preferences(
         np.array(users, bool),

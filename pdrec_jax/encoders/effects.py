@@ -15,13 +15,13 @@ _LOW = 0.1  # of the mean weight, omega_f
 
 
 def popularity_percentile(split: Split, items: np.ndarray) -> float:
-    """Mean share of the target's items that are less popular than those given (ties half), [0, 1].
+    """Mean share of the items learnt that are less popular than those given (ties half), in [0, 1].
 
     Args:
       split: popularity is counted over its training events.
       items: ids, any shape.
     """
-    counts = split.train.popularity[1 : 1 + split.train.num_target_items]
+    counts = split.train.popularity[1 : 1 + split.num_learnt_items]
     ordered = np.sort(counts)
     own = counts[items.reshape(-1) - 1]
     below, through = (np.searchsorted(ordered, own, side=side) for side in ("left", "right"))
@@ -53,7 +53,7 @@ def plugin_effects(
       a uniform draw of as many; the share of NNS's negatives that are a held-out item of their
       user, beside that of uniform draws from the catalogue.
     """
-    users = np.flatnonzero(preferences.users)
+    users, num_items = np.flatnonzero(preferences.users), split.num_learnt_items
     offsets, lengths = split.train.offsets, split.train.lengths
     trained = np.where(preferences.users, np.minimum(lengths - 1, max_length), 0)
     counts, edges = np.histogram([], bins=_BINS, range=(0, clip * scale))
@@ -63,13 +63,15 @@ def plugin_effects(
         begin, end = offsets[[first, last]]
         own = lengths[first:last]
         from_end = np.repeat(offsets[first + 1 : last + 1], own) - np.arange(begin, end)
-        targets = weights[begin:end][from_end <= np.repeat(trained[first:last], own)]
+        targets = from_end <= np.repeat(trained[first:last], own)
+        if not split.learns_source:
+            targets &= split.train.items[begin:end] <= num_items
+        targets = weights[begin:end][targets]
         counts = counts + np.histogram(targets, bins=_BINS, range=(0, clip * scale))[0]
         total += len(targets)
         low += int(np.sum(targets < _LOW * scale))
         clipped += int(np.sum(targets >= largest))
     candidates, negatives = preferences.candidates[users], preferences.negatives[users]
-    num_items = split.train.num_target_items
     test, valid = split.test_items[users][:, None], split.valid_items[users][:, None]
     hits = (candidates == test).any(axis=1)
     # Of the draws, for a small pool repeats its items.

@@ -44,6 +44,7 @@ class EncoderModel:
       negatives: uniform ones a position.
       positive_weight: of the observed items in the loss.
       history_weight: of an item of the history that each position draws; 0 draws none.
+      num_learnt: items up to this one are targets where they come next; 0 for all.
       mesh: of the devices; None for one device. On a mesh the item table's rows are padded.
     """
 
@@ -59,6 +60,7 @@ class EncoderModel:
     negatives: int = 1
     positive_weight: float = 1.0
     history_weight: float = 0.0
+    num_learnt: int = 0
     mesh: Mesh | None = None
 
     @property
@@ -238,6 +240,8 @@ def step_inputs(
     target = jnp.concatenate([_flat(following) for _, following, _ in groups])
     valid = jnp.concatenate([_flat(inputs.items) > 0 for inputs, _, _ in groups])
     ids = {"positive": data.items[target]}
+    if model.num_learnt:
+        valid = valid & (ids["positive"] <= model.num_learnt)
     ids["uniform"] = draw_outside(key_uniform, data.outside, owner)
     for number in range(1, model.negatives):
         key = jax.random.fold_in(key_uniform, number)

@@ -71,7 +71,8 @@ def hbr_weights(
 ) -> np.ndarray:
     """HBR's weight of each training event as a target, [E] float32.
 
-    Only the last ``max_length`` events of a user but the first are targets; the others get 0.
+    Only the last ``max_length`` events of a user but the first are targets, and of those only the
+    items that are learnt; the others get 0.
 
     Args:
       config: section ``hbr``.
@@ -89,7 +90,10 @@ def hbr_weights(
         count = np.minimum(lengths[users] - 1, max_length)[:, None]
         index = (offsets[1:][users][:, None] - count) + cells
         observed = cells < count
-        scores = preferences.observed[np.minimum(index, len(weights) - 1)]
+        index = np.minimum(index, len(weights) - 1)
+        if not split.learns_source:
+            observed = observed & (split.train.items[index] <= split.num_learnt_items)
+        scores = preferences.observed[index]
         block = _behaviour_weights(
             scores,
             observed,
@@ -211,8 +215,7 @@ def training_data(
         # Events are counted in 32 bits on a device, which then sees those of a batch alone.
         array(train.offsets, np.int64 if on_host else np.int32),
         array(train.items),
-        # What is ranked is of the target, and so are the negatives.
-        complement_table(train.offsets, train.items, train.num_target_items, on_host=on_host),
+        complement_table(train.offsets, train.items, split.num_learnt_items, on_host=on_host),
         array(weights),
         array(pools),
         array(candidates),
@@ -253,6 +256,8 @@ def build(
     """
     section = seeded(config, "encoder")
     model, initialise = make_model(config, parse_variant(variant), split.train.num_items)
+    if not split.learns_source:
+        model = dataclasses.replace(model, num_learnt=split.num_learnt_items)
     if mesh is not None:
         model, initialise = dataclasses.replace(model, mesh=mesh), made_in_place(initialise, mesh)
     data = training_data(config, split, preferences, model, protocol.hbr_floor)

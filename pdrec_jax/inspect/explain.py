@@ -144,6 +144,7 @@ def _events(
             config.hbr, user.split, preferences, run.given.protocol.hbr_floor, most
         )
     targets = min(count - 1, config.encoder.max_length)
+    learnt = user.split.num_learnt_items
     events = [
         Event(
             names[item],
@@ -151,7 +152,9 @@ def _events(
             TRAIN,
             None if intervals is None or np.isnan(intervals[place]) else float(intervals[place]),
             None if preferences is None else float(preferences.observed[place]),
-            float(weights[place]) if weights is not None and place >= count - targets else None,
+            float(weights[place])
+            if weights is not None and place >= count - targets and item <= learnt
+            else None,
         )
         for place, item in enumerate(train.items)
     ]
@@ -206,7 +209,7 @@ def _ranking(
     if preferred is None:
         return Negatives(tuple(names[sample]), None, None, 0), None
     rules = pool_rules(given.config, given.protocol)
-    num_items = train.num_target_items
+    num_items = split.num_learnt_items
     catalogue = np.asarray(preferred[1 : num_items + 1], np.float32)
     seen = np.unique(train.items)
     seen = seen[seen <= num_items]

@@ -94,7 +94,11 @@ def _load(place: Workdir, log: Sequence[Path]) -> tuple[Given, dict[str, Any]]:
         )
     protocol = protocol_of(config)
     if config.data.mixed:
-        split = with_source_events(events, between=protocol.trains_between)
+        split = with_source_events(
+            events,
+            between=protocol.trains_between,
+            learns_source=config.data.learns_source,
+        )
     else:
         split = leave_one_out(events)
     none = np.zeros((split.train.num_users, 0), np.int32)
@@ -197,6 +201,7 @@ def _split_of(split: Split, index: int) -> Split:
         dropped_users=0,
         dropped_popularity=split.dropped_popularity,
         history=None if split.history is None else split.history.select(row),
+        learns_source=split.learns_source,
     )
 
 

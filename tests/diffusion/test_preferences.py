@@ -119,7 +119,7 @@ def history(split: Split, user: int) -> set[int]:
 def test_pools_of_two_domains_are_those_of_the_target(
     split, scores, rules, exclude_heldout
 ) -> None:
-    """The same as of the target alone, whatever the source's items score; scores of both stay."""
+    """Where the source is not learnt, whatever its items score; the scores of both stay."""
     train, rng = split.train, np.random.default_rng(2)
     users = np.repeat(np.arange(30), train.lengths)
     # A source event before each event of the target; the 15 source items rank highest and lowest.
@@ -135,6 +135,7 @@ def test_pools_of_two_domains_are_those_of_the_target(
     )
     extremes = rng.normal(size=(30, 15)).astype(np.float32)
     all_scores = np.concatenate([scores, extremes + 9 * np.sign(extremes)], axis=1)
+    both_domains = dataclasses.replace(split, train=log, learns_source=False)
     found = [
         compute_preferences(
             lambda rows, known=known: jnp.asarray(known[rows]),
@@ -145,7 +146,10 @@ def test_pools_of_two_domains_are_those_of_the_target(
             seed=0,
             block=8,
         )
-        for data, known in ((split, scores), (dataclasses.replace(split, train=log), all_scores))
+        for data, known in (
+            (split, scores),
+            (dataclasses.replace(split, train=log, learns_source=False), all_scores),
+        )
     ]
     for name in ("candidates", "negatives", "padding"):
         np.testing.assert_array_equal(*(getattr(made, name) for made in found))

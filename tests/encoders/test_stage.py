@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pdrec_jax.data.batches import pack
 from pdrec_jax.encoders import stage
-from pdrec_jax.encoders.model import step_inputs
+from pdrec_jax.encoders.model import Batch, step_inputs
 from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
 from pdrec_jax.encoders.stage import (
     build,
@@ -24,6 +25,7 @@ from pdrec_jax.encoders.step import step_keys
 from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import REFERENCE, STRICT
+from pdrec_jax.plugins.hbr import behaviour_weights
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,49 @@ class TestTrainingData:
         model, _ = make_model(config(), (plugin,), 200)
         with pytest.raises(UserError, match=r"^encoder: plugins need preferences"):
             training_data(config(), world.split, None, model, "observed")
+
+    def test_the_source_is_input_alone_where_it_is_not_learnt(self, config, world):
+        """The loss is then that of the target's positions among all, and so are HBR's weights."""
+        split = dataclasses.replace(world.split, learns_source=False)
+        num_items = split.train.num_items
+        train = dataclasses.replace(
+            split.train,
+            domains=(split.train.items > num_items // 2).astype(np.int8),
+            num_target_items=num_items // 2,
+        )
+        split = dataclasses.replace(split, train=train)
+        model, initialise = make_model(config(), (), num_items)
+        params = initialise()
+        data = training_data(config(), split, None, model, "observed")
+        users = np.flatnonzero(train.lengths > 2)[:4].astype(np.int32)
+        cells = pack(train.offsets, users, model.max_length, layout=model.layout)
+        batch = Batch(users, cells.event, cells.segment, cells.last)
+        both, one = (
+            step_inputs(params, made, data, batch, jax.random.key(0))
+            for made in (model, dataclasses.replace(model, num_learnt=num_items // 2))
+        )
+        expected = both.valid & (both.ids["positive"] <= num_items // 2)
+        np.testing.assert_array_equal(one.valid, expected)
+        assert 0 < one.valid.sum() < both.valid.sum()
+        assert one.ids["uniform"].max() <= num_items // 2
+        for mine, theirs in zip(one.groups, both.groups, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+        weights = hbr_weights(config().hbr, split, world.preferences, "observed", 50)
+        assert not weights[train.items > num_items // 2].any()
+        # As of the target's events alone but for the first of the history.
+        user = int(users[0])
+        events = np.arange(train.offsets[user] + 1, train.offsets[user + 1])
+        events = events[train.items[events] <= num_items // 2]
+        alone = np.asarray(
+            behaviour_weights(
+                world.preferences.observed[events][None],
+                np.ones((1, len(events)), bool),
+                rank_weight=config().hbr.rank_weight,
+                clip=config().hbr.clip,
+                scale=config().hbr.scale,
+            )
+        )
+        np.testing.assert_allclose(weights[events], alone[0], rtol=1e-5)
 
     def test_more_events_than_32_bits_count(self, config):
         train = types.SimpleNamespace(mapped=False, num_events=2**31)

@@ -23,6 +23,7 @@ def mixed(call, tmp_path_factory):
     return call(
         tmp_path_factory.mktemp("mixed") / "run",
         "--config.data.mixed",
+        "--config.data.learns_source=False",
         "--config.simulation.num_source_items=150",
         "--config.simulation.num_items=200",
         # Another width is another model: that of 300 items is remembered by its settings.
@@ -41,7 +42,6 @@ class TestTwoDomains:
         assert len(mixed.results["models"]) == 3
 
     def test_what_is_drawn_is_of_the_target(self, mixed) -> None:
-        """As in the public code: what is ranked is the target's, so other items teach little."""
         run = open_run(mixed.path)
         known, split = run.preferences, run.given.split
         assert split.train.items.max() > 200
@@ -49,8 +49,12 @@ class TestTwoDomains:
             assert pool[known.users].min() >= 1
             assert pool.max() <= 200
         assert (known.observed[split.train.items > 200] != 0).any()
-        made = phases.encoder_training(run.given, "nns", known, mixed.path)
-        assert made.task.data.outside.num_items == 200
+        made = phases.encoder_training(run.given, "hbr+nns", known, mixed.path).task
+        assert made.data.outside.num_items == 200
+        assert made.model.num_learnt == 200
+        weights = np.asarray(made.data.weights)
+        assert not weights[split.train.items > 200].any()
+        assert weights[split.train.items <= 200].any()
 
     def test_a_source_item_is_shown_as_one(self, mixed) -> None:
         run = open_run(mixed.path)
@@ -74,7 +78,6 @@ class TestTwoDomains:
         assert f"{shared} ids are those of an item of either domain" in capsys.readouterr().err
 
     def test_preferences_of_both_catalogues_are_refused(self, mixed, monkeypatch) -> None:
-        """Those of earlier versions say nothing of the catalogue."""
         run = open_run(mixed.path)
         assert phases.read_preferences(run.given, mixed.path).users.any()
         store = Store(mixed.path)
