@@ -148,7 +148,7 @@ def test_pools_of_two_domains_are_those_of_the_target(
         )
         for data, known in (
             (split, scores),
-            (dataclasses.replace(split, train=log, learns_source=False), all_scores),
+            (both_domains, all_scores),
         )
     ]
     for name in ("candidates", "negatives", "padding"):
