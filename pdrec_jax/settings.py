@@ -360,6 +360,11 @@ def _validate_together(config: ConfigDict) -> None:
             "config.data.learns_source: True is expected without data.mixed, where no source item "
             "is learnt, got False"
         )
+    if not data.learns_source and encoder.history_weight:
+        raise UserError(
+            "config.encoder.history_weight: 0 is expected with data.learns_source=False, for a "
+            f"history has source items too, got {encoder.history_weight:g}"
+        )
     if diffusion.source_slots and data.mixed:
         raise UserError(
             "config.diffusion.source_slots: False is expected with data.mixed, where the source "

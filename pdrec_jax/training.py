@@ -284,7 +284,8 @@ class Run:
         """Saves the state, by the number of its steps.
 
         Raises:
-          UserError: it is not finite, and is not to take the place of one that is.
+          UserError: parameters or losses are not finite; they are not to take the place of those
+            that are.
         """
         course, step = self.course, self._step()
         if step == self._saved_step:
@@ -450,5 +451,13 @@ def fit_together(
                 run.settle(state, values, share)
                 bar.update(run.task.steps, **run.shown)
             if interrupts.pending():
-                saved = [run.interrupt() for run in runs if not run.close_if_stopped()]
+                saved, diverged = [], []
+                for run in runs:
+                    if not run.close_if_stopped():
+                        try:
+                            saved.append(run.interrupt())
+                        except UserError as error:  # the others are saved all the same
+                            diverged.append(error)
+                for error in diverged:
+                    raise error
                 interrupts.stop("; ".join(saved))

@@ -231,6 +231,20 @@ def test_unknown_and_missing_fields() -> None:
             "diffusion.sampling_steps: at most steps (10) is expected, got 11",
         ),
         (
+            {"data__learns_source": False},
+            "data.learns_source: True is expected without data.mixed, where no source item is "
+            "learnt, got False",
+        ),
+        (
+            {
+                "data__learns_source": False,
+                "data__mixed": True,
+                "encoder__history_weight": 0.05,
+            },
+            "encoder.history_weight: 0 is expected with data.learns_source=False, for a history "
+            "has source items too, got 0.05",
+        ),
+        (
             {"diffusion__noise_scale": 0.0, "diffusion__target": "epsilon"},
             "diffusion.noise_scale: above 0 is expected with target 'epsilon', for without noise "
             "there is none to predict, got 0",

@@ -190,8 +190,8 @@ def _histories(
         raise UserError("--user, --item, --time: different columns are expected")
     if shared := recommender.catalogue.num_shared_ids:
         warn(
-            f"{shared:,} ids are those of an item of either domain, and are read as the target's; "
-            "--users and --all_users know both"
+            f"{shared:,} ids are used by both domains, and are read as the target's; --users and "
+            "--all_users know both"
         )
     yield from from_files(
         paths, wanted, recommender.catalogue, faults, block=BLOCK, beside=given.out.parent

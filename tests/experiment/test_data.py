@@ -75,7 +75,7 @@ class TestTwoDomains:
         flags = [f"--workdir={mixed.path}", f"--histories={tmp_path / 'new.csv'}", f"--out={out}"]
         assert recommend.main(flags) == 0
         assert shared
-        assert f"{shared} ids are those of an item of either domain" in capsys.readouterr().err
+        assert f"{shared} ids are used by both domains" in capsys.readouterr().err
 
     def test_preferences_of_both_catalogues_are_refused(self, mixed, monkeypatch) -> None:
         run = open_run(mixed.path)
