@@ -21,9 +21,11 @@ from pdrec_jax.training import (
     Course,
     Fitted,
     LoopSettings,
+    Run,
     Unfinished,
     epoch_values,
     fit,
+    fit_together,
 )
 
 
@@ -353,3 +355,29 @@ class TestDamage:
         assert capsys.readouterr().err.endswith("damaged); walk is trained anew\n")
         np.testing.assert_array_equal(again.params["w"], fitted.params["w"])
         assert [line["epoch"] for line in lines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_saves_the_seeds_that_have_not_diverged(tmp_path, monkeypatch):
+    """Whichever comes first; what is said is what went wrong."""
+    runs = []
+    for name in ("broken", "sound"):
+        (tmp_path / name).mkdir()
+        task = Walk({1: 1.0, 6: 1.0}, signal_in=3 if name == "sound" else None)
+        log = MetricLog(tmp_path / name, stream=io.StringIO(), progress=False)
+        settings = LoopSettings(epochs=6, patience=9, evaluate_every=5, save_seconds=1e9)
+        runs.append(Run(task, settings, Store(tmp_path / name / "store"), log))
+    whole = runs[0].task.run_epoch
+
+    def run_epoch(state, epoch, advance, done=()):
+        state, values = whole(state, epoch, advance, done)
+        if epoch == 3:
+            state = {**state, "params": {"w": jnp.full(3, jnp.nan)}}
+        return state, values
+
+    monkeypatch.setattr(runs[0].task, "run_epoch", run_epoch)
+    with pytest.raises(
+        UserError, match=r"^walk: parameters are not finite after epoch 3; no state"
+    ):
+        fit_together(runs, "x")
+    assert Store(tmp_path / "broken" / "store").step("state") is None
+    assert Store(tmp_path / "sound" / "store").step("state") == 3 * Walk.steps
