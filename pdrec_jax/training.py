@@ -458,6 +458,6 @@ def fit_together(
                             saved.append(run.interrupt())
                         except UserError as error:  # the others are saved all the same
                             diverged.append(error)
-                for error in diverged:
-                    raise error
+                if diverged:
+                    raise diverged[0]
                 interrupts.stop("; ".join(saved))

@@ -1,5 +1,6 @@
 """The training loop on a tiny task: what it keeps, when it stops, and that it resumes exactly."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -357,13 +358,20 @@ class TestDamage:
         assert [line["epoch"] for line in lines()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_signal_saves_the_seeds_that_have_not_diverged(tmp_path, monkeypatch):
+@pytest.fixture
+def logs():
+    """Closes what is entered in it."""
+    with contextlib.ExitStack() as logs:
+        yield logs
+
+
+def test_a_signal_saves_the_seeds_that_have_not_diverged(tmp_path, monkeypatch, logs):
     """Whichever comes first; what is said is what went wrong."""
     runs = []
     for name in ("broken", "sound"):
         (tmp_path / name).mkdir()
         task = Walk({1: 1.0, 6: 1.0}, signal_in=3 if name == "sound" else None)
-        log = MetricLog(tmp_path / name, stream=io.StringIO(), progress=False)
+        log = logs.enter_context(MetricLog(tmp_path / name, stream=io.StringIO(), progress=False))
         settings = LoopSettings(epochs=6, patience=9, evaluate_every=5, save_seconds=1e9)
         runs.append(Run(task, settings, Store(tmp_path / name / "store"), log))
     whole = runs[0].task.run_epoch
@@ -375,9 +383,8 @@ def test_a_signal_saves_the_seeds_that_have_not_diverged(tmp_path, monkeypatch):
         return state, values
 
     monkeypatch.setattr(runs[0].task, "run_epoch", run_epoch)
-    with pytest.raises(
-        UserError, match=r"^walk: parameters are not finite after epoch 3; no state"
-    ):
+    broken = r"^walk: parameters are not finite after epoch 3; no state"
+    with interrupts.heard(), pytest.raises(UserError, match=broken):
         fit_together(runs, "x")
     assert Store(tmp_path / "broken" / "store").step("state") is None
     assert Store(tmp_path / "sound" / "store").step("state") == 3 * Walk.steps
