@@ -366,7 +366,7 @@ class Golden:
         rank_weight, clip, scale = arrays["loss_args"][:3]
         weights = hbr_weights(
             ConfigDict({"rank_weight": rank_weight, "clip": clip, "scale": scale}),
-            SimpleNamespace(train=train),
+            SimpleNamespace(train=train, learns_source=True),
             preferences,
             "shifted",
             events.length,
