@@ -184,7 +184,12 @@ def check_arguments(module: str, arguments: list[str]) -> None:
         check_arguments(HANDS_ON[module], rest)
     else:
         assert all(word.startswith("--config.") for word in rest), rest
-        check_arguments("pdrec_jax.main", ["--config=configs/custom.py", *rest])
+        datasets = [word for word in arguments if word.startswith("--datasets=")]
+        first = (*datasets, "--datasets=custom")[0].removeprefix("--datasets=").partition(",")[0]
+        file, colon, variant = first.partition(":")
+        path = Path("configs", f"{file}.py")
+        config = f"{path}{colon}{variant}" if path.exists() else "configs/custom.py"
+        check_arguments("pdrec_jax.main", [f"--config={config}", *rest])
 
 
 @pytest.fixture(scope="module")
