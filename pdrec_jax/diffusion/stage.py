@@ -69,7 +69,7 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
             f"{config.noise_scale:g}"
         )
     for name in ("noise_fraction", "error_fraction"):
-        if config[name] * slots < 1:
+        if 1 / config[name] > slots + 0.5:  # as windows are counted, rounded
             raise UserError(
                 f"config.diffusion.{name}: a window of one slot at least is expected, 1 / "
                 f"{slots:,} of all, got {config[name]:g}"

@@ -57,8 +57,8 @@ def test_interrupted_anywhere(task) -> None:
 @pytest.mark.parametrize("name", ["noise_fraction", "error_fraction"])
 def test_windows_of_less_than_a_slot(name: str) -> None:
     config = seeded(default_config(), "diffusion")
-    config[name] = 1 / 20
-    stage.model_of_slots(config, 20)
+    config[name] = 1 / 49  # times 49 a float short of 1
+    stage.model_of_slots(config, 49)
     config[name] = 1e-10
     with pytest.raises(
         UserError, match=rf"^config\.diffusion\.{name}: .* 1 / 20 of all, got 1e-10$"
