@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from pdrec_jax.consistency import MAX_SEED, require_consistent
 from pdrec_jax.errors import UserError
 from pdrec_jax.fields import INFINITY, Field
 from pdrec_jax.fields import among as _among
@@ -24,13 +25,12 @@ from pdrec_jax.fields import overrides as _overrides
 from pdrec_jax.fields import text as _text
 from pdrec_jax.fields import widths as _widths
 
-_MAX_SEED = 2**31 - 1
 _OF_STAGES = ("diffusion.", "hbr.", "nns.", "dpa.", "encoder.")
 _OF_PROTOCOLS = ("strict_overrides", "reference_overrides")
 
 FIELDS: dict[str, Field] = {
     "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
-    "seed": _count(0, "of initial values, draws and candidates", least=0, most=_MAX_SEED),
+    "seed": _count(0, "of initial values, draws and candidates", least=0, most=MAX_SEED),
     "seeds": _count(1, "how many runs, of seed, seed + 1 and so on, each in a folder of its own"),
     "seeds_at_once": _count(
         0, "seeds of an encoder that train side by side; 0 for as many as is sensible", least=0
@@ -89,7 +89,7 @@ FIELDS: dict[str, Field] = {
     "data.ids": _among("any", ("any", "integer"), "whether ids must be integers of at least 1"),
     "data.origin": _text("", "where the logs can be had, for the message that they are missing"),
     # Simulated log.
-    "simulation.seed": _count(-1, "of the log; -1 for the run's own", least=-1, most=_MAX_SEED),
+    "simulation.seed": _count(-1, "of the log; -1 for the run's own", least=-1, most=MAX_SEED),
     "simulation.num_users": _count(2000, "users", least=2),
     "simulation.num_items": _count(3000, "target items", least=200),
     "simulation.num_source_items": _count(0, "source items", least=0),
@@ -319,94 +319,10 @@ def validate(config: ConfigDict, by_hand: Collection[str] | None = None) -> None
             raise UserError(f"config.{path}: missing, {field.expected} is expected")
         if not field.fits(found[path]):
             raise misfit(path, found[path])
-    _validate_together(config if by_hand is None else apply_protocol(config, by_hand))
-
-
-def _validate_together(config: ConfigDict) -> None:
-    diffusion, encoder, data = config.diffusion, config.encoder, config.data
-    if diffusion.w_min > diffusion.w_max:
-        raise UserError(
-            f"config.diffusion.w_min: at most w_max ({diffusion.w_max:g}) is expected, "
-            f"got {diffusion.w_min:g}"
-        )
-    if diffusion.noise_min > diffusion.noise_max:
-        raise UserError(
-            f"config.diffusion.noise_min: at most noise_max ({diffusion.noise_max:g}) is expected, "
-            f"got {diffusion.noise_min:g}"
-        )
-    if diffusion.sampling_steps > diffusion.steps:
-        raise UserError(
-            f"config.diffusion.sampling_steps: at most steps ({diffusion.steps}) is expected, "
-            f"got {diffusion.sampling_steps}"
-        )
-    if diffusion.target == "epsilon" and diffusion.noise_scale == 0:
-        raise UserError(
-            "config.diffusion.noise_scale: above 0 is expected with target 'epsilon', for without "
-            "noise there is none to predict, got 0"
-        )
-    for name in ("noise_fraction", "error_fraction"):
-        if diffusion[name] < 1 and (diffusion.target != "x0" or diffusion.normalise):
-            raise UserError(
-                f"config.diffusion.{name}: 1 is expected with target 'epsilon' or normalise, "
-                f"got {diffusion[name]:g}"
-            )
-        if 0.5 < diffusion[name] < 1:
-            raise UserError(
-                f"config.diffusion.{name}: 1, or 0.5 at most, is expected, for the slots are split "
-                f"into windows of equal size; got {diffusion[name]:g}"
-            )
-    if not data.learns_source and not data.mixed:
-        raise UserError(
-            "config.data.learns_source: True is expected without data.mixed, where no source item "
-            "is learnt, got False"
-        )
-    if not data.learns_source and encoder.history_weight:
-        raise UserError(
-            "config.encoder.history_weight: 0 is expected with data.learns_source=False, for a "
-            f"history has source items too, got {encoder.history_weight:g}"
-        )
-    if diffusion.source_slots and data.mixed:
-        raise UserError(
-            "config.diffusion.source_slots: False is expected with data.mixed, where the source "
-            "items have slots already, got True"
-        )
-    if not config.dpa.drawn and config.dpa.fine > config.dpa.coarse:
-        raise UserError(
-            f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "
-            f"got {config.dpa.fine}"
-        )
-    if encoder.width % encoder.heads:
-        raise UserError(
-            f"config.encoder.heads: a divisor of the width ({encoder.width}) is expected, "
-            f"got {encoder.heads}"
-        )
-    if config.seed + config.seeds - 1 > _MAX_SEED:
-        raise UserError(
-            f"config.seeds: seeds of at most {_MAX_SEED} are expected, and {config.seeds} of them "
-            f"from {config.seed} are more"
-        )
-    if config.preferences_from and config.stage != "encoder":
-        raise UserError(
-            "config.preferences_from: only the encoder stage reads preferences of another run; "
-            f"add --config.stage=encoder, got {config.stage!r}"
-        )
-    if config.diffusion_from and config.stage == "encoder":
-        raise UserError(
-            "config.diffusion_from: the encoder stage alone reads preferences, name them with "
-            "config.preferences_from; all or diffusion is expected of config.stage, got 'encoder'"
-        )
-    if data.auxiliary and data.auxiliary == data.target:
-        raise UserError(
-            f"config.data.auxiliary: another log than the target is expected, got {data.target!r}"
-        )
-    draws = any("nns" in variant.split("+") for variant in encoder.variants)
-    if draws and config.nns.placement == "instead" and config.nns.drawn >= encoder.negatives:
-        raise UserError(
-            "config.nns.placement: 'instead' expects encoder.negatives above nns.drawn "
-            f"({config.nns.drawn}), got {encoder.negatives}"
-        )
-    for field in (*_OF_PROTOCOLS, "simulation.overrides"):
-        _overrides_of(config, field)
+    applied = config if by_hand is None else apply_protocol(config, by_hand)
+    require_consistent(applied)
+    for path in (*_OF_PROTOCOLS, "simulation.overrides"):
+        _overrides_of(applied, path)
 
 
 def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ SHARED = frozenset(
         "locks",
         "manifest",
         "settings",
+        "consistency",
         "workdir",
         "metric_log",
         "random_bits",

@@ -1,0 +1,100 @@
+"""What must hold between the fields of a config."""
+
+from ml_collections import ConfigDict
+
+from pdrec_jax.errors import UserError
+
+MAX_SEED = 2**31 - 1
+
+
+def require_consistent(config: ConfigDict) -> None:
+    """Checks what must hold between fields, each of which fits by itself.
+
+    Args:
+      config: as its protocol has it.
+
+    Raises:
+      UserError: the first that does not.
+    """
+    diffusion, encoder, data = config.diffusion, config.encoder, config.data
+    if diffusion.w_min > diffusion.w_max:
+        raise UserError(
+            f"config.diffusion.w_min: at most w_max ({diffusion.w_max:g}) is expected, "
+            f"got {diffusion.w_min:g}"
+        )
+    if diffusion.noise_min > diffusion.noise_max:
+        raise UserError(
+            f"config.diffusion.noise_min: at most noise_max ({diffusion.noise_max:g}) is expected, "
+            f"got {diffusion.noise_min:g}"
+        )
+    if diffusion.sampling_steps > diffusion.steps:
+        raise UserError(
+            f"config.diffusion.sampling_steps: at most steps ({diffusion.steps}) is expected, "
+            f"got {diffusion.sampling_steps}"
+        )
+    if diffusion.target == "epsilon" and diffusion.noise_scale == 0:
+        raise UserError(
+            "config.diffusion.noise_scale: above 0 is expected with target 'epsilon', for without "
+            "noise there is none to predict, got 0"
+        )
+    for name in ("noise_fraction", "error_fraction"):
+        if diffusion[name] < 1 and (diffusion.target != "x0" or diffusion.normalise):
+            raise UserError(
+                f"config.diffusion.{name}: 1 is expected with target 'epsilon' or normalise, "
+                f"got {diffusion[name]:g}"
+            )
+        if 0.5 < diffusion[name] < 1:
+            raise UserError(
+                f"config.diffusion.{name}: 1, or 0.5 at most, is expected, for the slots are split "
+                f"into windows of equal size; got {diffusion[name]:g}"
+            )
+    if not data.learns_source and not data.mixed:
+        raise UserError(
+            "config.data.learns_source: True is expected without data.mixed, where no source item "
+            "is learnt, got False"
+        )
+    if not data.learns_source and encoder.history_weight:
+        raise UserError(
+            "config.encoder.history_weight: 0 is expected with data.learns_source=False, for a "
+            f"history has source items too, got {encoder.history_weight:g}"
+        )
+    if diffusion.source_slots and data.mixed:
+        raise UserError(
+            "config.diffusion.source_slots: False is expected with data.mixed, where the source "
+            "items have slots already, got True"
+        )
+    if not config.dpa.drawn and config.dpa.fine > config.dpa.coarse:
+        raise UserError(
+            f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "
+            f"got {config.dpa.fine}"
+        )
+    if encoder.width % encoder.heads:
+        raise UserError(
+            f"config.encoder.heads: a divisor of the width ({encoder.width}) is expected, "
+            f"got {encoder.heads}"
+        )
+    if config.seed + config.seeds - 1 > MAX_SEED:
+        raise UserError(
+            f"config.seeds: seeds of at most {MAX_SEED} are expected, and {config.seeds} of them "
+            f"from {config.seed} are more"
+        )
+    if config.preferences_from and config.stage != "encoder":
+        raise UserError(
+            "config.preferences_from: only the encoder stage reads preferences of another run; "
+            f"add --config.stage=encoder, got {config.stage!r}"
+        )
+    if config.diffusion_from and config.stage == "encoder":
+        raise UserError(
+            "config.diffusion_from: the encoder stage alone reads preferences, name them with "
+            "config.preferences_from; all or diffusion is expected of config.stage, got 'encoder'"
+        )
+    if data.auxiliary and data.auxiliary == data.target:
+        raise UserError(
+            f"config.data.auxiliary: another log than the target is expected, got {data.target!r}"
+        )
+    draws = any("nns" in variant.split("+") for variant in encoder.variants)
+    if draws and config.nns.placement == "instead" and config.nns.drawn >= encoder.negatives:
+        raise UserError(
+            "config.nns.placement: 'instead' expects encoder.negatives above nns.drawn "
+            f"({config.nns.drawn}), got {encoder.negatives}"
+        )
