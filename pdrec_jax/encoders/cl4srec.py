@@ -9,6 +9,7 @@ github JamZheng/CL4SRec-pytorch.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class CL4SRec(SASRec):
       num_items: I.
       rngs: source of the initial values.
     """
+
+    ends_of_views: ClassVar[bool] = True
 
     def __init__(self, config: ConfigDict, num_items: int, *, rngs: nnx.Rngs):
         super().__init__(config, num_items, rngs=rngs)

@@ -1,6 +1,7 @@
 """What training and ranking ask of an encoder."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
@@ -9,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from pdrec_jax.data.batches import PACKED, Layout
+from pdrec_jax.encoders.ends import Ends
 from pdrec_jax.encoders.layers import Rows
 
 
@@ -21,15 +23,20 @@ class Encoder(nnx.Module):
     Attributes:
       item_embedding: [I + 1, D] or with more rows behind; row 0 is the padding id.
       layout: how histories lie in the rows that it gets.
+      ends_of_views: whether ``own_loss`` reads nothing of a view but the state of each history's
+        last cell.
     """
 
     layout: ClassVar[Layout] = PACKED
+    ends_of_views: ClassVar[bool] = False
     item_embedding: nnx.Param
 
     def __call__(self, vectors: Array, rows: Rows, key: Array | None = None) -> Array:
         """Encodes the rows of one length.
 
         A cell's state may depend only on the cells before it in its segment and on itself.
+
+        A subclass may have one more argument, ``ends=None``, see ``encode_to_ends``.
 
         Args:
           vectors: [R, L, D], the embedded items.
@@ -54,8 +61,36 @@ class Encoder(nnx.Module):
         Returns:
           states of each group, [R, L, D].
         """
-        keys = [None if key is None else jax.random.fold_in(key, n) for n in range(len(rows))]
+        keys = _keys(key, len(rows))
         return [self(*group) for group in zip(vectors, rows, keys, strict=True)]
+
+    def encode_to_ends(
+        self,
+        vectors: Sequence[Array],
+        rows: Sequence[Rows],
+        key: Array | None,
+        ends: Sequence[Ends],
+    ) -> list[Array]:
+        """``encode``, where some rows are read at the last cell of each history alone.
+
+        It asks for no more where ``__call__`` has an argument ``ends``, and ``encode`` is not the
+        encoder's own.
+
+        Args:
+          vectors: see ``encode``.
+          rows: see ``encode``.
+          key: see ``encode``.
+          ends: of each group, which rows these are.
+
+        Returns:
+          states of each group, [R, L, D]; of those rows the cells but the last ones may hold any.
+        """
+        own = type(self).encode is not Encoder.encode
+        if own or "ends" not in inspect.signature(self.__call__).parameters:
+            return self.encode(vectors, rows, key)
+        call: Callable[..., Array] = self
+        groups = zip(vectors, rows, _keys(key, len(rows)), ends, strict=True)
+        return [call(*group, ends=some) for *group, some in groups]
 
     def views(self, rows: Rows, key: Array) -> tuple[Rows, ...]:
         """More rows to encode in a training step, for ``own_loss``.
@@ -81,3 +116,8 @@ class Encoder(nnx.Module):
         """
         del states, views, users
         return jnp.zeros(())
+
+
+def _keys(key: Array | None, groups: int) -> list[Array | None]:
+    """A key for each group of rows."""
+    return [None if key is None else jax.random.fold_in(key, n) for n in range(groups)]

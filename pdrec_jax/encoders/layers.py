@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from pdrec_jax.encoders.ends import Slots, most_of_cells, sum_of_cells, to_cells
 from pdrec_jax.random_bits import hashed_bits
 
 
@@ -174,18 +175,61 @@ class Attention(nnx.Module):
         logits = jnp.einsum("rqc,rkc->rqk", q, k) * (q.shape[-1] ** -0.5)
         logits = jnp.where(jnp.repeat(visible, self.heads, axis=0), logits, -jnp.inf)
         pads = jnp.repeat(pads, self.heads, axis=0)[:, :, None]
-        # The padded keys' logit is 0; a cell that sees nothing at all needs a finite maximum too.
-        floor = jnp.where(pads > 0, 0.0, -jnp.inf)
-        peak = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True), floor)
-        peak = jax.lax.stop_gradient(jnp.where(peak > -jnp.inf, peak, 0.0))
+        peak, padded = _with_padding(jnp.max(logits, axis=-1, keepdims=True), pads)
         weight = jnp.exp(logits - peak)
-        padded = pads * jnp.exp(jnp.minimum(-peak, 0.0))  # not 0 times infinity without padding
         total = jnp.sum(weight, axis=-1, keepdims=True) + padded
         weight = weight / jnp.where(total > 0, total, 1)
         weight = dropout(weight, self.rate, key)
         mixed = self._merge(jnp.einsum("rqk,rkc->rqc", weight, v))
         mixed = mixed + self.value_bias[...][None, None, :]
         return project(mixed, self.output[...]) + self.output_bias[...][None, None, :]
+
+    def of_ends(
+        self, queries: Array, x: Array, slots: Slots, pads: Array, key: Array | None
+    ) -> Array:
+        """Attends from the end of each history alone: all its cells are visible from there.
+
+        Args:
+          queries: [S, D], of the ends.
+          x: [C, D], zero in empty cells; source of keys and values.
+          slots: of the C cells.
+          pads: [S] float32, see ``__call__``.
+          key: for dropout.
+
+        Returns:
+          [S, D].
+        """
+        by_head = (-1, self.heads, x.shape[-1] // self.heads)
+        q = (project(queries, self.query[...]) + self.query_bias[...][None, :]).reshape(by_head)
+        k = project(x, self.key[...]).reshape(by_head)
+        v = project(x, self.value[...]).reshape(by_head)
+        logits = jnp.sum(to_cells(q, slots) * k, axis=-1) * (q.shape[-1] ** -0.5)
+        occupied = slots.of_cell < len(slots.last)
+        logits = jnp.where(occupied[:, None], logits, -jnp.inf)
+        peak, padded = _with_padding(most_of_cells(logits, slots), pads[:, None])
+        weight = jnp.exp(logits - to_cells(peak, slots))
+        total = sum_of_cells(weight, slots) + padded
+        weight = weight / to_cells(jnp.where(total > 0, total, 1), slots)
+        weight = dropout(weight, self.rate, key)
+        mixed = sum_of_cells(weight[:, :, None] * v, slots).reshape(queries.shape)
+        mixed = mixed + self.value_bias[...][None, :]
+        return project(mixed, self.output[...]) + self.output_bias[...][None, :]
+
+
+def _with_padding(peak: Array, pads: Array) -> tuple[Array, Array]:
+    """Counts padded keys, whose logit is 0, in a softmax.
+
+    Args:
+      peak: the largest logit of the others, -inf where there is none.
+      pads: how many padded ones there are besides.
+
+    Returns:
+      the largest of all, finite even where there is nothing at all; what the padded ones add to the
+      denominator.
+    """
+    peak = jnp.maximum(peak, jnp.where(pads > 0, 0.0, -jnp.inf))
+    peak = jax.lax.stop_gradient(jnp.where(peak > -jnp.inf, peak, 0.0))
+    return peak, pads * jnp.exp(jnp.minimum(-peak, 0.0))  # not 0 times infinity without padding
 
 
 class FeedForward(nnx.Module):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from pdrec_jax.data.batches import PACKED, Layout
 from pdrec_jax.data.negatives import ComplementTable, draw_outside
 from pdrec_jax.encoders.encoder import Encoder
+from pdrec_jax.encoders.ends import Ends
 from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.losses import cosine_logits, total_loss
 from pdrec_jax.plugins.dpa import draw_positives
@@ -296,7 +297,13 @@ def loss_of_vectors(
     encoder = model.encoder(params)
     rows = [stack(*parts) for parts in inputs.groups]
     given = [vectors[f"rows{number}"] for number in range(len(rows))]
-    own, *more = _by_part(encoder.encode(given, rows, inputs.key), inputs.groups)
+    others = len(inputs.groups[0]) - 1
+    ends = None
+    if others and (encoder.ends_of_views or others == (model.dpa_fine > 0)):
+        histories = others * len(inputs.owner)
+        ends = [Ends(len(parts[0].items), histories) for parts in inputs.groups]
+    states = _encode(encoder, model, given, rows, inputs.key, ends)
+    own, *more = _by_part(states, inputs.groups)
     final, views = (more[0], more[1:]) if model.dpa_fine else (None, more)
     view_rows = [
         jax.tree.map(lambda *cells: jnp.concatenate([_flat(c) for c in cells]), *view)
@@ -386,6 +393,25 @@ def split_lookup(vectors: Array, ids: dict[str, Array]) -> dict[str, Array]:
     return out
 
 
+def _encode(
+    encoder: Encoder,
+    model: EncoderModel,
+    vectors: list[Array],
+    rows: list[Rows],
+    key: Array | None,
+    ends: list[Ends] | None,
+) -> list[Array]:
+    """Encodes rows, and of those in ``ends`` no more than is read where that is known to pay.
+
+    It sums over the cells of a history. A GPU does so in any order, which would let two rankings by
+    the same parameters differ, and on a mesh the cells of one history lie on one device by chance.
+    """
+    on_cpu = model.mesh is None and jax.default_backend() == "cpu"
+    if ends is None or not on_cpu:
+        return encoder.encode(vectors, rows, key)
+    return encoder.encode_to_ends(vectors, rows, key, ends)
+
+
 def _user(batch: Batch, segment: Indices) -> Array:
     """Index of each cell's user in the batch; any user for an empty cell."""
     return jnp.minimum(segment, batch.users.shape[0] - 1)
@@ -427,7 +453,8 @@ def final_states(
         ids = jnp.where(occupied, items[event], 0)
         rows.append(_rows(ids, event, segment, length, end, model.max_length))
     vectors = [embed(params, model, group.items) for group in rows]
-    states = model.encoder(params).encode(vectors, rows, None)
+    ends = [Ends(0, batch.users.shape[0])] * len(rows)
+    states = _encode(model.encoder(params), model, vectors, rows, None, ends)
     return normalise(jnp.concatenate([_flat(group) for group in states])[batch.last])
 
 

@@ -10,6 +10,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from pdrec_jax.encoders.encoder import Encoder
+from pdrec_jax.encoders.ends import Ends, Slots, slots_of
 from pdrec_jax.encoders.layers import (
     Attention,
     FeedForward,
@@ -40,6 +41,22 @@ class Block(nnx.Module):
         x = self.forward(self.forward_norm(x), keys[1])
         return jnp.where(occupied[:, :, None], x, 0)
 
+    def of_ends(self, x: Array, slots: Slots, pads: Array, key: Array | None) -> Array:
+        """The same of the ends of S histories alone, [S, D].
+
+        Args:
+          x: [R, L, D].
+          slots: of these cells.
+          pads: [R, L].
+          key: for dropout.
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        cells = x.reshape(-1, x.shape[-1])
+        queries = self.attention_norm(cells[slots.last][None])[0]
+        pads = pads.reshape(-1)[slots.last]
+        ends = queries + self.attention.of_ends(queries, cells, slots, pads, keys[0])
+        return self.forward(self.forward_norm(ends[None]), keys[1])[0]
+
 
 class SASRec(Encoder):
     """A causal transformer over a user's history.
@@ -64,13 +81,17 @@ class SASRec(Encoder):
         )
         self.last_norm = LayerNorm(width)
 
-    def __call__(self, vectors: Array, rows: Rows, key: Array | None = None) -> Array:
+    def __call__(
+        self, vectors: Array, rows: Rows, key: Array | None = None, ends: Ends | None = None
+    ) -> Array:
         """Encodes packed histories.
 
         Args:
           vectors: [R, L, D], the embedded items.
           rows: R rows of L cells.
           key: for dropout; None in evaluation.
+          ends: rows of which the state of each history's last cell is read and no other; all cells
+            of the history then hold it. Their dropout is drawn otherwise than without ``ends``.
 
         Returns:
           states [R, L, D]: what each cell's history, itself included, predicts next.
@@ -82,6 +103,18 @@ class SASRec(Encoder):
         x = jnp.where(occupied[:, :, None], dropout(x, self.rate, keys[0]), 0)
         visible = visible_cells(rows.segment, occupied)
         pads = rows.pads.astype(x.dtype) if self.attend_padding else jnp.zeros(rows.pads.shape)
-        for block, block_key in zip(self.blocks, keys[1:], strict=True):
+        for block, block_key in zip(self.blocks[:-1], keys[1:-1], strict=True):
             x = block(x, visible, pads, occupied, block_key)
-        return self.last_norm(x)
+        final, final_key = self.blocks[-1], keys[-1]
+        if ends is None:
+            return self.last_norm(final(x, visible, pads, occupied, final_key))
+        first = ends.first
+        slots = slots_of(rows.segment[first:], occupied[first:], ends.histories)
+        end_key = None if final_key is None else jax.random.fold_in(final_key, 0)
+        last = final.of_ends(x[first:], slots, pads[first:], end_key)
+        last = jnp.pad(last, ((0, 1), (0, 0)))  # behind the others, what an empty cell has
+        states = self.last_norm(last[None])[0][slots.of_cell].reshape(x[first:].shape)
+        if not first:
+            return states
+        whole = final(x[:first], visible[:first], pads[:first], occupied[:first], final_key)
+        return jnp.concatenate([self.last_norm(whole), states])
