@@ -6,6 +6,7 @@ All of it is found by tracing, before anything is trained.
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pdrec_jax.encoders.encoder import Encoder
+from pdrec_jax.encoders.ends import Ends
 from pdrec_jax.encoders.layers import Rows
 from pdrec_jax.errors import UserError
 
@@ -76,14 +78,19 @@ def require_states(
         expected = f"item_embedding, an nnx.Param [I + 1, D] (here of {num_items + 1} rows)"
         raise _misfit(title, expected, got)
 
-    def states(params: Any, key: jax.Array | None) -> list[jax.Array]:
-        rows = [Rows(*4 * [jnp.zeros((1, length), jnp.int32)]) for length in lengths]
+    def states(params: Any, key: jax.Array | None, to_ends: bool) -> list[jax.Array]:
+        rows = [Rows(*4 * [jnp.zeros((2, length), jnp.int32)]) for length in lengths]
         vectors = [params["item_embedding"][row.items] for row in rows]
+        if to_ends:
+            ends = [Ends(1, 1) for _ in lengths]
+            return encoder(params).encode_to_ends(vectors, rows, key, ends)
         return encoder(params).encode(vectors, rows, key)
 
-    expected_shapes = [(1, length, shape[1]) for length in lengths]
-    for key in (jax.random.key(0), None):  # in training, and in evaluation
-        found = [getattr(made, "shape", None) for made in jax.eval_shape(states, params, key)]
+    expected_shapes = [(2, length, shape[1]) for length in lengths]
+    # In training, there where a part is read at its ends, and in evaluation.
+    for key, to_ends in ((jax.random.key(0), False), (jax.random.key(0), True), (None, False)):
+        made = jax.eval_shape(functools.partial(states, to_ends=to_ends), params, key)
+        found = [getattr(each, "shape", None) for each in made]
         if found != expected_shapes:
             raise _misfit(
                 title,

@@ -23,8 +23,8 @@ class Encoder(nnx.Module):
     Attributes:
       item_embedding: [I + 1, D] or with more rows behind; row 0 is the padding id.
       layout: how histories lie in the rows that it gets.
-      ends_of_views: whether ``own_loss`` reads nothing of a view but the state of each history's
-        last cell.
+      ends_of_views: whether the ``own_loss`` of the same class reads nothing of a view but the
+        state of each history's last cell; a view has at most one history of a user then.
     """
 
     layout: ClassVar[Layout] = PACKED
@@ -91,6 +91,12 @@ class Encoder(nnx.Module):
         call: Callable[..., Array] = self
         groups = zip(vectors, rows, _keys(key, len(rows)), ends, strict=True)
         return [call(*group, ends=some) for *group, some in groups]
+
+    @property
+    def reads_ends(self) -> bool:
+        """Whether ``ends_of_views`` is of the class whose ``own_loss`` this encoder has."""
+        owner = next(kind for kind in type(self).__mro__ if "own_loss" in vars(kind))
+        return bool(vars(owner).get("ends_of_views", False))
 
     def views(self, rows: Rows, key: Array) -> tuple[Rows, ...]:
         """More rows to encode in a training step, for ``own_loss``.

@@ -3,6 +3,7 @@
 Letters: R rows, L cells of a row, D width, N heads, C width of a head.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from pdrec_jax.encoders.ends import Slots, most_of_cells, sum_of_cells, to_cells
-from pdrec_jax.random_bits import hashed_bits
+from pdrec_jax.random_bits import hashed_bits, hashed_bits_of
 
 
 class Rows(NamedTuple):
@@ -34,8 +35,30 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Zeroes entries at a rate and scales up the others; the identity without a key."""
     if key is None or rate == 0:
         return x
-    keep = hashed_bits(key, x.shape) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(keep, x / (1 - rate), 0)
+    return _keep(x, rate, hashed_bits(key, x.shape))
+
+
+def _keep(x: Array, rate: float, bits: Array) -> Array:
+    """``dropout`` by uniform 32-bit words of the same shape."""
+    return jnp.where(bits >= jnp.uint32(round(rate * 2**32)), x / (1 - rate), 0)
+
+
+def dropout_at(
+    x: Array, rate: float, key: Array | None, rows: Array, columns: Array, width: int
+) -> Array:
+    """``dropout`` of some entries of a table, as if the whole of it were drawn.
+
+    Args:
+      x: the entries.
+      rate: see ``dropout``.
+      key: see ``dropout``.
+      rows: int32, of each entry.
+      columns: int32, of each entry.
+      width: columns of the table.
+    """
+    if key is None or rate == 0:
+        return x
+    return _keep(x, rate, hashed_bits_of(key, rows, columns, width))
 
 
 def normalise(x: Array) -> Array:
@@ -210,7 +233,8 @@ class Attention(nnx.Module):
         weight = jnp.exp(logits - to_cells(peak, slots))
         total = sum_of_cells(weight, slots) + padded
         weight = weight / to_cells(jnp.where(total > 0, total, 1), slots)
-        weight = dropout(weight, self.rate, key)
+        where = slots.weights_of(self.heads)
+        weight = dropout_at(weight, self.rate, key, *where, slots.length)
         mixed = sum_of_cells(weight[:, :, None] * v, slots).reshape(queries.shape)
         mixed = mixed + self.value_bias[...][None, :]
         return project(mixed, self.output[...]) + self.output_bias[...][None, :]
@@ -252,11 +276,27 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Array, key: Array | None) -> Array:
         """Maps [R, L, D] to [R, L, D]; ``key`` is for dropout."""
+        return self._map(x, key, lambda x, key: dropout(x, self.rate, key))
+
+    def of_cells(self, x: Array, cells: Array, key: Array | None) -> Array:
+        """Maps [S, D] to [S, D], some ``cells`` [S] of the R L, with the dropout that is theirs."""
+        width = x.shape[-1]
+        columns = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], x.shape)
+        rows = jnp.broadcast_to(cells[:, None], x.shape)
+
+        def drop(x: Array, key: Array | None) -> Array:
+            return dropout_at(x[0], self.rate, key, rows, columns, width)[None]
+
+        return self._map(x[None], key, drop)[0]
+
+    def _map(
+        self, x: Array, key: Array | None, drop: Callable[[Array, Array | None], Array]
+    ) -> Array:
         keys = (None, None) if key is None else jax.random.split(key)
         hidden = project(x, self.inner[...]) + self.inner_bias[...][None, None, :]
-        hidden = jax.nn.relu(dropout(hidden, self.rate, keys[0]))
+        hidden = jax.nn.relu(drop(hidden, keys[0]))
         out = project(hidden, self.outer[...]) + self.outer_bias[...][None, None, :]
-        return dropout(out, self.rate, keys[1]) + x
+        return drop(out, keys[1]) + x
 
 
 def visible_cells(segment: Array, occupied: Array) -> Array:

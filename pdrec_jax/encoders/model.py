@@ -299,9 +299,11 @@ def loss_of_vectors(
     given = [vectors[f"rows{number}"] for number in range(len(rows))]
     others = len(inputs.groups[0]) - 1
     ends = None
-    if others and (encoder.ends_of_views or others == (model.dpa_fine > 0)):
-        histories = others * len(inputs.owner)
-        ends = [Ends(len(parts[0].items), histories) for parts in inputs.groups]
+    if others and (encoder.reads_ends or others == (model.dpa_fine > 0)):
+        ends = [
+            _ends(len(parts[0].items), group, others * len(inputs.owner))
+            for parts, group in zip(inputs.groups, rows, strict=True)
+        ]
     states = _encode(encoder, model, given, rows, inputs.key, ends)
     own, *more = _by_part(states, inputs.groups)
     final, views = (more[0], more[1:]) if model.dpa_fine else (None, more)
@@ -401,15 +403,24 @@ def _encode(
     key: Array | None,
     ends: list[Ends] | None,
 ) -> list[Array]:
-    """Encodes rows, and of those in ``ends`` no more than is read where that is known to pay.
-
-    It sums over the cells of a history. A GPU does so in any order, which would let two rankings by
-    the same parameters differ, and on a mesh the cells of one history lie on one device by chance.
-    """
-    on_cpu = model.mesh is None and jax.default_backend() == "cpu"
-    if ends is None or not on_cpu:
+    """Encodes rows, and of those in ``ends`` no more than is read where that is known to pay."""
+    if ends is None or not stops_at_ends(model):
         return encoder.encode(vectors, rows, key)
     return encoder.encode_to_ends(vectors, rows, key, ends)
+
+
+def _ends(first: int, rows: Rows, histories: int) -> Ends:
+    """The rows of a group from ``first`` on, which have no more histories than cells."""
+    return Ends(first, min(histories, rows.items[first:].size))
+
+
+def stops_at_ends(model: EncoderModel) -> bool:
+    """Whether an encoder is told where no more is read than the ends of histories, on one CPU.
+
+    It then sums over the cells of a history. A GPU does so in any order, which would let two
+    rankings by the same parameters differ; on a mesh a history's cells need not lie on one device.
+    """
+    return model.mesh is None and jax.default_backend() == "cpu"
 
 
 def _user(batch: Batch, segment: Indices) -> Array:
@@ -453,7 +464,7 @@ def final_states(
         ids = jnp.where(occupied, items[event], 0)
         rows.append(_rows(ids, event, segment, length, end, model.max_length))
     vectors = [embed(params, model, group.items) for group in rows]
-    ends = [Ends(0, batch.users.shape[0])] * len(rows)
+    ends = [_ends(0, group, batch.users.shape[0]) for group in rows]
     states = _encode(model.encoder(params), model, vectors, rows, None, ends)
     return normalise(jnp.concatenate([_flat(group) for group in states])[batch.last])
 

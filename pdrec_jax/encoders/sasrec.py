@@ -45,8 +45,8 @@ class Block(nnx.Module):
         """The same of the ends of S histories alone, [S, D].
 
         Args:
-          x: [R, L, D].
-          slots: of these cells.
+          x: [R, L, D], the rows of these histories.
+          slots: of their cells.
           pads: [R, L].
           key: for dropout.
         """
@@ -55,7 +55,13 @@ class Block(nnx.Module):
         queries = self.attention_norm(cells[slots.last][None])[0]
         pads = pads.reshape(-1)[slots.last]
         ends = queries + self.attention.of_ends(queries, cells, slots, pads, keys[0])
-        return self.forward(self.forward_norm(ends[None]), keys[1])[0]
+        return self.forward.of_cells(self.forward_norm(ends[None])[0], slots.cells, keys[1])
+
+    @property
+    def as_here(self) -> bool:
+        """Whether nothing of it has been derived from, so that ``of_ends`` is what it does."""
+        parts = ((self, Block), (self.attention, Attention), (self.forward, FeedForward))
+        return all(type(part) is kind for part, kind in parts)
 
 
 class SASRec(Encoder):
@@ -91,7 +97,7 @@ class SASRec(Encoder):
           rows: R rows of L cells.
           key: for dropout; None in evaluation.
           ends: rows of which the state of each history's last cell is read and no other; all cells
-            of the history then hold it. Their dropout is drawn otherwise than without ``ends``.
+            of the history then hold it, NaN where there are more histories than it says.
 
         Returns:
           states [R, L, D]: what each cell's history, itself included, predicts next.
@@ -106,14 +112,15 @@ class SASRec(Encoder):
         for block, block_key in zip(self.blocks[:-1], keys[1:-1], strict=True):
             x = block(x, visible, pads, occupied, block_key)
         final, final_key = self.blocks[-1], keys[-1]
-        if ends is None:
+        if ends is None or not x[ends.first :].size or not final.as_here:
             return self.last_norm(final(x, visible, pads, occupied, final_key))
         first = ends.first
-        slots = slots_of(rows.segment[first:], occupied[first:], ends.histories)
-        end_key = None if final_key is None else jax.random.fold_in(final_key, 0)
-        last = final.of_ends(x[first:], slots, pads[first:], end_key)
+        slots = slots_of(rows.segment, occupied, ends)
+        last = final.of_ends(x[first:], slots, pads[first:], final_key)
         last = jnp.pad(last, ((0, 1), (0, 0)))  # behind the others, what an empty cell has
-        states = self.last_norm(last[None])[0][slots.of_cell].reshape(x[first:].shape)
+        last = self.last_norm(last[None])[0]
+        states = last.at[slots.of_cell].get(mode="fill", fill_value=jnp.nan)
+        states = states.reshape(x[first:].shape)
         if not first:
             return states
         whole = final(x[:first], visible[:first], pads[:first], occupied[:first], final_key)

@@ -14,56 +14,74 @@ from hypothesis import strategies as st
 from pdrec_jax.data.batches import LANES
 from pdrec_jax.encoders import model as model_module
 from pdrec_jax.encoders import registry
+from pdrec_jax.encoders.cl4srec import CL4SRec
 from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.ends import Ends, slots_of
-from pdrec_jax.encoders.layers import Rows, dropout
+from pdrec_jax.encoders.layers import FeedForward, Rows
 from pdrec_jax.encoders.model import final_states, training_loss, training_rows
 from pdrec_jax.encoders.sasrec import SASRec
 
 LENGTHS, MOST = (1, 2, 3, 5, 11, 12, 13, 30, 4, 4), 12
 
 
-def plain_slots(segment: np.ndarray, occupied: np.ndarray, histories: int):
+def plain_slots(segment: np.ndarray, occupied: np.ndarray, slots: int):
     """Slots by walking over the cells."""
-    of_cell, last = np.full(segment.size, histories), np.zeros(histories, int)
+    of_cell, last = np.full(segment.size, slots), np.zeros(slots, int)
     found, cell = -1, -1
     for segments, there in zip(segment.tolist(), occupied.tolist(), strict=True):
-        before = None
-        for one, is_there in zip(segments, there, strict=True):
+        seen = set()
+        for user, is_there in zip(segments, there, strict=True):
             cell += 1
-            here = one if is_there else None
-            if here is not None:
-                found += here != before
-                of_cell[cell], last[found] = found, cell
-            before = here
+            if is_there:
+                found += user not in seen
+                seen.add(user)
+                of_cell[cell] = found if found < slots else found + 1
+                if found < slots:
+                    last[found] = cell
     return of_cell, last
 
 
+ROWS, WIDTH, EMPTY = 4, 6, 99
+
+
 @st.composite
-def packed(draw) -> tuple[np.ndarray, np.ndarray, int]:
-    """Rows of histories, some of which leave their last cells empty, or all of them."""
-    width, rows, user = draw(st.integers(1, 8)), [], itertools.count()
-    for _ in range(draw(st.integers(1, 5))):
-        sizes = draw(st.lists(st.integers(1, 4), max_size=4))
+def packed(draw) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of histories, any cells of which may be empty."""
+    rows, user = [], itertools.count()
+    for _ in range(ROWS):
         row = []
-        for size in sizes:
-            some, kept = next(user), draw(st.integers(0, size))
-            row += [(some, cell < kept) for cell in range(size)]
-        rows.append([*row[:width], *[(99, False)] * (width - len(row))])
+        for size in draw(st.lists(st.integers(1, 4), max_size=4)):
+            some = next(user)
+            row += [(some, draw(st.booleans())) for _ in range(size)]
+        rows.append([*row[:WIDTH], *[(EMPTY, False)] * (WIDTH - len(row))])
     table = np.array(rows, dtype=np.int32)
-    occupied = table[:, :, 1] > 0
-    count = len({*table[:, :, 0][occupied].tolist()})
-    return table[:, :, 0], occupied, count
+    return table[:, :, 0], table[:, :, 1] > 0
 
 
-@given(rows=packed(), more=st.integers(0, 3))
-@settings(deadline=None, max_examples=60)
-def test_slots(rows, more):
-    segment, occupied, count = rows
-    found = slots_of(jnp.asarray(segment), jnp.asarray(occupied), max(count + more, 1))
-    of_cell, last = plain_slots(segment, occupied, max(count + more, 1))
+slots_jit = jax.jit(slots_of, static_argnums=2)
+
+
+@given(rows=packed(), slots=st.sampled_from([1, 3, 16]), first=st.sampled_from([0, 2]))
+@settings(deadline=None, max_examples=80)
+def test_slots(rows, slots, first):
+    segment, occupied = rows
+    found = slots_jit(segment, occupied, Ends(first, slots))
+    of_cell, last = plain_slots(segment[first:], occupied[first:], slots)
     np.testing.assert_array_equal(found.of_cell, of_cell)
     np.testing.assert_array_equal(found.last, last)
+    np.testing.assert_array_equal(found.cells, last + first * WIDTH)
+
+
+def test_ends_are_static():
+    assert jax.tree.leaves(Ends(1, 2)) == []
+    assert (
+        len(
+            jax.tree.leaves(
+                slots_of(jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3)) > 0, Ends(0, 2))
+            )
+        )
+        == 2
+    )
 
 
 @pytest.fixture
@@ -86,7 +104,7 @@ def inputs(histories) -> SimpleNamespace:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 4))
+@functools.partial(jax.jit, static_argnums=1)
 def encode(params, model, vectors, rows, ends, key=None):
     return model.encoder(params)(vectors, rows, key, ends)
 
@@ -112,11 +130,13 @@ class TestSASRec:
             encoder__attend_padding=attend_padding,
         )
 
-    def test_of_all_rows(self, made, inputs):
+    @pytest.mark.parametrize("key", [None, 5], ids=["evaluation", "dropout"])
+    def test_of_all_rows(self, made, inputs, key):
         model, params = made
+        key = None if key is None else jax.random.key(key)
         vectors = params["item_embedding"][inputs.whole.items]
         full, ended = (
-            np.asarray(encode(params, model, vectors, inputs.whole, ends))
+            np.asarray(encode(params, model, vectors, inputs.whole, ends, key))
             for ends in (None, Ends(0, len(LENGTHS)))
         )
         last = is_last(inputs.whole)
@@ -142,7 +162,7 @@ class TestSASRec:
 
         def read(params, ends):
             vectors = params["item_embedding"][rows.items]
-            states = encode(params, model, vectors, rows, ends)
+            states = encode(params, model, vectors, rows, ends, jax.random.key(1))
             return jnp.sum(states * readout), states
 
         run = jax.jit(jax.value_and_grad(read, has_aux=True), static_argnums=1)
@@ -171,50 +191,6 @@ class TestSASRec:
             assert np.abs(before[own] - after[own]).max() > 1e-3
 
 
-class TestDropout:
-    """It is drawn otherwise, at the same rates."""
-
-    def test_of_the_weights(self, monkeypatch, small_model, inputs):
-        rates, shapes = [], []
-
-        def seen(x, rate, key):
-            rates.append(rate)
-            shapes.append(x.shape)
-            return dropout(x, rate, key)
-
-        model, params = small_model(40, encoder__blocks=1, encoder__heads=2, encoder__dropout=0.3)
-        monkeypatch.setattr("pdrec_jax.encoders.layers.dropout", seen)
-        monkeypatch.setattr("pdrec_jax.encoders.sasrec.dropout", seen)
-        rows = inputs.whole
-        vectors = params["item_embedding"][rows.items]
-        model.encoder(params)(vectors, rows, jax.random.key(0), Ends(0, len(LENGTHS)))
-        assert rates == [0.3] * 4
-        cells, ends = rows.items.size, len(LENGTHS)
-        assert shapes == [vectors.shape, (cells, 2), (1, ends, 8), (1, ends, 8)]
-
-    def test_on_average_it_changes_nothing_that_is_linear(self, small_model, inputs):
-        model, params = small_model(40, encoder__blocks=1, encoder__heads=2, encoder__dropout=0.3)
-        rows, count = inputs.whole, len(LENGTHS)
-        attention = model.encoder(params).blocks[0].attention
-        slots = slots_of(rows.segment, rows.items > 0, count)
-        rng = np.random.default_rng(1)
-        x = jnp.asarray(rng.normal(size=(rows.items.size, 8)), jnp.float32)
-        x = jnp.where((rows.items > 0).reshape(-1)[:, None], x, 0)
-        queries, pads = x[slots.last], jnp.zeros(count)
-
-        @jax.jit
-        @jax.vmap
-        def drawn(key):
-            return attention.of_ends(queries, x, slots, pads, key)
-
-        keys = jax.random.split(jax.random.key(0), 2000)
-        many = np.asarray(drawn(keys))
-        without = np.asarray(attention.of_ends(queries, x, slots, pads, None))
-        spread = many.std(0) / np.sqrt(len(keys))
-        assert (spread > 0).any()
-        assert (np.abs(many.mean(0) - without) < 5 * spread + 1e-5).all()
-
-
 @pytest.fixture
 def asked(monkeypatch) -> list[list[Ends]]:
     """What the steps ask of encoders."""
@@ -239,6 +215,17 @@ class Viewing(SASRec):
         return jnp.sum(jnp.where((view.items > 0)[:, None], state, 0) ** 2)
 
 
+class Averaging(CL4SRec):
+    """Reads all states of views that were read at their ends."""
+
+    def own_loss(self, states, views, users):
+        real = [(view.items > 0)[:, None] for view in views]
+        return sum(
+            jnp.sum(jnp.where(there, state, 0) ** 2)
+            for state, there in zip(states, real, strict=True)
+        )
+
+
 class Doubling(SASRec):
     """One of a user's own, which knows nothing of ends."""
 
@@ -249,6 +236,23 @@ class Doubling(SASRec):
 class Together(Doubling):
     def encode(self, vectors, rows, key):
         return [states + 1 for states in super().encode(vectors, rows, key)]
+
+
+class Forward(FeedForward):
+    def __call__(self, x, key):
+        return super().__call__(x, key) + x
+
+
+class OwnBlock(SASRec):
+    """Blocks that do something else than ours."""
+
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        for block in self.blocks:
+            block.forward = Forward(config.width, config.dropout, rngs=rngs)
+
+
+OWN = {kind.__name__.lower(): kind for kind in (Viewing, Averaging, Doubling, Together, OwnBlock)}
 
 
 def of_step(task):
@@ -268,19 +272,19 @@ def of_step(task):
 class TestStep:
     @pytest.fixture
     def make(self, own_encoders, built):
-        """`make(name, variant)`: a task without dropout, in which all else is given by the key."""
-        registry.register("viewing", "Viewing", Viewing)
-        registry.register("doubling", "Doubling", Doubling)
-        registry.register("together", "Together", Together)
+        """`make(name, variant)`: a task in which the key decides on all that is drawn."""
+        for name, kind in OWN.items():
+            registry.register(name, kind.__name__, kind)
 
-        def of(name, variant="base"):
+        def of(name, variant="base", **fields):
             return built(
                 variant,
                 encoder__name=name,
-                encoder__dropout=0.0,
+                encoder__dropout=0.2,
                 encoder__blocks=2,
                 dpa__coarse=8,
                 dpa__fine=3,
+                **fields,
             )
 
         return of
@@ -288,18 +292,19 @@ class TestStep:
     @pytest.mark.parametrize(
         ("name", "variant", "others"),
         [
-            ("sasrec", "base", 0),
             ("sasrec", "hbr+nns+dpa", 1),
             ("cl4srec", "base", 2),
             ("cl4srec", "hbr+nns+dpa", 3),
             ("gru4rec", "dpa", 1),
             ("doubling", "dpa", 1),
-            ("viewing", "base", 0),
+            ("ownblock", "dpa", 1),
             ("viewing", "dpa", 0),  # a view is between, all of which is read
+            ("averaging", "base", 0),
         ],
     )
     def test_loss_and_gradient_as_without(self, make, asked, monkeypatch, name, variant, others):
         task = make(name, variant)
+        asked.clear()  # what was asked when it was made
         loss, gradient = of_step(task)
         assert len(asked) == (others > 0)
         for end in itertools.chain(*asked):
@@ -318,9 +323,12 @@ class TestStep:
             where = jax.tree_util.keystr(path)
             np.testing.assert_allclose(left, right, rtol=0, atol=1e-6, err_msg=where)
 
-    @pytest.mark.parametrize("name", ["sasrec", "cl4srec", "gru4rec", "doubling", "together"])
+    @pytest.mark.parametrize(
+        "name", ["sasrec", "cl4srec", "gru4rec", "doubling", "together", "ownblock"]
+    )
     def test_states_of_the_evaluation(self, make, asked, monkeypatch, inputs, name):
         task = make(name)
+        asked.clear()
         params = task.initial()["params"]
         given = params, task.model, inputs.offsets, inputs.items
         batch = inputs.batch if name != "gru4rec" else inputs.lanes
@@ -329,8 +337,31 @@ class TestStep:
         monkeypatch.setattr(Encoder, "encode_to_ends", lambda self, *given: self.encode(*given[:3]))
         np.testing.assert_allclose(states, final_states(*given, batch), rtol=0, atol=1e-6)
 
+    @pytest.mark.parametrize("lengths", [(3, 4, 5), (100,)])
+    def test_where_a_group_has_no_rows(self, make, monkeypatch, histories, lengths):
+        # Of rows as long as the default's one group is empty for a few users.
+        task = make("sasrec", encoder__max_length=200)
+        params = task.initial()["params"]
+        offsets = np.cumsum([0, *lengths])
+        items = np.random.default_rng(0).integers(1, 201, offsets[-1]).astype(np.int32)
+        batch = histories(offsets, items, np.arange(len(lengths)), 200).batch()
+        assert min(len(event) for event in batch.event) == 0
+        given = params, task.model, jnp.asarray(offsets, jnp.int32), jnp.asarray(items), batch
+        states = final_states(*given)
+        monkeypatch.setattr(Encoder, "encode_to_ends", lambda self, *given: self.encode(*given[:3]))
+        np.testing.assert_allclose(states, final_states(*given), rtol=0, atol=1e-6)
+
+    def test_more_histories_than_were_said(self, small_model, inputs):
+        model, params = small_model(40, encoder__blocks=1)
+        vectors = params["item_embedding"][inputs.whole.items]
+        states = encode(params, model, vectors, inputs.whole, Ends(0, len(LENGTHS) - 1))
+        last = is_last(inputs.whole)
+        assert np.isnan(states[last]).all(axis=-1).sum() == 1
+
     @pytest.mark.parametrize("name", ["sasrec", "cl4srec"])
     def test_elsewhere_all_is_encoded(self, make, asked, monkeypatch, name):
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        of_step(make(name, "dpa"))
+        task = make(name, "dpa")
+        asked.clear()
+        of_step(task)
         assert not asked

@@ -126,6 +126,12 @@ class Failing(OwnSASRec):
         raise RuntimeError("no such\nlayer")
 
 
+class NarrowAtEnds(OwnSASRec):
+    def __call__(self, vectors, rows, key=None, ends=None):
+        states = super().__call__(vectors, rows, key)
+        return states if ends is None else states[:1]
+
+
 class OnlyTrained(OwnSASRec):
     def __call__(self, vectors, rows, key=None):
         return super().__call__(vectors, rows, key) * jax.random.uniform(key)
@@ -140,7 +146,8 @@ class OnlyTrained(OwnSASRec):
         ),
         (NoTable, "item_embedding, .* got none"),
         (EmbedTable, "item_embedding, .* got dict"),
-        (Narrow, r"a state as wide as item_embedding .* got \(1, 12, 1\)"),
+        (Narrow, r"a state as wide as item_embedding .* got \(2, 12, 1\)"),
+        (NarrowAtEnds, r"a state as wide as item_embedding .* got \(1, 12, 8\)"),
         (Running, r"nothing but nnx.Param .* got other state in norm\.mean"),
         (Dropping, r"nothing but nnx.Param .* got other state in dropout\.rngs"),
         (OnlyTrained, r"test_registry.py: row \d+: "),
