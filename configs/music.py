@@ -4,8 +4,9 @@
   python -m pdrec_jax.main --config=configs/music.py
   python -m pdrec_jax.main --config=configs/music.py:variant=paper
 
-No times of Music are published, so its behaviours are weighed by position: the diffusion model is
-T-DiffRec, and its results carry that name. The authors publish commands for Book alone.
+The file with the times of Music could not be had when this was made, so its behaviours are weighed
+by position: the diffusion model is T-DiffRec, and its results carry that name. The authors publish
+commands for Book alone.
 """
 
 import runpy

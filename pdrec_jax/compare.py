@@ -200,7 +200,8 @@ def _require_alike(one: Workdir, other: Workdir) -> None:
             )
     ours, theirs = one.per_user(), other.per_user()
     for place, arrays in ((one, ours), (other, theirs)):
-        flat = all(array.ndim == 1 and array.dtype.kind in "biuf" for array in arrays.values())
+        kinds = {name: "biufU" if name == "users" else "biuf" for name in arrays}
+        flat = all(a.ndim == 1 and a.dtype.kind in kinds[name] for name, a in arrays.items())
         if not flat or "users" not in arrays or len({len(a) for a in arrays.values()}) > 1:
             raise UserError(f"{place.path}: ranks of all users are expected in per_user.npz")
     same = {

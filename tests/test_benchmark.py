@@ -190,10 +190,11 @@ def test_the_encoder_is_timed_without_and_with_plugins() -> None:
     base, plugins = encoder_step.comparisons(TINY, "simulated")
     assert base.title.startswith("SASRec training step, 8 users")
     assert plugins.title.startswith("SASRec+HBR+NNS+DPA training step, 8 users")
-    for slow, fast in (base.contestants, plugins.contestants):
-        # The 8 users of a batch of this log fit 4 rows.
-        assert slow.flops == pytest.approx(fast.flops * 8 * 24 / (4 * 24))
-    assert plugins.contestants[0].flops == 2 * base.contestants[0].flops
+    # The 8 users of a batch of this log fit 4 rows of 24 cells; two steps. DPA's whole histories
+    # take keys and values of each cell, and all else of their one block once a history.
+    for rows, one, both in zip((8, 4), base.contestants, plugins.contestants, strict=True):
+        assert one.flops == 2 * 3 * rows * 24 * (12 * 8**2 + 4 * 24 * 8)
+        assert both.flops == one.flops + 2 * 3 * (rows * 24 * 4 * 8**2 + 8 * 8 * 8**2)
 
 
 @pytest.mark.parametrize("encoder", ["gru4rec", "cl4srec"])
@@ -202,8 +203,12 @@ def test_other_encoders_agree_with_their_padded_twins(encoder: str, monkeypatch)
     with quick_to_compile():
         base, plugins = encoder_step.comparisons(sizes, "simulated")
         assert plugins.agree()["packed rows"] < 2e-6
-    passes = {"gru4rec": (1, 2), "cl4srec": (3, 4)}[encoder]
-    assert base.contestants[0].flops * passes[1] == plugins.contestants[0].flops * passes[0]
+    input_pass = 2 * 3 * 8 * 24 * (12 * 8**2 + (4 * 24 * 8 if encoder == "cl4srec" else 0))
+    to_ends = 2 * 3 * (8 * 24 * 4 * 8**2 + 8 * 8 * 8**2)
+    other_pass = {"gru4rec": input_pass, "cl4srec": to_ends}[encoder]
+    views = {"gru4rec": 0, "cl4srec": 2}[encoder]
+    assert base.contestants[0].flops == input_pass + views * other_pass
+    assert plugins.contestants[0].flops == input_pass + (views + 1) * other_pass
     assert base.title.startswith({"gru4rec": "GRU4Rec", "cl4srec": "CL4SRec"}[encoder])
 
 

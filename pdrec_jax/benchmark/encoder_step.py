@@ -14,7 +14,14 @@ from pdrec_jax.benchmark.workload import Workload, make_workload
 from pdrec_jax.data.batches import PackedRows
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.diffusion.preferences import Preferences
-from pdrec_jax.encoders.model import Batch, Params, TrainingData, training_loss
+from pdrec_jax.encoders.model import (
+    Batch,
+    EncoderModel,
+    Params,
+    TrainingData,
+    stops_at_ends,
+    training_loss,
+)
 from pdrec_jax.encoders.stage import build, title_of
 from pdrec_jax.encoders.task import EncoderTask
 
@@ -96,7 +103,7 @@ def _compare(
                 name,
                 functools.partial(state.run, task),
                 sizes.steps,
-                _flops(sizes, encoder, layouts[name], dpa=task.model.dpa_fine > 0),
+                _flops(sizes, encoder, layouts[name], task.model),
                 None if name == _PADDED else _PADDED,
                 moved=_moved(config, workload.split.train.num_items, sizes.steps),
             )
@@ -197,16 +204,26 @@ def _moved(config: ConfigDict, num_items: int, steps: int) -> float | None:
     return steps * 8 * 4.0 * num_items * config.encoder.width
 
 
-def _flops(sizes: Sizes, encoder: str, layout: Batch, *, dpa: bool) -> float:
+def _flops(sizes: Sizes, encoder: str, layout: Batch, model: EncoderModel) -> float:
     """Operations of the encoder's matrix products, those of the gradient twice the forward ones.
 
     A cell takes 12 D^2 + 4 L D a block of attention, for four projections, two feed-forward layers
     and two products over the row, or 12 D^2 for the six products of a recurrent unit; DPA's whole
-    histories and each view are encoded besides the input.
+    histories and each view are encoded besides the input. Where these stop at the ends of
+    histories, the last block takes keys and values of a cell, 4 D^2, and 8 D^2 a history.
     """
-    width, total = sizes.width, 0.0
+    width, input_pass, other_pass = sizes.width, 0.0, 0.0
+    others = (model.dpa_fine > 0) + (2 if encoder == "cl4srec" else 0)
     for group in layout.event:
-        over_row = 4.0 * group.shape[-1] * width if encoder != "gru4rec" else 0.0
-        total += np.size(group) * (12.0 * width**2 + over_row)
-    passes = 1 + dpa + (2 if encoder == "cl4srec" else 0)
-    return 3 * passes * total * (1 if encoder == "gru4rec" else sizes.blocks)
+        cells = np.size(group)
+        if encoder == "gru4rec":
+            input_pass += cells * 12.0 * width**2
+            continue
+        block = cells * (12.0 * width**2 + 4.0 * group.shape[-1] * width)
+        input_pass += sizes.blocks * block
+        other_pass += (sizes.blocks - 1) * block + cells * 4.0 * width**2
+    if encoder == "gru4rec" or not stops_at_ends(model):
+        other_pass = input_pass
+    else:
+        other_pass += np.size(layout.users) * 8.0 * width**2
+    return 3 * (input_pass + others * other_pass)

@@ -24,7 +24,8 @@ class Comparison:
       low: lower end of the bootstrap's 95 % interval of the difference.
       high: its upper end.
       p_users: of the paired t-test over users, each averaged over seeds.
-      p_seeds: of the paired t-test over seeds, each averaged over users; NaN with one seed.
+      p_seeds: of the paired t-test over seeds, each averaged over users; NaN with one seed, and
+        where all seeds differ alike.
     """
 
     difference: float
@@ -139,7 +140,22 @@ def compare(
             float(low),
             float(high),
             paired_t(each.mean(axis=0))[1],
-            paired_t(each.mean(axis=1))[1],
+            _p_of_seeds(each.mean(axis=1)),
         )
         for each, low, high in zip(differences, lows, highs, strict=True)
     ]
+
+
+def _p_of_seeds(differences: np.ndarray) -> float:
+    """``paired_t`` over seeds, whose few means can be alike by chance.
+
+    A share of U users is a multiple of 1 / U, and two seeds often differ by the same one. Such a
+    spread of 0 says nothing of what other seeds would come to, and is no p of 0.
+
+    Args:
+      differences: [S].
+    """
+    spread, mean = np.ptp(differences), np.abs(differences).max()
+    if mean > 0 and spread <= 1e-9 * mean:
+        return float("nan")
+    return paired_t(differences)[1]

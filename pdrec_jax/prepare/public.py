@@ -95,7 +95,7 @@ def prepare_pair(
         lines.append(f"{path}: {figures_text(*log.figures)}, content SHA-256 {checksum}")
     _write_together(contents)
     notes += [
-        f"{domain.name}: no times are published; its column {log.time!r} holds the order of the "
+        f"{domain.name}: its times are not at hand; its column {log.time!r} holds the order of the "
         "records among those of the other domain, so weigh by position"
         for log, domain in zip(logs, domains, strict=True)
         if log.time == "order"

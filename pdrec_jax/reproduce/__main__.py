@@ -38,6 +38,8 @@ _OF_A_RUN = {
     "encoder.variants": "each encoder has those of the paper; a --sweep can have others",
 }
 _OF_A_SWEEP = ("encoder.name", "encoder.variants")
+_METRIC = "N@10"  # of a figure
+_LONGEST = 60  # letters of a sweep's values in a file's name
 _UNSWEPT = ("name", "preferences_from", "diffusion_from")
 _PAIRS = ("toy_game", "game_toy", "book_music", "music_book")  # of Table 3
 
@@ -125,7 +127,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from pdrec_jax.experiment import run
     from pdrec_jax.reproduce.targets import METRICS
 
-    metric = "N@10" if arguments.metric is None else arguments.metric
+    metric = _METRIC if arguments.metric is None else arguments.metric
     if metric not in METRICS:
         raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
     if arguments.metric is not None and not target.drawn:
@@ -199,7 +201,8 @@ def _target(arguments: argparse.Namespace) -> Target:
         field, values = _values(arguments.sweep)
         if asked and field == "encoder.name":
             raise UserError("--encoders: none is expected with a sweep of encoder.name itself")
-        return targets.sweep(f"sweep-{field}", f"Sweep of {field}", {field: values}, asked)
+        name = f"sweep-{field}={_swept(values)}"
+        return targets.sweep(name, f"Sweep of {field}", {field: values}, asked)
     if arguments.figure:
         if arguments.figure == "4":
             return targets.ablation(encoders)
@@ -211,6 +214,15 @@ def _target(arguments: argparse.Namespace) -> Target:
             raise UserError("--share-diffusion: --table=2 trains nothing; leave it out")
         return targets.statistics()
     return targets.main_table(int(arguments.table), encoders)
+
+
+def _swept(values: Sequence[Any]) -> str:
+    """Values as part of a file's name: of many the first, the last and their number."""
+    from pdrec_jax.reproduce.plan import slug
+
+    texts = [slug(value) for value in values]
+    text = ",".join(texts)
+    return text if len(text) <= _LONGEST else f"{texts[0]}..{texts[-1]}-{len(texts)}values"
 
 
 def _values(text: str) -> tuple[str, tuple[Any, ...]]:
@@ -254,20 +266,26 @@ def _write(
 
     table = target.table(settings)
     folder = arguments.out / f"{settings[0].config.protocol}"
-    name = _file_name(target, settings, arguments)
+    name = _file_name(target, settings, arguments, metric)
     files = cells.write(table, folder, name)
     if target.drawn:
         files += figures.draw(table, metric, folder, name)
     return files
 
 
-def _file_name(target: Target, settings: Sequence[Setting], arguments: argparse.Namespace) -> str:
+def _file_name(
+    target: Target, settings: Sequence[Setting], arguments: argparse.Namespace, metric: str
+) -> str:
     """Names files by what was asked for, so that no other command's table takes their place."""
+    from pdrec_jax.reproduce.plan import slug
+
     parts = [target.name]
     parts += [setting.dataset for setting in settings if arguments.datasets]
     parts += arguments.encoders or ()
-    seeds = settings[0].config.seeds
+    seed, seeds = settings[0].config.seed, settings[0].config.seeds
+    parts += [f"from-seed{seed}"] * (seed != 0)
     parts += [f"{seeds}seeds"] * (seeds > 1)
+    parts += [slug(metric)] * (metric != _METRIC)
     return "-".join(parts)
 
 

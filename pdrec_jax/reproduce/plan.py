@@ -298,7 +298,7 @@ def sweep_jobs(
             fields |= {"diffusion_from": source}
         elif borrowed:
             fields |= {"stage": "encoder", "preferences_from": source}
-        name = f"sweep-{encoder}-{field}={_slug(value)}"
+        name = f"sweep-{encoder}-{field}={slug(value)}"
         jobs.append(setting.job(name, f"{encoder}, {field} = {value!r}", fields))
     return ([diffusion_job(setting)] if borrowed else []) + jobs
 
@@ -327,5 +327,6 @@ def _ending(path: str) -> tuple[str, ...]:
     return Path(path).parts[-2:]
 
 
-def _slug(value: Any) -> str:
+def slug(value: Any) -> str:
+    """A value as part of a file's name."""
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))

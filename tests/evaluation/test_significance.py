@@ -143,6 +143,27 @@ class TestCompare:
         assert math.isnan(found.p_seeds)
         assert not math.isnan(found.p_users)
 
+    def test_seeds_that_differ_alike_have_none_either(self) -> None:
+        # Three users of ten more are hit under each seed, but others.
+        base, model = np.zeros((1, 2, 10)), np.zeros((1, 2, 10))
+        model[0, 0, :3] = model[0, 1, 4:7] = 1
+        (found,) = compare(model, base)
+        assert math.isnan(found.p_seeds)
+        assert found.p_users < 0.05
+        model[0, 1, 7] = 1
+        assert compare(model, base)[0].p_seeds == pytest.approx(paired_t(np.array([0.3, 0.4]))[1])
+        assert compare(base, base)[0].p_seeds == 1
+
+    def test_shares_of_few_users_are_rarely_significant_by_chance(self) -> None:
+        rng = np.random.default_rng(6)
+        false = 0
+        for _ in range(300):
+            ranks = rng.integers(0, 100, (2, 2, 100))  # models, seeds, users
+            hits = np.stack([(ranks < k).astype(float) for k in (1, 5, 10, 20, 50)], axis=1)
+            p_values = [found.p_seeds for found in compare(hits[0], hits[1], draws=2)]
+            false += bool((holm(np.array(p_values)) < 0.05).any())
+        assert false / 300 <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 300)
+
     def test_nobody_in_common(self) -> None:
         (found,) = compare(np.full((1, 2, 3), np.nan), np.zeros((1, 2, 3)))
         assert math.isnan(found.difference)

@@ -14,7 +14,7 @@ from pdrec_jax.workdir import Workdir, seed_folder
 def make(tmp_path: Path):
     """Makes `name`, a finished run of some seeds; returns the ranks of its models, [S, U]."""
 
-    def make(name, keys, seeds=1, *, first=0, users=40, log="a", done=True, **fields):
+    def make(name, keys, seeds=1, *, first=0, users=40, log="a", done=True, text=False, **fields):
         config = default_config()
         for field, value in {"seed": first, "seeds": seeds, **fields}.items():
             put(config, field.replace("__", "."), value)
@@ -29,7 +29,8 @@ def make(tmp_path: Path):
             place = Workdir(path, own, "real")
             place.begin(data)
             rng = np.random.default_rng([seed, len(name), *name.encode()])
-            arrays = {"users": np.arange(users), "history_length": np.full(users, 7)}
+            ids = np.array([f"u{n}" for n in range(users)]) if text else np.arange(users)
+            arrays = {"users": ids, "history_length": np.full(users, 7)}
             models = []
             for key in keys:
                 drawn = rng.integers(0, 100, users).astype(np.float32)

@@ -45,6 +45,14 @@ def test_over_the_seeds_that_both_have(tmp_path, make, capsys):
     assert "tuned: SASREC+NNS less base: SASREC: gain" in (out / "comparison.md").read_text()
 
 
+def test_users_whose_ids_are_text(tmp_path, make, capsys):
+    make("a", ["sasrec"], text=True)
+    make("b", ["sasrec"], text=True)
+    status, said, _ = run(tmp_path, capsys, "a", "b")
+    assert status == 0
+    assert "b: SASREC less a: SASREC" in said
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path, make, capsys):
     make("a/run", ["sasrec"])
     make("b/run", ["sasrec"])

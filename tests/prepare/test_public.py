@@ -157,7 +157,7 @@ class TestPickles:
         pickles = dataclasses.replace(published.pair.pickles, mixed_times=None)
         pair = dataclasses.replace(published.pair, pickles=pickles)
         said = published.make(pairs={"pair": pair}, verify=False)
-        assert "note: two: no times are published; its column 'order' holds the order" in said
+        assert "note: two: its times are not at hand; its column 'order' holds the order" in said
         log = read_log(published.out / "two.inter.gz", time="order", ids="integer")
         assert log.num_users == 40
 

@@ -160,13 +160,15 @@ def test_a_sweep_of_several_encoders_and_variants(reproduce, runs, real_log):
     assert [Path(workdir).name for workdir in runs] == [
         "diffusion", *(f"{name}.0" for name in names)
     ]  # fmt: skip
-    lines = (OUT / "strict" / "sweep-hbr.clip-toy-gru4rec-sasrec.csv").read_text().splitlines()
+    lines = (
+        (OUT / "strict" / "sweep-hbr.clip=1.0,2.0-toy-gru4rec-sasrec.csv").read_text().splitlines()
+    )
     rows = [row[1] for row in csv.reader(lines) if row[2] == "N@10" and row[4] == "0.23"]
     assert rows == [
         f"hbr.clip = {value} ({name}, {variant})"
         for name in ("gru4rec", "sasrec") for value in ("1.0", "2.0") for variant in ("base", "hbr")
     ]  # fmt: skip
-    svg = (OUT / "strict" / "sweep-hbr.clip-toy-gru4rec-sasrec.svg").read_text()
+    svg = (OUT / "strict" / "sweep-hbr.clip=1.0,2.0-toy-gru4rec-sasrec.svg").read_text()
     legend = [
         f"<!-- hbr.clip ({n}, {v}) -->" for n in ("gru4rec", "sasrec") for v in ("base", "hbr")
     ]
@@ -245,7 +247,7 @@ def test_a_sweep(reproduce, runs, real_log):
     assert reproduce("--sweep=hbr.clip=1,2.5", real_log).status == 0
     names = ["diffusion", "sweep-sasrec-hbr.clip=1.0", "sweep-sasrec-hbr.clip=2.5"]
     assert [Path(workdir).name for workdir in runs] == names
-    text = (OUT / "strict" / "sweep-hbr.clip-toy.md").read_text()
+    text = (OUT / "strict" / "sweep-hbr.clip=1.0,2.5-toy.md").read_text()
     assert "| hbr.clip = 2.5 | <br>0.2300<br> |" in text
     runs.clear()
     # The pools hang on this one: the model serves, but not its preferences.
@@ -269,7 +271,7 @@ def test_simulated_or_not_before_anything_is_run(reproduce, runs, simulated):
 def test_a_variant_whose_plugins_are_named_in_another_order(reproduce, runs, real_log):
     flags = ("--config.encoder.variants=('dpa+nns', 'base')", real_log)
     assert reproduce("--sweep=hbr.clip=1", *flags).status == 0
-    lines = (OUT / "strict" / "sweep-hbr.clip-toy.csv").read_text().splitlines()
+    lines = (OUT / "strict" / "sweep-hbr.clip=1.0-toy.csv").read_text().splitlines()
     rows = [row[1] for row in csv.reader(lines) if row[2] == "N@10" and row[4] == "0.23"]
     assert rows == ["hbr.clip = 1.0 (dpa+nns)", "hbr.clip = 1.0 (base)"]
 
