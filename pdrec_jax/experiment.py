@@ -133,6 +133,7 @@ def run_one(
     given = dataclasses.replace(given, config=config)
     preferences = preferences_at_hand(given, place)
     with place.held(data), open_log(config, place) as log:
+        place.drop_undone()
         if processes.is_first():
             save_catalogue(place.path, catalogue_of(given.split, files))
         dropped = f", {data['dropped_users']:,} users with fewer than 3 events dropped"

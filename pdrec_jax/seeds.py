@@ -156,6 +156,8 @@ def run(
         if broken or one.results_of(config.stage) is None:  # a finished seed asks for nothing
             preferences_at_hand(each, one)
     with place.held(data):
+        if any(damaged) and processes.is_first():
+            place.reopen()  # a seed that is killed while it is mended has no damage to be seen
         summary = _run_all(config, files, head, prepared, paths, run_one)
         if processes.is_first():
             write_seeds_report(path, summary)

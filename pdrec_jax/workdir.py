@@ -275,6 +275,26 @@ class Workdir:
         """Lets a phase count as not done until it is finished again; no file changes."""
         self._undone.add(name)
 
+    def drop_undone(self) -> None:
+        """Removes the records of phases that wait to be finished again, and first the results.
+
+        A damaged model is removed before its training begins anew, and a slot without a save is
+        taken for one that was removed to make room. So a run that is killed in that training must
+        not look finished, nor the phase done.
+
+        Raises:
+          UserError: the directory cannot be written.
+        """
+        if not self._undone:
+            return
+        if processes.is_first():
+            # In this order: a record without results is found damaged once more.
+            self.reopen()
+            with write_errors(self.path):
+                for name in sorted(self._undone):
+                    (self.path / "phases" / f"{name}.json").unlink(missing_ok=True)
+        processes.barrier(f"reopened {self.path}")
+
     def phases(self) -> dict[str, dict[str, Any]]:
         """Returns what every phase that is done has left."""
         found = {path.stem: self.phase(path.stem) for path in self.path.glob("phases/*.json")}

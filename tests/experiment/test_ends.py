@@ -35,6 +35,28 @@ def die(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def flip(slot: Path) -> None:
+    """Changes a bit of the largest file of a slot of checkpoints."""
+    largest = max(slot.glob("*/tree/**/d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def killed_in(call: Any, monkeypatch: Any, stage: str, workdir: Path, *flags: str) -> Any:
+    """A call that ends after the second epoch of a stage."""
+    write = MetricLog.write
+
+    def write_and_die(log: MetricLog, name: str, epoch: int, **values: Any) -> None:
+        write(log, name, epoch, **values)
+        if (name, epoch) == (stage, 2):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricLog, "write", write_and_die)
+        return call(workdir, *flags)
+
+
 def assert_same_diffusion(done: Any, strict: Any) -> None:
     """A run of the diffusion stage alone came to what the unbroken run of all has."""
     assert done.status == 0
@@ -47,16 +69,7 @@ def assert_same_diffusion(done: Any, strict: Any) -> None:
 class TestKilled:
     @pytest.mark.parametrize(("stage", "flags"), [(KEYS[0], []), (KEYS[1], []), (KEYS[2], [SAVE])])
     def test_in_an_epoch(self, strict, call, tmp_path, monkeypatch, stage, flags) -> None:
-        write = MetricLog.write
-
-        def write_and_die(log: MetricLog, name: str, epoch: int, **values: Any) -> None:
-            write(log, name, epoch, **values)
-            if (name, epoch) == (stage, 2):
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(MetricLog, "write", write_and_die)
-            killed = call(tmp_path, *flags)
+        killed = killed_in(call, monkeypatch, stage, tmp_path, *flags)
         assert killed.status == 130
         assert killed.err.endswith("interrupted; the same command resumes the run\n")
         assert killed.results == {}
@@ -142,10 +155,7 @@ def test_damaged_files_of_phases_that_are_done(strict, call, tmp_path) -> None:
 def test_what_was_damaged_since_the_run_finished(strict, call, tmp_path, name) -> None:
     place = tmp_path / "run"
     shutil.copytree(strict.path, place)
-    largest = max((place / name).glob("*/tree/**/d/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip(place / name)
     done = call(place)
     assert done.status == 0
     assert done.lasting == strict.lasting
@@ -154,6 +164,25 @@ def test_what_was_damaged_since_the_run_finished(strict, call, tmp_path, name) -
     again = call(place)
     assert (again.status, again.err) == (0, "")
     assert "finished, these are its results" in again.out
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("diffusion", "diffusion"), ("sasrec", "encoders/sasrec")]
+)
+def test_killed_while_it_mends(strict, call, tmp_path, monkeypatch, key, name) -> None:
+    """The model that is gone by then is trained to its end, and not taken for one not missed."""
+    place = tmp_path / "run"
+    shutil.copytree(strict.path, place)
+    flip(place / name / "best")
+    killed = killed_in(call, monkeypatch, key, place, SAVE)
+    assert killed.status == 130
+    assert [path.name for path in (place / name).iterdir()] == ["state"]
+    assert killed.results == {}
+    done = call(place)
+    assert (done.status, done.err.count("warning: ")) == (0, 0)
+    assert done.lasting == strict.lasting
+    assert sorted(map(str, done.losses)) == sorted(map(str, strict.losses))
+    assert [path.name for path in (place / name).iterdir()] == ["best"]
 
 
 def test_checkpoints_that_were_removed_to_make_room_are_not_missed(strict, call, tmp_path) -> None:

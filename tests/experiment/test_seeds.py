@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
 SEEDS = "--config.seeds=2"
 # So that the second seed alone has the log of the first.
 SAME_LOG = "--config.simulation.seed=0"
+
+
+def die(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +194,21 @@ def test_killed_while_two_train(two, call, tmp_path, monkeypatch, vmapped):
         assert ours["best_epoch"] == expected["best_epoch"]
         assert ours["sampled"] == pytest.approx(expected["sampled"], abs=1e-5)
     assert done.half_written == []
+
+
+def test_killed_while_a_seed_is_mended(two, call, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(two.path, tmp_path / "run"))
+    for path in run.glob("seed-1/encoders/sasrec/best/*/tree/d/*"):
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricLog, "write", die)
+        assert call(run, SEEDS, SAME_LOG).status == 130
+    assert not list(run.glob("seed-1/encoders/sasrec/best/*"))
+    done = call(run, SEEDS, SAME_LOG)
+    assert (done.status, done.err.count("warning: ")) == (0, 0)
+    assert "finished, these are" not in done.out
+    assert list(run.glob("seed-1/encoders/sasrec/best/*"))
+    assert [model["key"] for model in done.results["models"]] == KEYS
 
 
 def test_too_many(call, tmp_path):
