@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from pdrec_jax import processes
 from pdrec_jax.checkpoints import NoCheckpoint, Store
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.preferences import (
@@ -79,12 +80,21 @@ def _diffusion(given: Given, key: str, weighting: str, workdir: Path, log: Metri
         section, given.config.save_seconds, save_behind=given.save_behind
     )
     store = Store(workdir / key)
-    if given.config.diffusion_from and store.step("best") is None:
+    if given.config.diffusion_from and _lacks_model(store):
         _take_model(given, key, task, store)
     fitted = fit(task, settings, store, log)
     by_time = weighting == "time" and given.split.train.times is not None
     name = "TI-DiffRec" if by_time else "T-DiffRec"
     return _evaluated(given, key, name, fitted, scorers, given.users.diffusion, log)
+
+
+def _lacks_model(store: Store) -> bool:
+    """Whether a model is still to be taken: there is none, or what was taken is damaged."""
+    if store.step("best") is None:
+        return True
+    broken = processes.is_first() and store.fault("best") is not None
+    (broken_for_all,) = processes.of_first(int(broken))
+    return bool(broken_for_all)
 
 
 def of_seed(path: str, seed: int) -> Path:
@@ -105,13 +115,14 @@ def of_seed(path: str, seed: int) -> Path:
 
 
 def require_model(given: Given, workdir: Path) -> None:
-    """Checks that the diffusion model of another run can be taken, where this run has none yet.
+    """Checks that the diffusion model of another run can be taken, where this run has none whole.
 
     Raises:
       UserError: there is none, or it was trained on other data, under another protocol or with
         other settings.
     """
-    if given.config.diffusion_from and Store(workdir / "diffusion").step("best") is None:
+    config = given.config
+    if config.diffusion_from and any(_lacks_model(Store(workdir / key)) for key in _models(config)):
         _source_of_model(given, seeded(given.config, "diffusion"))
 
 
@@ -133,11 +144,15 @@ def _source_of_model(given: Given, section: ConfigDict) -> Path:
                 f"config.diffusion_from: the model in {source} was trained with another {name} "
                 f"({_shown(made[name])}), expected {_shown(expected)}"
             )
-    other_one = f"diffusion-{other_weighting(given.config)}"
-    for key in ("diffusion", *([other_one] if given.config.diffusion.both else [])):
+    for key in _models(given.config):
         if Store(source / key).step("best") is None:
             raise UserError(f"config.diffusion_from: {source / key}: no trained model is there")
     return source
+
+
+def _models(config: ConfigDict) -> list[str]:
+    """The diffusion models of a run, by the names of their phases."""
+    return ["diffusion", *[f"diffusion-{other_weighting(config)}"] * bool(config.diffusion.both)]
 
 
 def _take_model(given: Given, key: str, task: DiffusionTask, store: Store) -> None:
@@ -145,6 +160,7 @@ def _take_model(given: Given, key: str, task: DiffusionTask, store: Store) -> No
     source = _source_of_model(given, seeded(given.config, "diffusion"))
     params, meta = Store(source / key).restore("best", task.abstract()["params"])
     course = dataclasses.replace(Course.read(meta), origin=meta["origin"] or str(source))
+    store.delete("best")  # what is damaged may be of a later epoch, and would be read first
     store.save("best", course.best_epoch, params, dataclasses.asdict(course))
 
 
@@ -158,7 +174,8 @@ def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
         preferences = infer(given, workdir, log)
     except NoCheckpoint as error:
         # Its phase is done, and its model was damaged since.
-        warn(f"{error}; the model is trained anew for the preferences")
+        anew = "taken again" if given.config.diffusion_from else "trained anew"
+        warn(f"{error}; the model is {anew} for the preferences")
         train(given, workdir, log)
         preferences = infer(given, workdir, log)
     save_preferences(Store(workdir), preferences, _origin(given))

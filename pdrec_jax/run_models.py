@@ -105,6 +105,14 @@ def damaged(config: ConfigDict, place: Workdir) -> list[str]:
         if broken:
             found.append(name)
         if fault is not None:
-            anew = "the preferences are computed" if name == "preferences" else f"{name} is trained"
-            warn(f"{fault}; {anew} anew")
+            warn(f"{fault}; {_mending(config, name)}")
     return found
+
+
+def _mending(config: ConfigDict, name: str) -> str:
+    """What is done about a phase whose model or preferences are damaged, in words."""
+    if name == "preferences":
+        return "the preferences are computed anew"
+    if config.diffusion_from and name.startswith("diffusion"):
+        return f"{name} is taken from {config.diffusion_from} again"
+    return f"{name} is trained anew"

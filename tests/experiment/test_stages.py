@@ -1,5 +1,7 @@
 """Stages alone, one after the other, on another run's preferences, and the other protocol."""
 
+import shutil
+
 import pytest
 
 KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
@@ -111,6 +113,27 @@ class TestDiffusionModelOfAnotherRun:
         assert {line["stage"] for line in done.losses} == {"sasrec", "sasrec+hbr+nns+dpa"}
         assert strict.stamps == source
         assert "finished, these are" in call(tmp_path, f"--config.diffusion_from={strict.path}").out
+
+    def test_that_was_damaged_since_is_taken_again(self, strict, call, tmp_path) -> None:
+        source, run = tmp_path / "source", tmp_path / "run"
+        shutil.copytree(strict.path, source)
+        flags = (DIFFUSION, f"--config.diffusion_from={source}")
+        first = call(run, *flags)
+        for path in run.glob("diffusion/best/*/tree/d/*"):
+            path.write_bytes(path.read_bytes()[:-1])
+        shutil.move(source, tmp_path / "moved")
+        gone = call(run, *flags)  # what cannot be taken is not trained
+        assert gone.status == 2
+        assert f"error: {source}: the workdir of a run is expected" in gone.err
+        assert gone.results == first.results
+        shutil.move(tmp_path / "moved", source)
+        done = call(run, *flags)
+        assert done.status == 0, done.err
+        assert done.lasting == first.lasting
+        assert not (run / "metrics.jsonl").exists() or done.losses == []
+        assert f"diffusion is taken from {source} again\n" in done.err
+        assert "trained anew" not in done.err
+        assert call(run, *flags).err == ""
 
     @pytest.mark.parametrize(
         ("flag", "plugin"), [("nns.first_fraction=0.4", "nns"), ("dpa.pool=all", "dpa")]
