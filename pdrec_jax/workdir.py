@@ -254,6 +254,17 @@ class Workdir:
                 warn(f"{error}; {name} counts as not done")
             return None
 
+    def require_sound(self, name: str) -> dict[str, Any] | None:
+        """Returns what ``phase`` does, for commands that cannot do a phase anew.
+
+        Raises:
+          UserError: the phase was done and its files are damaged.
+        """
+        try:
+            return self._sound(name)
+        except UserError as error:
+            raise UserError(f"{error}; the command of the run does {name} anew") from error
+
     def _sound(self, name: str) -> dict[str, Any] | None:
         path = self.path / "phases" / f"{name}.json"
         sealed = read_json(path)
@@ -295,9 +306,13 @@ class Workdir:
                     (self.path / "phases" / f"{name}.json").unlink(missing_ok=True)
         processes.barrier(f"reopened {self.path}")
 
+    def phase_names(self) -> list[str]:
+        """Returns the names of the phases that have a record, sound or not."""
+        return sorted(path.stem for path in self.path.glob("phases/*.json"))
+
     def phases(self) -> dict[str, dict[str, Any]]:
         """Returns what every phase that is done has left."""
-        found = {path.stem: self.phase(path.stem) for path in self.path.glob("phases/*.json")}
+        found = {name: self.phase(name) for name in self.phase_names()}
         return {name: record for name, record in found.items() if record is not None}
 
     def finish_phase(

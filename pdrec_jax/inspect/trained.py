@@ -24,7 +24,7 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import protocol_of, user_sets
 from pdrec_jax.given import Given
 from pdrec_jax.recommend.histories import Histories
-from pdrec_jax.recommend.models import Trained, load_encoder, trained_models
+from pdrec_jax.recommend.models import Trained, load_encoder, trained_model, trained_models
 from pdrec_jax.settings import seeded, validate
 from pdrec_jax.workdir import Workdir
 
@@ -77,7 +77,7 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
     if source != path:
         origin = Workdir.open(source) if (source / "config.json").is_file() else None
     preferences = None
-    if place.phase("preferences") is not None:
+    if place.require_sound("preferences") is not None:
         preferences = phases.read_preferences(given, source)
     return TrainedRun(place, given, data, models, preferences, origin)
 
@@ -148,9 +148,8 @@ def maker_of(run: TrainedRun) -> tuple[Workdir, Trained] | None:
     if run.origin is None:
         return None
     key = {"diffusion": "diffusion", "sasrec": "sasrec"}[run.origin.config.preferences_by]
-    if run.origin.phase(key) is None:
-        return None
-    return run.origin, trained_models(run.origin)[key]
+    model = trained_model(run.origin, key)
+    return None if model is None else (run.origin, model)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

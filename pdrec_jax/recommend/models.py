@@ -68,20 +68,10 @@ def trained_models(place: Workdir) -> dict[str, Trained]:
     """Returns the models of a run whose training is over, by key.
 
     Raises:
-      UserError: none is.
+      UserError: none is, or the record of one is damaged, which may be the best of them.
     """
-    found = {}
-    for key, record in sorted(place.phases().items()):
-        model = record.get("model")
-        if model is not None:
-            try:
-                kind = "test" if model["validation"] is None else "validation"
-                figures: Mapping[str, float] = model["validation"] or model["sampled"]
-                found[key] = Trained(key, model["name"], figures.get("NDCG@10", 0.0), kind)
-            except (AttributeError, LookupError, TypeError) as error:
-                raise UserError(
-                    f"{place.path}: phase {key} is not what a run writes ({error})"
-                ) from error
+    each = {key: trained_model(place, key) for key in place.phase_names() if key != "preferences"}
+    found = {key: model for key, model in each.items() if model is not None}
     if not found and place.results() is not None:
         raise UserError(
             f"{place.path}: of this run the results were kept without its models; a workdir that "
@@ -94,6 +84,23 @@ def trained_models(place: Workdir) -> dict[str, Trained]:
     return found
 
 
+def trained_model(place: Workdir, key: str) -> Trained | None:
+    """Returns the model of a phase; None where it is not done, or trains none.
+
+    Raises:
+      UserError: its record is damaged.
+    """
+    model = (place.require_sound(key) or {}).get("model")
+    if model is None:
+        return None
+    try:
+        kind = "test" if model["validation"] is None else "validation"
+        figures: Mapping[str, float] = model["validation"] or model["sampled"]
+        return Trained(key, model["name"], figures.get("NDCG@10", 0.0), kind)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UserError(f"{place.path}: phase {key} is not what a run writes ({error})") from error
+
+
 def choose(place: Workdir, variant: str | None) -> Trained:
     """Returns the model that is asked for.
 
@@ -103,10 +110,11 @@ def choose(place: Workdir, variant: str | None) -> Trained:
         phase (``sasrec+hbr+nns+dpa``, ``diffusion``); None for the encoder with the best figure.
 
     Raises:
-      UserError: there is no such model, or no encoder to choose from.
+      UserError: there is no such model, or no encoder to choose from; or the record of that model
+        is damaged, or where the best one is asked for that of any.
     """
-    models = trained_models(place)
     if variant is None:
+        models = trained_models(place)
         encoders = [model for model in models.values() if model.is_encoder]
         if not encoders:
             raise UserError(
@@ -114,11 +122,14 @@ def choose(place: Workdir, variant: str | None) -> Trained:
                 f"{models['diffusion'].name if 'diffusion' in models else 'the diffusion model'}"
             )
         return max(encoders, key=lambda model: model.figure)
-    name = place.config.encoder.name
+    name, known = place.config.encoder.name, place.phase_names()
     for key in (variant, _ordered(f"{name}+{variant}"), _ordered(variant)):
-        if key in models:
-            return models[key]
-    raise UserError(f"--variant: {place.path} has {', '.join(models)}, got {variant!r}")
+        model = trained_model(place, key) if key in known else None
+        if model is not None:
+            return model
+    raise UserError(
+        f"--variant: {place.path} has {', '.join(trained_models(place))}, got {variant!r}"
+    )
 
 
 def _ordered(key: str) -> str:

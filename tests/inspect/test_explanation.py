@@ -1,6 +1,8 @@
 """What is said of a user against what the run has kept, and against the formulas by hand."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,14 @@ class TestWhatCannotBeOpened:
             (tmp_path / name).write_bytes((workdir / name).read_bytes())
         with pytest.raises(UserError, match="no trained model is in it yet"):
             open_run(tmp_path)
+
+    @pytest.mark.parametrize("key", ["preferences", "sasrec"])
+    def test_a_damaged_record(self, workdir, tmp_path, key) -> None:
+        copied = Path(shutil.copytree(workdir, tmp_path / "run"))
+        record = copied / "phases" / f"{key}.json"
+        record.write_bytes(record.read_bytes()[:-1])
+        with pytest.raises(UserError, match=rf"phases/{key}\.json: .*the run does {key} anew"):
+            open_run(copied)
 
     @pytest.mark.parametrize("content", ["", "[]", '{"seed": "one"}', '{"unknown": 1}', "\x00"])
     def test_a_broken_config(self, workdir, tmp_path, content) -> None:

@@ -247,6 +247,17 @@ class TestDirectories:
         (copied / "phases" / "diffusion.json").unlink()
         self.broken(copied, "no trained model is in it yet")
 
+    @pytest.mark.parametrize("key", ["sasrec+hbr+nns+dpa", "sasrec"])
+    def test_a_damaged_record(self, copied, capsys, key) -> None:
+        """It may be that of the best model, or of a better one than is left."""
+        record = copied / "phases" / f"{key}.json"
+        record.write_text(record.read_text().replace("NDCG@10", "NDCG@11", 1))
+        self.broken(copied, re.escape(f"phases/{key}.json: it or its arrays are not as they were"))
+        with pytest.raises(UserError, match=re.escape(f"the run does {key} anew")):
+            Recommender.load(copied, key)
+        assert Recommender.load(copied, "diffusion").trained.key == "diffusion"
+        assert capsys.readouterr().err == ""
+
     def test_no_catalogue(self, copied) -> None:
         (copied / CATALOGUE).unlink()
         self.broken(copied, "catalogue.npz: not there")
