@@ -15,7 +15,7 @@ from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.given import Given
-from pdrec_jax.phases import encoder_key, other_weighting
+from pdrec_jax.phases import encoder_key, needs_preferences, other_weighting
 from pdrec_jax.settings import seeded
 from pdrec_jax.workdir import Workdir
 
@@ -77,15 +77,15 @@ def model_of(given: Given, model: str, workdir: Path) -> ModelPlace:
 
 
 def damaged(config: ConfigDict, place: Workdir) -> list[str]:
-    """Names the phases that are done and whose model or preferences were damaged since.
+    """Names the phases that are done and of which a file was damaged since.
 
-    Warns of each.
+    That is their model or preferences, or their own record or ranks. Warns of each.
 
     Args:
       config: of the stages that are asked for; phases of the others are not looked at.
       place: of the run.
     """
-    slots: dict[str, tuple[Path, str]] = {}
+    slots: dict[str, tuple[Path, str] | None] = {}
     if config.stage != "encoder":
         for name in ("diffusion", f"diffusion-{other_weighting(config)}"):
             slots[name] = place.path / name, "best"
@@ -94,14 +94,17 @@ def damaged(config: ConfigDict, place: Workdir) -> list[str]:
     if config.stage != "diffusion":
         for key in (encoder_key(config, variant) for variant in config.encoder.variants):
             slots[key] = place.path / "encoders" / key, "best"
-    if not config.preferences_from:
-        slots["preferences"] = place.path, "preferences"
+    if config.stage != "encoder" or needs_preferences(config):
+        slots["preferences"] = None if config.preferences_from else (place.path, "preferences")
     found = []
-    for name, (directory, slot) in slots.items():
-        fault = None
-        if processes.is_first() and place.phase(name) is not None:
-            fault = Store(directory).fault(slot)
-        (broken,) = processes.of_first(int(fault is not None))
+    for name, slot in slots.items():
+        fault, doubted = None, False
+        if processes.is_first():
+            doubted = place.doubted(name)
+            if slot is not None and place.phase(name) is not None:
+                directory, within = slot
+                fault = Store(directory).fault(within)
+        (broken,) = processes.of_first(int(doubted or fault is not None))
         if broken:
             found.append(name)
         if fault is not None:

@@ -254,6 +254,10 @@ class Workdir:
                 warn(f"{error}; {name} counts as not done")
             return None
 
+    def doubted(self, name: str) -> bool:
+        """Whether a phase was done and its files are damaged, of which ``phase`` has warned."""
+        return self.phase(name) is None and name in self._doubted
+
     def require_sound(self, name: str) -> dict[str, Any] | None:
         """Returns what ``phase`` does, for commands that cannot do a phase anew.
 

@@ -43,6 +43,11 @@ def flip(slot: Path) -> None:
     largest.write_bytes(content)
 
 
+def said(done: Any) -> str:
+    """The warnings of a call."""
+    return "\n".join(line for line in done.err.splitlines() if line.startswith("warning: "))
+
+
 def killed_in(call: Any, monkeypatch: Any, stage: str, workdir: Path, *flags: str) -> Any:
     """A call that ends after the second epoch of a stage."""
     write = MetricLog.write
@@ -161,6 +166,23 @@ def test_what_was_damaged_since_the_run_finished(strict, call, tmp_path, name) -
     assert done.lasting == strict.lasting
     key = name.removeprefix("encoders/").removesuffix("/best")
     assert re.search(rf"warning: .*{name}: .* is broken .*{key} (is|are) \w+ anew\n", done.err)
+    again = call(place)
+    assert (again.status, again.err) == (0, "")
+    assert "finished, these are its results" in again.out
+
+
+@pytest.mark.parametrize("name", ["diffusion.json", "sasrec.npz", "preferences.json"])
+def test_a_record_that_was_damaged_since_the_run_finished(strict, call, tmp_path, name) -> None:
+    """It is written anew, without any training: the model and the preferences are whole."""
+    place = Path(shutil.copytree(strict.path, tmp_path / "run"))
+    damaged = place / "phases" / name
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    done = call(place)
+    key = damaged.stem
+    assert done.status == 0
+    assert re.fullmatch(rf"warning: .*phases/{key}\.json: .*; {key} counts as not done", said(done))
+    assert done.lasting == strict.lasting
+    assert done.losses == strict.losses
     again = call(place)
     assert (again.status, again.err) == (0, "")
     assert "finished, these are its results" in again.out
