@@ -256,6 +256,8 @@ def _run_phases(
     if preferences is not None:
         once("preferences", phases.borrowed_phase, preferences)
     elif asked("encoder") and phases.needs_preferences(config):
+        # Of the encoder's stage alone: they are there, or were damaged since.
+        once("preferences", phases.preferences_phase)
         preferences = phases.own_preferences(given, path, log)
     for variant in config.encoder.variants:
         key = phases.encoder_key(config, variant)

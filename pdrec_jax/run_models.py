@@ -15,7 +15,12 @@ from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.given import Given
-from pdrec_jax.phases import encoder_key, needs_preferences, other_weighting
+from pdrec_jax.phases import (
+    can_compute_preferences,
+    encoder_key,
+    needs_preferences,
+    other_weighting,
+)
 from pdrec_jax.settings import seeded
 from pdrec_jax.workdir import Workdir
 
@@ -108,13 +113,15 @@ def damaged(config: ConfigDict, place: Workdir) -> list[str]:
         if broken:
             found.append(name)
         if fault is not None:
-            warn(f"{fault}; {_mending(config, name)}")
+            warn(f"{fault}; {_mending(config, place, name)}")
     return found
 
 
-def _mending(config: ConfigDict, name: str) -> str:
+def _mending(config: ConfigDict, place: Workdir, name: str) -> str:
     """What is done about a phase whose model or preferences are damaged, in words."""
     if name == "preferences":
+        if not can_compute_preferences(config, place):
+            return "the encoder stage alone cannot compute the preferences anew"
         return "the preferences are computed anew"
     if config.diffusion_from and name.startswith("diffusion"):
         return f"{name} is taken from {config.diffusion_from} again"

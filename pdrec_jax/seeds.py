@@ -78,8 +78,8 @@ def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
     """Reads another run's preferences, or makes sure that those of this run are there or will be.
 
     Raises:
-      UserError: the encoder stage is to run alone, with plugins, and there are none; or the
-        diffusion model of another run does not serve.
+      UserError: the encoder stage is to run alone, with plugins, and there are none, nor a model
+        that fills them; or the diffusion model of another run does not serve.
     """
     config = given.config
     phases.require_model(given, place.path)
@@ -87,7 +87,8 @@ def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
         return None
     if config.preferences_from:
         return phases.read_preferences(given, phases.of_seed(config.preferences_from, config.seed))
-    if place.phase("preferences") is None:
+    done = place.phase("preferences") is not None
+    if not done and not phases.can_compute_preferences(config, place):
         raise UserError(
             "config.stage: the encoder stage alone needs preferences: name the workdir of a run "
             "that has them with --config.preferences_from=DIR"

@@ -29,6 +29,7 @@ from pdrec_jax.workdir import Workdir
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
 DIFFUSION, SAVE = "--config.stage=diffusion", "--config.save_seconds=0"
+ENCODER = "--config.stage=encoder"
 
 
 def die(*_: Any) -> None:
@@ -169,6 +170,25 @@ def test_what_was_damaged_since_the_run_finished(strict, call, tmp_path, name) -
     again = call(place)
     assert (again.status, again.err) == (0, "")
     assert "finished, these are its results" in again.out
+
+
+def test_damaged_preferences_in_the_encoder_stage_alone(strict, call, tmp_path) -> None:
+    """They are computed anew by the model that is there; else nothing of the kind is promised."""
+    place = Path(shutil.copytree(strict.path, tmp_path / "run"))
+    flip(place / "preferences")
+    bare = Path(shutil.copytree(place, tmp_path / "bare"))
+    done = call(place, ENCODER)
+    assert done.status == 0, done.err
+    assert re.fullmatch("warning: .* is broken .*; the preferences are computed anew", said(done))
+    assert done.lasting == strict.lasting
+    assert sorted(map(str, done.losses)) == sorted(map(str, strict.losses))
+    assert call(place, ENCODER).err == ""
+    (bare / "phases/diffusion.json").unlink()
+    refused = call(bare, ENCODER)
+    assert refused.status == 2
+    assert said(refused).endswith("the encoder stage alone cannot compute the preferences anew")
+    assert "error: config.stage: the encoder stage alone needs preferences" in refused.err
+    assert refused.results == strict.results
 
 
 @pytest.mark.parametrize("name", ["diffusion.json", "sasrec.npz", "preferences.json"])
