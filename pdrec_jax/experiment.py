@@ -20,6 +20,7 @@ from pdrec_jax import compilation, memory, phases, processes, run_models, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.errors import warn
 from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.given import Given, Prepared, prepare
 from pdrec_jax.metric_log import MetricLog, require_boards
@@ -28,7 +29,7 @@ from pdrec_jax.report.report import write_report
 from pdrec_jax.report.tables import results_table, title
 from pdrec_jax.seeds import complete_report, open_log, preferences_at_hand, run_head
 from pdrec_jax.settings import apply_overrides, apply_protocol, validate
-from pdrec_jax.workdir import Workdir
+from pdrec_jax.workdir import PER_USER, Workdir
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -120,6 +121,7 @@ def run_one(
             given, data = prepared or prepare(config, files)
             with place.held(data):
                 save_catalogue(place.path, catalogue_of(given.split, files))
+        _complete_ranks(config, files, place, done, prepared)
         complete_report(config, place)
         if alone:
             with place.reading_results():
@@ -172,6 +174,25 @@ def run_one(
     if alone:
         print(results_table(results), flush=True)
     return results
+
+
+def _complete_ranks(
+    config: ConfigDict,
+    files: list[Path] | None,
+    place: Workdir,
+    done: dict[str, Any],
+    prepared: Prepared | None,
+) -> None:
+    """Puts ``per_user.npz`` of a finished run together again where it is missing and can be."""
+    if jax.process_count() > 1 or (place.path / PER_USER).is_file():
+        return
+    arrays = place.ranks_of(done)
+    if arrays is None:
+        return
+    given, data = prepared or prepare(config, files)
+    with place.held(data):
+        warn(f"{place.path / PER_USER}: missing; it is put together from the phases")
+        place.save_per_user({**users_of(given), **arrays})
 
 
 def users_of(given: Given) -> dict[str, np.ndarray]:

@@ -33,7 +33,7 @@ from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
 from pdrec_jax.training import Run, fit_together
-from pdrec_jax.workdir import Workdir, seed_folder
+from pdrec_jax.workdir import PER_USER, Workdir, seed_folder
 
 RunOne = Callable[[ConfigDict, list[Path] | None, Path, Prepared | None], dict[str, Any]]
 
@@ -148,6 +148,10 @@ def run(
         print(text, flush=True)
         return done
 
+    for own, one, broken in zip(configs, seeds, damaged, strict=True):
+        finished = one.results_of(config.stage)
+        if finished is not None and not broken:
+            _require_ranks(own.seed, one, finished)
     place.require_unlocked()
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = prepare(configs[0], files)
@@ -165,6 +169,21 @@ def run(
         place.finish(summary)
     print(seeds_table(summary), flush=True)
     return summary
+
+
+def _require_ranks(seed: int, place: Workdir, done: dict[str, Any]) -> None:
+    """Checks that a finished seed has its ranks, without which the seeds cannot be compared.
+
+    Raises:
+      UserError: they are damaged, or missing and in no phase from which they can be taken.
+    """
+    # Of several processes none puts them together: each would have to see what the first wrote.
+    if place.per_user() or (jax.process_count() == 1 and place.ranks_of(done) is not None):
+        return
+    raise UserError(
+        f"{place.path / PER_USER}: missing, so that seed {seed} cannot be compared with the "
+        "others; put the file back, or remove the folder of the seed, which is then run anew"
+    )
 
 
 def _run_all(

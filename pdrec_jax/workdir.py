@@ -337,6 +337,22 @@ class Workdir:
         """Returns the per-user arrays of a phase, empty where it has none."""
         return read_arrays(self.path / "phases" / f"{name}.npz")
 
+    def ranks_of(self, results: dict[str, Any]) -> dict[str, np.ndarray] | None:
+        """Returns the arrays of all phases of a finished run, as ``per_user`` names them.
+
+        None where a phase has no sound record, as in a run that was kept without its models.
+
+        Raises:
+          UserError: the results are of another form.
+        """
+        with self.reading_results():
+            keys = [str(model["key"]) for model in results["models"]]
+        if not keys or any(self.phase(key) is None for key in keys):
+            return None
+        return {
+            f"{key}/{kind}": array for key in keys for kind, array in self.phase_arrays(key).items()
+        }
+
     def per_user(self) -> dict[str, np.ndarray]:
         """Returns the per-user arrays of a finished run."""
         return read_arrays(self.path / PER_USER)

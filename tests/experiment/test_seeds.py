@@ -211,6 +211,33 @@ def test_killed_while_a_seed_is_mended(two, call, tmp_path, monkeypatch):
     assert [model["key"] for model in done.results["models"]] == KEYS
 
 
+def test_ranks_of_a_seed_that_are_missing(two, call, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(two.path, tmp_path / "run"))
+    ranks = run / "seed-1/per_user.npz"
+    with np.load(ranks, allow_pickle=False) as file:
+        before = dict(file)
+    ranks.unlink()
+    (run / "results.json").unlink()
+    done = call(run, SEEDS, SAME_LOG)
+    assert done.status == 0
+    assert "seed-1/per_user.npz: missing; it is put together from the phases\n" in done.err
+    assert done.results["comparisons"] == two.results["comparisons"]
+    with np.load(ranks, allow_pickle=False) as file:
+        assert dict(file).keys() == before.keys()
+        for name, array in before.items():
+            np.testing.assert_array_equal(file[name], array)
+    # Of a run that was kept there are no phases, and it is found before a third seed is trained.
+    assert keep.main([str(two.path), f"--out={tmp_path / 'kept'}"]) == 0
+    kept = tmp_path / "kept" / two.path.name
+    (kept / "seed-1/per_user.npz").unlink()
+    monkeypatch.setattr(seeds, "prepare", None)
+    refused = call(kept, "--config.seeds=3", SAME_LOG)
+    assert refused.status == 2
+    assert "error: " in refused.err
+    assert "seed-1/per_user.npz: missing, so that seed 1 cannot be compared" in refused.err
+    assert not (kept / "seed-2").exists()
+
+
 def test_too_many(call, tmp_path):
     done = call(tmp_path, "--config.seed=2147483647", SEEDS)
     assert done.status == 2
