@@ -35,6 +35,7 @@ from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.errors import UserError
 
 _NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
+_UP_TO_THE_CLOSING_QUOTE = re.compile(r'[^"]*+(?:""[^"]*+)*+"')
 OPEN_QUOTE = "a quote that is not closed; one within a field is expected doubled"
 _ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 
@@ -83,6 +84,9 @@ class _Layout:
 def open_quote(lines: Iterable[str], delimiter: str, first: int = 1) -> int | None:
     """Finds a quote that is not closed: all rows behind it would be one field.
 
+    One that the next stray quote seems to close is found by what stands behind that: neither a
+    delimiter nor the end of the line. Within one line that is left alone, for it hides no rows.
+
     Args:
         lines: of a text with quotes, each with its line end.
         delimiter: between fields.
@@ -91,14 +95,28 @@ def open_quote(lines: Iterable[str], delimiter: str, first: int = 1) -> int | No
     Returns:
         The line that the row with the quote begins on; None where there is none.
     """
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    row = first
-    try:
-        for _ in reader:
-            row = first + reader.line_num
-    except csv.Error:
-        return row
-    return None
+    # Not by csv.reader, which refuses long fields and all text behind a closing quote.
+    row, within = first, False
+    for number, line in enumerate(lines, first):
+        if not within:
+            row = number
+        if '"' not in line:
+            continue
+        place = 0
+        while True:
+            spans = within
+            if within or line.startswith('"', place):
+                closed = _UP_TO_THE_CLOSING_QUOTE.match(line, place + (not within))
+                within = closed is None
+                if closed is None:
+                    break
+                place = closed.end()
+                if spans and line[place : place + 1] not in (delimiter, "\r", "\n", ""):
+                    return row
+            place = line.find(delimiter, place) + 1
+            if not place:
+                break
+    return row if within else None
 
 
 def _text(path: Path) -> bytes:
@@ -206,14 +224,23 @@ class _Table:
             )
         except pa.ArrowException as error:
             raise self._first_fault(one_line(error)) from error
-        # Each quote that is opened is closed, and one within a field is doubled.
-        if self.layout.quoted and self.data.count(b'"', self.body) % 2:
-            row = open_quote(self._lines(), self.layout.delimiter, 2)
-            if row is not None:
-                raise UserError(f"{self.path}: row {row}: {OPEN_QUOTE}")
+        self._require_closed_quotes(table.num_rows)
         return {
             name: table.column(str(position)) for name, position in self.layout.positions.items()
         }
+
+    def _require_closed_quotes(self, rows: int) -> None:
+        """Looks closer where a quote may have swallowed rows: each that is opened is closed."""
+        quotes = self.data.count(b'"', self.body) if self.layout.quoted else 0
+        if not quotes:
+            return
+        # Two stray quotes close each other, and fewer rows than lines are left.
+        ends = max(self.data.count(end, self.body) for end in (b"\n", b"\r"))
+        lines = ends + (not self.data.endswith((b"\n", b"\r")))
+        if quotes % 2 or lines > rows:
+            row = open_quote(self._lines(), self.layout.delimiter, 2)
+            if row is not None:
+                raise UserError(f"{self.path}: row {row}: {OPEN_QUOTE}")
 
     def fault(self, record: int, field: str, complaint: str) -> UserError:
         """The error for a record, with the number of its row."""
@@ -227,6 +254,9 @@ class _Table:
                     return UserError(f"{self.path}: row {row}{complaint}")
         except csv.Error as error:
             otherwise = one_line(error)
+        opened = open_quote(self._lines(), self.layout.delimiter, 2) if self.layout.quoted else None
+        if opened is not None:  # what it hides is too long for either parser
+            return UserError(f"{self.path}: row {opened}: {OPEN_QUOTE}")
         return UserError(f"{self.path}: {otherwise}")
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:

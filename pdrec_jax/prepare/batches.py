@@ -124,9 +124,14 @@ class _Layout:
         import pyarrow as pa
         import pyarrow.csv as pa_csv
 
+        used = int(self.headings)  # lines that have become rows or were counted as skipped
+
         def skip(row: Any) -> str:
+            nonlocal used
             # Behind a quote that is out of place many lines are one row.
-            skipped["another number of fields"] += 1 + row.text.strip("\r\n").count("\n")
+            lines = 1 + row.text.strip("\r\n").count("\n")
+            skipped["another number of fields"] += lines
+            used += lines
             return "skip"
 
         # As a dictionary, millions of ids cost an int32 each, and each check is done once an id.
@@ -159,15 +164,22 @@ class _Layout:
                 ),
             )
             for batch in reader:
+                used += batch.num_rows
                 yield {name: batch.column(str(place)) for name, place in self.positions.items()}
-            if self.quoted and stream.quotes % 2:
+            # Two stray quotes close each other, and fewer rows than lines are left. Blank lines
+            # and fields of several lines are no fault, which the closer look finds.
+            if stream.quotes % 2 or (stream.quotes and stream.lines_read > used):
                 self._require_closed_quotes()
         except (pa.ArrowException, OSError) as error:
             if any(words in str(error) for words in ("Empty CSV", "Could not skip initial")):
                 return  # a header alone
+            if stream.quotes:  # what an open one hides may be too long for a block
+                self._require_closed_quotes()
             raise UserError(f"{self.path}: {one_line(error)}") from error
 
     def _require_closed_quotes(self) -> None:
+        if not self.quoted:
+            return
         with UnpackedText(self.path, self.packing, lambda _: None) as text:
             row = open_quote(text.lines(), self.delimiter)
         if row is not None:

@@ -113,6 +113,13 @@ class UnpackedText(Unpacked):
         super().__init__(path, packing, progress)
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.quotes = 0  # read so far
+        self._ends = {"\n": 0, "\r": 0}
+        self._last = "\n"
+
+    @property
+    def lines_read(self) -> int:
+        """How many lines were read so far, one without an end included, whatever ends lines."""
+        return max(self._ends.values()) + (self._last not in self._ends)
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes: at most `size` of them, none at the end of the file."""
@@ -123,6 +130,9 @@ class UnpackedText(Unpacked):
             if text or not chunk:
                 break
         self.quotes += text.count('"')
+        for end in self._ends:
+            self._ends[end] += text.count(end)
+        self._last = text[-1:] or self._last
         try:
             return text.encode()
         except UnicodeEncodeError:
@@ -132,7 +142,9 @@ class UnpackedText(Unpacked):
         """The lines that are left, each with its end."""
         rest = b""
         while chunk := self.read(1 << 20):
-            *whole, rest = (rest + chunk).split(b"\n")
-            yield from (f"{line.decode()}\n" for line in whole)
+            whole = (rest + chunk).splitlines(keepends=True)
+            # The "\n" of a "\r" may come with the next chunk.
+            rest = b"" if whole[-1].endswith(b"\n") else whole.pop()
+            yield from (line.decode() for line in whole)
         if rest:
             yield rest.decode()

@@ -275,6 +275,19 @@ class TestBadText:
         assert told.startswith("row 3, field 'item_id': '7\\n2,7,10\\n2,")
         assert told.endswith(" has a line break in it, as behind a quote that is not closed")
 
+    def test_stray_quotes_of_a_column_that_is_not_read(self, write, complaint):
+        rows = [f"{n}\t7\t10\t" + '"' * (n in (98, 298)) + "Weird Al" for n in range(1, 300)]
+        text = "\n".join(["user_id\titem_id\ttimestamp\tartist", *rows])
+        expected = "row 99: a quote that is not closed; one within a field is expected doubled"
+        assert complaint(write("log.tsv", text)) == expected
+        assert complaint(write("log.tsv.gz", text.replace("\n", "\r"))) == expected
+        far = text.replace("299\t", "9" * 200_000 + "\t").replace("98\t7", "9" * 200_000 + "\t7")
+        assert complaint(write("log.tsv", far)).startswith("row 99: a quote that is not closed")
+
+    def test_quoted_fields_of_several_lines(self, write, events):
+        text = 'user_id,title,item_id,timestamp\n1,"a\n""b""\n",7,10\n\n1,"x" y,5,20\n2,"",7,5\n'
+        assert events(read_log(write("log.csv", text))) == EXPECTED
+
     def test_quotes_within_a_field_open_nothing(self, write, events):
         text = 'user_id,title,item_id,timestamp\n1,5" disc,7,10\n1,x,5,20\n2,y,7,5\n'
         assert events(read_log(write("log.csv", text))) == EXPECTED

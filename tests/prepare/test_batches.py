@@ -161,6 +161,29 @@ class TestText:
         assert rows == [("a", "x", "1"), ("e", "u", "5")]
         assert skipped == {"another number of fields": 3}
 
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz"])
+    def test_stray_quotes_that_close_each_other(self, write, name, end) -> None:
+        """The rows between them would be one field of a column that nobody asks for."""
+        rows = [f"u{n}\ti{n}\t{n}\t" + '"' * (n in (98, 298)) + "Weird Al" for n in range(300)]
+        path = write(name, end.join(["user\titem\ttime\tartist", *rows, ""]))
+        expected = "row 100: a quote that is not closed; one within a field is expected doubled"
+        assert complaint(path) == expected
+        path = write(name, end.join(["user\titem\ttime\tartist", *rows[:99], rows[298]]))
+        assert complaint(path) == expected
+
+    def test_stray_quotes_that_hide_more_than_a_block(self, write, monkeypatch) -> None:
+        monkeypatch.setattr(batches, "_BLOCK", 1000)
+        rows = "".join(f"u{n},i{n},{n},{chr(34) * (n in (3, 298))}x\n" for n in range(300))
+        path = write("log.csv", "user,item,time,artist\n" + rows)
+        assert complaint(path).startswith("row 5: a quote that is not closed")
+
+    def test_quotes_that_are_as_they_should_be(self, write) -> None:
+        text = 'user,item,time,note\na,x,1,"two\nlines, ""so"""\n\nb,y,2,"one" line\nc,z,3,""\n'
+        assert len(read(write("log.csv", text))[0]) == 3
+        long = "\n".join(["word " * 9] * 5000)  # longer than csv.reader takes
+        assert len(read(write("log.csv", text + f'd,z,4,"{long}"\n'))[0]) == 4
+
     def test_names_that_are_no_paths_for_arrow(self, tmp_path, write, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)
         Path("s3:a").mkdir()
