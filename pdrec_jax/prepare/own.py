@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrec_jax.data import scratch
-from pdrec_jax.data.columns import Columns
+from pdrec_jax.data.columns import Columns, shown
 from pdrec_jax.data.mapped import read_mapped
 from pdrec_jax.data.sources import PREPARED, PREPARED_COLUMNS, PREPARED_LOG
 from pdrec_jax.errors import UserError
@@ -26,6 +26,7 @@ from pdrec_jax.prepare.report import report, warnings
 from pdrec_jax.settings import FIELDS
 
 REPORT = "report.txt"
+_OURS = {REPORT, PREPARED, PREPARED_LOG, PREPARED_COLUMNS}
 _ROW_GROUP = 1 << 20
 
 
@@ -65,10 +66,11 @@ def prepare(
         The report.
 
     Raises:
-        UserError: anything wrong with files or columns, a log of which nothing is left, or a
-            directory that is in the way; nothing is written then.
+        UserError: anything wrong with files or columns, a log of which nothing is left, a
+            directory that is in the way, or one that holds a file to read; nothing is written then.
     """
     require_free(out, overwrite)
+    _require_inputs_elsewhere(paths, out)
     raw = read_raw_log(paths, wanted, mapped=rules.mapped)
     times, unit = raw.times, ""
     if times is not None:
@@ -120,10 +122,10 @@ def require_free(out: Path, overwrite: bool) -> None:
 
     Args:
         out: where.
-        overwrite: whether one that `prepare` made may be there.
+        overwrite: whether one that `prepare` made may be there, with nothing else in it.
 
     Raises:
-        UserError: something is in the way.
+        UserError: something is in the way, or would be deleted.
     """
     with write_errors(out):
         require_elsewhere(out)
@@ -132,10 +134,28 @@ def require_free(out: Path, overwrite: bool) -> None:
         if not out.exists() or (out.is_dir() and not any(out.iterdir())):
             return
         ours = (out / PREPARED).is_file()
+        names = sorted(path.name for path in out.iterdir()) if ours else []
     if not ours:
         raise UserError(f"{out}: is there and was not made by this command; name another --out")
     if not overwrite:
         raise UserError(f"{out}: holds a prepared log; name another --out, or add --overwrite")
+    if strange := [name for name in names if name not in _OURS]:
+        raise UserError(
+            f"{out}: holds {shown(strange[0])}, which this command did not make and --overwrite "
+            "would delete; move it, or name another --out"
+        )
+
+
+def _require_inputs_elsewhere(paths: Sequence[Path], out: Path) -> None:
+    """Checks that no file that is read lies in the directory that is replaced."""
+    for path in paths:
+        # What a link within the directory leads to stays, but the link does not.
+        for place in (path.resolve(), path.parent.resolve() / path.name):
+            if os.path.lexists(path) and place.is_relative_to(out.resolve()):
+                raise UserError(
+                    f"--out: {out}: holds the input {path}, which would be deleted; name another "
+                    "directory"
+                )
 
 
 # Writes the log to a directory, and measures it.

@@ -215,6 +215,29 @@ class TestDirectory:
             make(users("a", "b"), overwrite=True)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
 
+    def test_what_others_have_put_there_stays(self, make, tmp_path) -> None:
+        make(users("a", "b"))
+        notes = tmp_path / "out" / "notes.txt"
+        notes.write_text("mine")
+        with pytest.raises(UserError, match=r"out: holds 'notes.txt', which this command did not"):
+            make(users("a", "b", "c"), overwrite=True)
+        assert notes.read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["raw.csv", "log.parquet", "log/raw.csv"])
+    @pytest.mark.parametrize("link", [False, True])
+    def test_an_input_stays(self, make, tmp_path, name, link) -> None:
+        make(users("a", "b"))
+        path = tmp_path / "out" / name
+        path.parent.mkdir(exist_ok=True)
+        if link:
+            path.unlink(missing_ok=True)
+            path.symlink_to(tmp_path / "log.csv")
+        elif not path.exists():
+            (tmp_path / "log.csv").rename(path)
+        with pytest.raises(UserError, match=r"^[^\n]*out: holds "):
+            prepare([path], WANTED, tmp_path / "out", Rules(), overwrite=True)
+        assert path.exists()
+
     def test_a_directory_that_may_not_be_read(self, make, tmp_path, monkeypatch) -> None:
         (tmp_path / "out").mkdir()
         monkeypatch.setattr(Path, "iterdir", Mock(side_effect=PermissionError(13, "Denied")))
