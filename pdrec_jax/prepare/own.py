@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pdrec_jax import manifest
 from pdrec_jax.data import scratch
 from pdrec_jax.data.columns import Columns, shown
 from pdrec_jax.data.mapped import read_mapped
@@ -222,6 +223,9 @@ def _in_memory(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, in
                 use_dictionary=["user_id", "item_id"],  # times hardly repeat
                 row_group_size=_ROW_GROUP,
             )
+            file.flush()
+            # Without it the name can reach the disk before the bytes do.
+            os.fsync(file.fileno())
         return measure(records)
 
     return fill, dropped
@@ -300,8 +304,10 @@ def _write(out: Path, fill: Callable[[Path], str], overwrite: bool) -> str:
         temporary.mkdir()
         try:
             text = fill(temporary)
+            manifest.sync(temporary)
             require_free(out, overwrite)
             replace_directory(temporary, place)
+            manifest.sync(place.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

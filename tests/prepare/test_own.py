@@ -215,6 +215,23 @@ class TestDirectory:
             make(users("a", "b"), overwrite=True)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
 
+    def test_all_is_on_the_disk_before_it_has_its_name(self, make, tmp_path, monkeypatch) -> None:
+        fsync, replace, synced = os.fsync, files.replace_directory, []
+
+        def note(descriptor: int) -> None:
+            synced.append(os.fstat(descriptor).st_ino)
+            fsync(descriptor)
+
+        def check(new: Path, old: Path) -> None:
+            written = {path.stat().st_ino for path in (new, *new.iterdir())}
+            assert written <= set(synced)
+            replace(new, old)
+
+        monkeypatch.setattr(os, "fsync", note)
+        monkeypatch.setattr(own, "replace_directory", check)
+        make(users("a", "b"))
+        assert tmp_path.stat().st_ino == synced[-1]
+
     def test_what_others_have_put_there_stays(self, make, tmp_path) -> None:
         make(users("a", "b"))
         notes = tmp_path / "out" / "notes.txt"
