@@ -35,6 +35,9 @@ TIME_FAULTS = (
 _NO_NUMBER, _NO_DATE, _NEITHER = range(len(ID_FAULTS), len(TIME_FAULTS))
 
 _NUMBER = r"^[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*$"
+_NOT_ZERO = r"^[+-]?[0.]*[1-9]"  # of a number
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_VOTES = 1000
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -195,10 +198,7 @@ def _from_text(text: Any, wrong: NDArray[np.int8], dates: bool | None) -> Times:
     missing = wrong != _GOOD
     told = dates is not None
     if dates is None:
-        # Whatever most of the first rows are.
-        head = text.filter(pa.array(~missing)).slice(0, 1000)
-        as_dates = np.asarray(pc.match_substring_regex(head, r"^[0-9]{4}-[0-9]{2}-[0-9]{2}"))
-        dates = bool(2 * as_dates.sum() > as_dates.size)
+        dates = _mostly_dates(text.filter(pa.array(~missing)))
     if missing.any():
         text = pc.if_else(pa.array(missing), "1970-01-01" if dates else "0", text)
     if dates:
@@ -220,6 +220,24 @@ def _from_text(text: Any, wrong: NDArray[np.int8], dates: bool | None) -> Times:
     faults = np.where(fits, _GOOD, bad).astype(np.int8)
     faults[missing] = wrong[missing]
     return Times(np.where(faults == _GOOD, values, 0.0), faults, dates)
+
+
+def _mostly_dates(text: Any) -> bool:
+    """Whether most of the first texts that say something are dates.
+
+    A zero says nothing, for it stands for a missing time among dates as well; nor does what is
+    neither. Where the first texts say nothing, those behind them are asked.
+    """
+    import pyarrow.compute as pc
+
+    for rows in (text.slice(0, _VOTES), text):
+        dates = np.asarray(pc.match_substring_regex(rows, _DATE))
+        number = pc.match_substring_regex(rows, _NUMBER)
+        numbers = np.asarray(pc.and_(number, pc.match_substring_regex(rows, _NOT_ZERO)))
+        votes = dates[dates | numbers][:_VOTES]
+        if votes.size:
+            return bool(2 * votes.sum() > votes.size)
+    return False
 
 
 def _from_dates(text: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -138,6 +138,15 @@ class TestTimes:
         assert to_times(pa.array(["2020-01-01", "x", "2020-01-02"]), "", None).dates
         assert not to_times(pa.array(["5", "6", "2020-01-02"]), "", None).dates
 
+    @pytest.mark.parametrize("first", ["NULL", "0", "0.00", "-", "0000"])
+    def test_times_that_say_nothing_come_first(self, first) -> None:
+        bad = ("not an ISO date (YYYY-MM-DD..)",)
+        for rows in (3, 600, 5000):
+            found = times([first] * rows + ["1970-01-02"] * 2000)
+            assert found == [bad] * rows + [86_400] * 2000
+        good = 0 if first.startswith("0") else ("not a finite number",)
+        assert times([first] * 2000 + ["5"] * 3) == [good] * 2000 + [5] * 3
+
     def test_nothing_at_all(self) -> None:
         assert times([None], pa.null()) == [("empty",)]
         assert times([], pa.string()) == []
