@@ -29,7 +29,7 @@ class Patience:
     """How long a download is tried.
 
     Attributes:
-        attempts: without a new byte; whoever gets on is not counted.
+        attempts: without more bytes than ever before; whoever gets on is not counted.
         timeout: seconds until a silent server is given up.
         wait: seconds before the second attempt, doubled each time up to a minute.
         sleep: waits.
@@ -148,16 +148,18 @@ class _Cut(Exception):
 def _download(url: str, path: Path, remote: Remote, patience: Patience, verify: bool) -> None:
     part = path.with_name(f".{path.name}.part")
     stamp = path.with_name(f".{path.name}.part.version")
-    failures = 0
+    failures, most = 0, _kept(part, stamp)[0]
     while True:
-        before = part.stat().st_size if part.exists() else 0
         try:
             _transfer(url, part, stamp, patience.timeout)
             break
         except (_Cut, OSError, http.client.HTTPException) as error:
             reason = _reason(error)
-        got_on = part.exists() and part.stat().st_size > before
-        failures = 0 if got_on else failures + 1
+        # More than the last time is not enough: a server without parts that is cut here and there
+        # begins anew each time, and would for ever.
+        size = part.stat().st_size if part.exists() else 0
+        failures = 0 if size > most else failures + 1
+        most = max(most, size)
         if failures >= patience.attempts:
             raise _Unreachable(f"{reason}, {failures} times")
         patience.sleep(min(60.0, patience.wait * 2 ** max(failures - 1, 0)))
@@ -190,6 +192,8 @@ def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> None:
         answer = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code == 416 and have and error.headers.get("Content-Range") == f"bytes */{have}":
+            return  # all of it is there, which a kill before its checksum leaves
         if error.code == 416:
             _remove(part, stamp)
             raise _Cut("the server knows no such part") from error

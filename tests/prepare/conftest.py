@@ -72,6 +72,7 @@ class Server:
     Attributes:
         files: content by path.
         ranges: whether parts can be asked for.
+        lengths: whether it says how long a file is of which a part is asked for that is none.
         tags: whether it says which version a file is of.
         cuts: bytes after which the connections of the next requests end.
         statuses: answers of the next requests.
@@ -80,7 +81,7 @@ class Server:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.ranges = self.tags = True
+        self.ranges = self.lengths = self.tags = True
         self.cuts: list[int] = []
         self.statuses: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
@@ -98,7 +99,10 @@ class Server:
         if asked and self.ranges and handler.headers.get("If-Range") == tag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
-                handler.send_error(416)
+                handler.send_response(416)
+                if self.lengths:
+                    handler.send_header("Content-Range", f"bytes */{len(content)}")
+                handler.end_headers()
                 return
             handler.send_response(206)
             last = len(content) - 1

@@ -99,6 +99,34 @@ def test_a_part_that_is_longer_than_the_file(remote, server, tmp_path, patience)
     assert len(server.requests) == 2
 
 
+def test_a_part_that_is_all_of_the_file(remote, server, tmp_path, patience) -> None:
+    def kept(content: bytes) -> None:
+        (tmp_path / ".data.bin.part").write_bytes(content)
+        (tmp_path / ".data.bin.part.version").write_text(f'"{hash(CONTENT)}"')
+
+    kept(CONTENT)
+    assert fetch(remote, tmp_path, patience).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == ["bytes=1024000-"]
+    assert names(tmp_path) == ["data.bin"]
+    (tmp_path / "data.bin").unlink()
+    kept(bytes(len(CONTENT)))
+    with pytest.raises(UserError, match=r"wrong checksum: .*; nothing was kept"):
+        fetch(remote, tmp_path, patience)
+    assert names(tmp_path) == []
+    kept(CONTENT)
+    server.lengths, server.requests = False, []
+    assert fetch(remote, tmp_path, patience).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == ["bytes=1024000-", None]
+
+
+def test_a_server_that_never_comes_to_the_end(remote, server, tmp_path, patience, waits) -> None:
+    server.ranges = False
+    server.cuts = [200_000, 300_000, 100_000, 250_000, 150_000, *range(1000, 2000, 10)]
+    with pytest.raises(UserError, match=r"the connection ended after 150,000 of .*, 3 times"):
+        fetch(remote, tmp_path, patience)
+    assert len(server.requests) == 5
+
+
 def test_a_wrong_checksum(remote, server, tmp_path, patience) -> None:
     server.files["data.bin"] = b"something else"
     found = hashlib.sha256(b"something else").hexdigest()
