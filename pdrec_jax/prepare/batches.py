@@ -24,7 +24,8 @@ from pdrec_jax.prepare.streams import Unpacked, UnpackedText, split_suffix
 _BLOCK = 16 << 20  # a row must be shorter
 _HEADER = 1 << 20
 _PARQUET_ROWS = 1 << 20
-_SAMPLE = 100  # records of a JSON file that tell the types of its fields
+_UNTYPED_BLOCKS = 16  # of a JSON file, in which each field must have had a value
+_NAMES_SHOWN = 20
 
 # A null that is no field's value and no list's, but a record of its own.
 _BARE_NULL = re.compile(rb"(?:\A|[^:,\[\s])\s*null")
@@ -209,15 +210,26 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
 
 
 def _json_lines(path: Path, wanted: Columns, skipped: Skipped, stream: Unpacked) -> Iterator[Batch]:
+    kinds: dict[str, Any] = {}
+    seen: dict[str, None] = {}  # names of fields
     schema = None
+    blocks = 0
     for block in _whole_lines(path, stream):
         if not block.strip():
             continue
+        blocks += 1
         if schema is None:
-            schema = _schema(path, wanted, block)
-        yield _fast_json(wanted, block, schema) or _slow_json(wanted, skipped, block)
-    if schema is None:
+            schema = _schema(wanted, block, kinds, seen)
+        if schema is None and blocks == _UNTYPED_BLOCKS:
+            where = f" in the first {blocks * _BLOCK >> 20} MiB"
+            raise _no_field(path, wanted, kinds, seen, where)
+        fast = None if schema is None else _fast_json(wanted, block, schema)
+        # Records before the first value of a field are rows too, which lack it.
+        yield fast or _slow_json(wanted, skipped, block)
+    if not blocks:
         raise UserError(f"{path}: empty file, a JSON object a line is expected")
+    if schema is None:
+        raise _no_field(path, wanted, kinds, seen)
 
 
 def _whole_lines(path: Path, stream: Unpacked) -> Iterator[bytes]:
@@ -235,28 +247,38 @@ def _whole_lines(path: Path, stream: Unpacked) -> Iterator[bytes]:
         yield rest.removeprefix(b"\xef\xbb\xbf") + b"\n"
 
 
-def _schema(path: Path, wanted: Columns, block: bytes) -> Any:
-    """Types of the wanted fields, from the first records."""
+def _schema(
+    wanted: Columns, block: bytes, kinds: dict[str, Any], seen: dict[str, None]
+) -> Any | None:
+    """Types of the wanted fields, each from its first value; None until all have had one.
+
+    `kinds` and `seen` keep what was found so far: types by field, and names of some fields.
+    """
     import pyarrow as pa
 
-    kinds: dict[str, Any] = {}
-    seen: dict[str, None] = {}
-    for line in block.split(b"\n", _SAMPLE)[:_SAMPLE]:
+    for line in block.split(b"\n"):
         record = _record(line)
         if record is None:
             continue
-        seen |= dict.fromkeys(record)
+        if len(seen) < _NAMES_SHOWN:
+            seen |= dict.fromkeys(record)
         for name in wanted.names:
             value = record.get(name)
             number = isinstance(value, int | float)
             if value is not None and name not in kinds:
                 whole = pa.int64() if name != wanted.time else pa.float64()
                 kinds[name] = whole if number else pa.string()
-    for name in wanted.names:
-        if name not in kinds:
-            found = ", ".join(shown(other) for other in list(seen)[:20]) or "no JSON object"
-            raise UserError(f"{path}: no field {shown(name)} in the first records, found {found}")
-    return pa.schema(list(kinds.items()))
+        if len(kinds) == len(wanted.names):
+            return pa.schema(list(kinds.items()))
+    return None
+
+
+def _no_field(
+    path: Path, wanted: Columns, kinds: dict[str, Any], seen: dict[str, None], where: str = ""
+) -> UserError:
+    name = next(name for name in wanted.names if name not in kinds)
+    found = ", ".join(shown(other) for other in list(seen)[:_NAMES_SHOWN]) or "no JSON object"
+    return UserError(f"{path}: no field {shown(name)} with a value{where}, found {found}")
 
 
 def _fast_json(wanted: Columns, block: bytes, schema: Any) -> Batch | None:

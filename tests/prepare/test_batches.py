@@ -242,13 +242,28 @@ class TestJson:
         [
             ("", "empty file, a JSON object a line is expected"),
             ("\n\n", "empty file, a JSON object a line is expected"),
-            ("no\n", "no field 'user' in the first records, found no JSON object"),
-            ('{"user": 1, "time": 2}\n', "no field 'item' in the first records, found 'user', "),
-            ("[" * 100_000, "no field 'user' in the first records, found no JSON object"),
+            ("no\n", "no field 'user' with a value, found no JSON object"),
+            ('{"user": 1, "time": 2}\n', "no field 'item' with a value, found 'user', "),
+            ("[" * 100_000, "no field 'user' with a value, found no JSON object"),
         ],
     )
     def test_broken(self, write, text, message) -> None:
         assert complaint(write("log.jsonl", text)).startswith(message)
+
+    def test_a_field_that_is_missing_at_first(self, write, monkeypatch) -> None:
+        text = '{"user": null, "item": "x"}\n' * 500 + self.RECORD * 2
+        path = write("log.jsonl", text)
+        for block in (16 << 20, 2000):
+            monkeypatch.setattr(batches, "_BLOCK", block)
+            rows, skipped = read(path)
+            assert rows[:500] == [("None", "x", "None")] * 500
+            assert [(u, i, float(t)) for u, i, t in rows[500:]] == [("a", "x", 1)] * 2
+            assert not skipped
+        monkeypatch.setattr(batches, "_BLOCK", 1 << 20)
+        monkeypatch.setattr(batches, "_UNTYPED_BLOCKS", 2)
+        path = write("log.jsonl", '{"user": null, "item": "x"}\n' * 100_000)
+        message = "no field 'user' with a value in the first 2 MiB, found 'user', 'item'"
+        assert complaint(path) == message
 
 
 class TestParquet:
