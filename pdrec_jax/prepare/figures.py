@@ -16,6 +16,7 @@ from pdrec_jax.prepare.filters import Records, without_duplicates
 
 _SHUFFLES = 20
 _SAMPLE = 400_000  # records that the shuffle test looks at
+_LARGEST_SHARE = 0.1  # of a sample that one user may have
 _PAIRS_ENOUGH = 1000
 
 
@@ -194,6 +195,9 @@ def _sample(lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.
     if lengths.sum() <= _SAMPLE:
         return None
     drawn = rng.permutation(lengths.size)
+    # One with more records than are looked at would end the sample where it comes.
+    light = lengths[drawn] <= _LARGEST_SHARE * _SAMPLE
+    drawn = drawn[light] if light.any() else drawn
     chosen = np.zeros(lengths.size, bool)
     chosen[drawn[np.cumsum(lengths[drawn]) <= _SAMPLE]] = True
     return chosen

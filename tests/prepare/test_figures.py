@@ -117,6 +117,19 @@ class TestShuffle:
         monkeypatch.setattr("pdrec_jax.prepare.figures._SAMPLE", 10_000)
         assert shuffle_test(given) > 4
 
+    def test_a_heavy_user_does_not_end_the_sample(self, monkeypatch) -> None:
+        light = records(simulate(600, 800, seed=0).log)
+        users, items = int(light.users.max()) + 1, int(light.items.max()) + 1
+        monkeypatch.setattr("pdrec_jax.prepare.figures._SAMPLE", len(light))
+        heavy = np.repeat(np.arange(users, 2 * users, dtype=np.int32), len(light))[: 9 * len(light)]
+        given = Records(
+            np.concatenate([light.users, heavy]),
+            np.concatenate([light.items, np.arange(heavy.size, dtype=np.int32) % items]),
+            None,
+        )
+        for seed in range(3):
+            assert shuffle_test(given, seed) > 4
+
     def test_too_little_to_tell(self) -> None:
         assert shuffle_test(records(simulate(20, 200, seed=0).log)) is None
 
