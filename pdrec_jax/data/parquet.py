@@ -112,12 +112,19 @@ def _converted(path: Path, column: Any, name: str, wanted: Columns) -> Any:
 
 def _as_ids(column: Any) -> Any:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        largest = pc.max(column).as_py()
+        if largest is None or largest < 1 << 63:
+            return column.cast(pa.int64())
+        column = column.cast(pa.string())
+    if not any(
+        check(column.type)
+        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    ):
         raise TypeError(column.type)
     return column.cast(pa.string()).dictionary_encode()
 
@@ -138,4 +145,5 @@ def _as_seconds(column: Any) -> Any:
         or pa.types.is_decimal(column.type)
     ):
         raise TypeError(column.type)
-    return column.cast(pa.float64())
+    # Integers beyond 2^53, as of nanoseconds, have more digits than a float64 keeps too.
+    return column.cast(pa.float64(), safe=False)
