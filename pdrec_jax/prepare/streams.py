@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,10 +67,16 @@ class Unpacked(io.RawIOBase):
         self._path, self._packing, self._progress = path, packing, progress
         try:
             # Through Python, for pyarrow takes no name that is no UTF-8 text.
-            self._file = pa.PythonFile(path.open("rb"), "r")
+            self._file: Any = path.open("rb")
         except OSError as error:
             raise unreadable(path, error) from error
-        self._stream: Any = pa.CompressedInputStream(self._file, packing) if packing else self._file
+        self._stream: Any
+        if packing == "gzip":
+            # Not by pyarrow, which refuses the zeros that tapes and some tools put behind it.
+            self._stream = gzip.GzipFile(fileobj=self._file, mode="rb")
+        else:
+            self._file = pa.PythonFile(self._file, "r")
+            self._stream = pa.CompressedInputStream(self._file, packing) if packing else self._file
         self._told = self._given = 0
 
     def readable(self) -> bool:
@@ -82,7 +90,7 @@ class Unpacked(io.RawIOBase):
         try:
             found: bytes = self._stream.read(size if size >= 0 else None)
             done = self._file.tell()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
             kind = f"broken {self._packing} file" if self._packing else "cannot be read"
             raise UserError(f"{self._path}: {kind} ({one_line(error)})") from error
         self._progress(done - self._told)

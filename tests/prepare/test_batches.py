@@ -217,6 +217,15 @@ class TestPacked:
         path.write_bytes(path.read_bytes() + gzip.compress(b"o,4,c,x\n"))
         assert read(path)[0] == [*EXPECTED, ("c", "x", "4")]
 
+    @pytest.mark.parametrize("zeros", [1, 8, 512, 1 << 20])
+    def test_zeros_behind_it(self, write, zeros) -> None:
+        for name in ("log.csv.gz", "log.jsonl.gz"):
+            path = write(name, CSV if "csv" in name else '{"user":"a","item":"x","time":1}')
+            path.write_bytes(path.read_bytes() + bytes(zeros))
+            assert [row[:2] for row in read(path)[0]][:1] == [("a", "x")]
+            path.write_bytes(path.read_bytes() + b"more")
+            assert complaint(path).startswith("broken gzip file (")
+
     def test_a_bomb(self, write, monkeypatch) -> None:
         monkeypatch.setattr(streams, "HARMLESS", 1 << 20)
         path = write("log.csv.gz", b"user,item,time\n" + b"1,1,1\n" * (1 << 20))
