@@ -7,6 +7,7 @@ python -m pdrec_jax.prepare --dataset=amazon [--origin=raw] [--downloads=DIR] --
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="FILE",
         help=".csv, .tsv, .inter, .jsonl (each also .gz or .zst) or .parquet; several with commas "
-        "or by repeating the flag",
+        "or by repeating the flag (with a comma in a name, by repeating)",
     )
     own.add_argument("--user", metavar="COLUMN", help="users (default: user_id)")
     own.add_argument("--item", metavar="COLUMN", help="items (default: item_id)")
@@ -123,6 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
+def _files(names: str) -> list[Path]:
+    """The files of an --input; a comma may be part of a name that is there."""
+    whole = os.path.isfile(names)  # Path.is_file raises where a list is too long for a name
+    return [Path(name) for name in ([names] if whole else names.split(",")) if name]
+
+
 def _run(given: argparse.Namespace) -> None:
     flags = vars(given)
     if not flags.get("out", "").strip():
@@ -149,7 +156,7 @@ def _run(given: argparse.Namespace) -> None:
         from pdrec_jax.data.columns import Columns
         from pdrec_jax.prepare.own import Rules, prepare
 
-        paths = [Path(name) for names in flags["input"] for name in names.split(",") if name]
+        paths = [path for names in flags["input"] for path in _files(names)]
         if not paths:
             raise UserError("--input: a file is expected")
         wanted = Columns(

@@ -70,6 +70,14 @@ class TestFlags:
             "--input=a.csv", *FLAGS, "--out=data/mine", "--overwrite", "--item_core=2"
         ).out.startswith("Read: 12 rows")
 
+    def test_a_comma_in_a_name(self, call, tmp_path) -> None:
+        write(tmp_path / "a,b.csv")
+        write(tmp_path / "c.csv")
+        done = call("--input=a,b.csv", "--input=c.csv", *FLAGS, "--out=mine")
+        assert (done.status, done.out.splitlines()[0]) == (0, "Read: 24 rows of a,b.csv, c.csv")
+        done = call("--input=" + ",".join(["c.csv"] * 100), *FLAGS, "--out=many")
+        assert (done.status, done.out.partition(" rows")[0]) == (0, "Read: 1,200")
+
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
