@@ -87,6 +87,11 @@ def _keys(offsets: np.ndarray, items: np.ndarray, num_items: int) -> tuple[np.nd
     return counts, items - 1 - (np.arange(len(items)) - starts[users])
 
 
+def _middle(low: Array, high: Array) -> Array:
+    """Half way from `low` to `high`, whose sum may be beyond int32."""
+    return low + (high - low) // 2
+
+
 def draw_outside(key: Array, table: ComplementTable, users: Array) -> Array:
     """Draws one item for each position, uniform over what the user has not interacted with.
 
@@ -102,7 +107,7 @@ def draw_outside(key: Array, table: ComplementTable, users: Array) -> Array:
     rank = jax.random.randint(key, users.shape, 0, table.num_items - (end - begin))
     low, high = begin, end
     for _ in range(table.steps):
-        middle = (low + high) // 2
+        middle = _middle(low, high)
         inside = (low < high) & (table.keys[jnp.minimum(middle, end - 1)] <= rank)
         low = jnp.where(inside, middle + 1, low)
         high = jnp.where(inside, high, middle)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pdrec_jax.data import negatives
 from pdrec_jax.data.negatives import complement_table, draw_outside
 from pdrec_jax.errors import UserError
 
@@ -32,6 +33,12 @@ def chi_square_bound(degrees: int) -> float:
 @jax.jit
 def draw(key, table, users):
     return draw_outside(key, table, users)
+
+
+def test_the_search_in_more_than_half_of_what_int32_counts() -> None:
+    """Two billion keys are too many for a test, so the step of the search alone."""
+    low, high = jnp.array([0, 2**30, 2**31 - 2]), jnp.array([5, 2**30 + 8, 2**31 - 1])
+    assert negatives._middle(low, high).tolist() == [2, 2**30 + 4, 2**31 - 2]
 
 
 def test_items_of_another_domain_take_no_part():
