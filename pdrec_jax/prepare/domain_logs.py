@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from pdrec_jax.errors import UserError
 from pdrec_jax.prepare.origins import Domain
 
+HEAD = 10  # bytes of a gzip file that say how it was packed, the last one under which system
+_NO_SYSTEM = 0xFF
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DomainLog:
@@ -54,8 +57,11 @@ class DomainLog:
     def packed(self) -> tuple[bytes, str]:
         """The `.inter.gz` file, and the SHA-256 of its unpacked content."""
         text = self.text()
-        # Without a time of packing, the same content is the same file.
-        return gzip.compress(text, mtime=0), hashlib.sha256(text).hexdigest()
+        # Without a time of packing and a system's name, which Python writes up to 3.12, the same
+        # content is the same file wherever zlib is the same one.
+        packed = bytearray(gzip.compress(text, mtime=0))
+        packed[HEAD - 1] = _NO_SYSTEM
+        return bytes(packed), hashlib.sha256(text).hexdigest()
 
 
 def require_figures(log: DomainLog, domain: Domain) -> None:

@@ -16,7 +16,7 @@ from pdrec_jax import interrupts
 from pdrec_jax.data.columns import one_line
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import write_errors
-from pdrec_jax.prepare.domain_logs import DomainLog, figures_text, require_figures
+from pdrec_jax.prepare.domain_logs import HEAD, DomainLog, figures_text, require_figures
 from pdrec_jax.prepare.download import Patience, checksum_note, fetch, require_checksum
 from pdrec_jax.prepare.origins import DOUBAN_ZIP, PAIRS, Domain, Pair, Remote
 from pdrec_jax.prepare.raw_pairs import RawFile, read_raw_pair
@@ -90,7 +90,10 @@ def prepare_pair(
     contents = {}
     for log, path in zip(logs, paths, strict=True):
         contents[path], checksum = log.packed()
-        if path in there and not (path.is_file() and path.read_bytes() == contents[path]):
+        # Of an earlier version it has another head, and is replaced.
+        if path in there and not (
+            path.is_file() and path.read_bytes()[HEAD:] == contents[path][HEAD:]
+        ):
             raise _in_the_way(path)
         lines.append(f"{path}: {figures_text(*log.figures)}, content SHA-256 {checksum}")
     _write_together(contents)

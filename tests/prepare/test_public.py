@@ -116,6 +116,12 @@ class TestPickles:
         second.unlink()
         published.make()
         assert second.read_bytes() == before
+        second.unlink()
+        # As versions wrote it that left the system in its head.
+        whole = first.read_bytes()
+        first.write_bytes(whole[:9] + b"\3" + whole[10:])
+        published.make()
+        assert (first.read_bytes(), second.read_bytes()) == (whole, before)
         first.unlink()
         second.write_bytes(b"mine")
         with pytest.raises(UserError, match=r"two\.inter\.gz: is there; .* add --overwrite$"):
