@@ -14,15 +14,9 @@ from pdrec_jax.benchmark.workload import Workload, make_workload
 from pdrec_jax.data.batches import PackedRows
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.diffusion.preferences import Preferences
-from pdrec_jax.encoders.model import (
-    Batch,
-    EncoderModel,
-    Params,
-    TrainingData,
-    stops_at_ends,
-    training_loss,
-)
+from pdrec_jax.encoders.model import Batch, EncoderModel, Params, TrainingData, stops_at_ends
 from pdrec_jax.encoders.stage import build, title_of
+from pdrec_jax.encoders.step import training_loss
 from pdrec_jax.encoders.task import EncoderTask
 
 VARIANTS = ("base", "hbr+nns+dpa")

@@ -16,11 +16,10 @@ from pdrec_jax.encoders.model import (
     Params,
     TrainingData,
     flat_ids,
-    loss_of_vectors,
     split_lookup,
-    step_inputs,
 )
-from pdrec_jax.encoders.step import ADAM, OPTIMISER, step_keys, train_step
+from pdrec_jax.encoders.step import ADAM, OPTIMISER, loss_of_vectors, step_keys, train_step
+from pdrec_jax.encoders.step_inputs import step_inputs
 from pdrec_jax.row_adam import (
     Rows,
     Table,

@@ -1,4 +1,4 @@
-"""One step of training on the whole table of items."""
+"""One step of training: its loss, and Adam on the whole table of items."""
 
 from __future__ import annotations
 
@@ -6,15 +6,129 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
-from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData, training_loss
+from pdrec_jax.encoders.layers import Rows, normalise
+from pdrec_jax.encoders.losses import cosine_logits, total_loss
+from pdrec_jax.encoders.model import (
+    Batch,
+    EncoderModel,
+    Params,
+    TrainingData,
+    embed,
+    encode_rows,
+    ends_of,
+    flat_cells,
+    flat_ids,
+    split_lookup,
+)
+from pdrec_jax.encoders.step_inputs import StepInputs, stack, step_inputs
 from pdrec_jax.row_adam import AdamW
 
 # Adam without the learning rate, which changes by the epoch; betas of the reference.
 ADAM = AdamW(b1=0.9, b2=0.98)
 OPTIMISER = optax.scale_by_adam(b1=ADAM.b1, b2=ADAM.b2)
+
+
+def loss_of_vectors(
+    params: Params,
+    model: EncoderModel,
+    data: TrainingData,
+    inputs: StepInputs,
+    vectors: dict[str, Array],
+) -> tuple[Array, Array | None]:
+    """The loss of a step from what it looked up.
+
+    Args:
+      params: of the encoder; its table of items is not read.
+      model: static.
+      data: all users.
+      inputs: of the step.
+      vectors: embeddings of ``inputs.ids``, [..., D] each.
+
+    Returns:
+      the loss []; logits of the candidates that DPA picks from [B, M], None where it does not.
+    """
+    encoder = model.encoder(params)
+    rows = [stack(*parts) for parts in inputs.groups]
+    given = [vectors[f"rows{number}"] for number in range(len(rows))]
+    others = len(inputs.groups[0]) - 1
+    ends = None
+    if others and (encoder.reads_ends or others == (model.dpa_fine > 0)):
+        ends = [
+            ends_of(len(parts[0].items), group, others * len(inputs.owner))
+            for parts, group in zip(inputs.groups, rows, strict=True)
+        ]
+    states = encode_rows(encoder, model, given, rows, inputs.key, ends)
+    own, *more = _by_part(states, inputs.groups)
+    final, views = (more[0], more[1:]) if model.dpa_fine else (None, more)
+    view_rows = [
+        jax.tree.map(lambda *cells: jnp.concatenate([flat_cells(c) for c in cells]), *view)
+        for view in list(zip(*inputs.groups, strict=True))[len(inputs.groups[0]) - len(views) :]
+    ]
+    hidden = normalise(own)
+
+    def logits(name: str) -> Array:
+        return cosine_logits(hidden, normalise(vectors[name]), model.temperature)
+
+    soft = None
+    if final is not None:
+        last = normalise(final[inputs.last])[:, None, :]
+        soft = cosine_logits(last, normalise(vectors["soft"]), model.temperature)
+    likely = [logits(name) for name in vectors if name.startswith("likely")]
+    loss = total_loss(
+        logits("positive"),
+        [logits(name) for name in vectors if name.startswith(("uniform", "safe"))],
+        inputs.valid,
+        data.weights[inputs.target] if model.hbr else None,
+        soft,
+        likely,
+        fine=model.dpa_fine,
+        augmentation_weight=model.dpa_weight,
+        positive_weight=model.positive_weight,
+        history=logits("history") if "history" in vectors else None,
+        history_weight=model.history_weight,
+    )
+    return loss + encoder.own_loss(views, view_rows, inputs.owner), soft
+
+
+def training_loss(
+    params: Params,
+    model: EncoderModel,
+    data: TrainingData,
+    batch: Batch,
+    key: Array,
+    drawn: Array | None = None,
+) -> Array:
+    """The loss of one step, [].
+
+    Args:
+      params: of the encoder.
+      model: static.
+      data: all users.
+      batch: users and layout.
+      key: of this step.
+      drawn: see ``step_inputs``.
+    """
+    inputs = step_inputs(params, model, data, batch, key, drawn)
+    if model.mesh is None:
+        # One lookup for everything, so that the table's gradient is one scatter.
+        vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)
+    else:
+        vectors = {name: embed(params, model, ids) for name, ids in inputs.ids.items()}
+    return loss_of_vectors(params, model, data, inputs, vectors)[0]
+
+
+def _by_part(states: list[Array], groups: tuple[tuple[Rows, ...], ...]) -> list[Array]:
+    """Cuts the states of stacked rows, a group each, into those of each part, [C, D]."""
+    out: list[list[Array]] = [[] for _ in groups[0]]
+    for encoded, parts in zip(states, groups, strict=True):
+        ends = np.cumsum([len(part.items) for part in parts])[:-1]
+        for number, part in enumerate(jnp.split(encoded, ends)):
+            out[number].append(flat_cells(part))
+    return [jnp.concatenate(cells) for cells in out]
 
 
 def step_keys(base: Array, number: Array, batch: Batch) -> tuple[Array, Array | None]:

@@ -18,8 +18,8 @@ from pdrec_jax.data.batches import PACKED, Layout, pack
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import Split, leave_one_out
 from pdrec_jax.diffusion.preferences import Preferences
-from pdrec_jax.encoders import model as model_module
 from pdrec_jax.encoders import registry
+from pdrec_jax.encoders import step_inputs as inputs_module
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.encoders.stage import build, hbr_weights, make_model
 from pdrec_jax.encoders.task import EncoderTask
@@ -220,8 +220,8 @@ def histories() -> type[Histories]:
 @pytest.fixture
 def given_negatives(monkeypatch) -> Callable[[TrainingData, np.ndarray, np.ndarray], TrainingData]:
     """`given_negatives(data, uniform, safe)` is data whose draws are these, one a packed cell."""
-    monkeypatch.setattr(model_module, "draw_outside", lambda key, table, users: table)
-    monkeypatch.setattr(model_module, "draw_negatives", lambda key, pools, users: pools)
+    monkeypatch.setattr(inputs_module, "draw_outside", lambda key, table, users: table)
+    monkeypatch.setattr(inputs_module, "draw_negatives", lambda key, pools, users: pools)
 
     def given(data: TrainingData, uniform: np.ndarray, safe: np.ndarray) -> TrainingData:
         return dataclasses.replace(

@@ -11,7 +11,9 @@ import pytest
 from pdrec_jax.encoders import stage
 from pdrec_jax.encoders.cl4srec import augment, contrastive_loss, last_states
 from pdrec_jax.encoders.layers import Rows
-from pdrec_jax.encoders.model import TrainingData, training_loss, training_rows
+from pdrec_jax.encoders.model import TrainingData
+from pdrec_jax.encoders.step import training_loss
+from pdrec_jax.encoders.step_inputs import training_rows
 from pdrec_jax.evaluation.protocol import STRICT
 
 MOST, MASKED = 20, 1000

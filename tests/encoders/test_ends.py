@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pdrec_jax.data.batches import LANES
-from pdrec_jax.encoders import model as model_module
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.cl4srec import CL4SRec
 from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.ends import Ends, slots_of
 from pdrec_jax.encoders.layers import FeedForward, Rows
-from pdrec_jax.encoders.model import final_states, training_loss, training_rows
+from pdrec_jax.encoders.model import final_states
 from pdrec_jax.encoders.sasrec import SASRec
+from pdrec_jax.encoders.step import training_loss
+from pdrec_jax.encoders.step_inputs import training_rows
 
 LENGTHS, MOST = (1, 2, 3, 5, 11, 12, 13, 30, 4, 4), 12
 
@@ -310,11 +311,7 @@ class TestStep:
         for end in itertools.chain(*asked):
             assert end.histories == others * 8
             assert end.first > 0
-        monkeypatch.setattr(
-            model_module,
-            "_encode",
-            lambda encoder, model, vectors, rows, key, ends: encoder.encode(vectors, rows, key),
-        )
+        monkeypatch.setattr(Encoder, "encode_to_ends", lambda self, *given: self.encode(*given[:3]))
         without, its_gradient = of_step(task)
         np.testing.assert_allclose(loss, without, rtol=1e-6)
         for (path, left), right in zip(

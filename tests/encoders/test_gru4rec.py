@@ -12,9 +12,10 @@ import pytest
 from pdrec_jax.data.batches import LANES, Layout
 from pdrec_jax.encoders import stage
 from pdrec_jax.encoders.layers import normalise
-from pdrec_jax.encoders.model import final_states, score_all, score_items, training_rows
+from pdrec_jax.encoders.model import final_states, score_all, score_items
 from pdrec_jax.encoders.optimise import train_epoch
 from pdrec_jax.encoders.step import OPTIMISER
+from pdrec_jax.encoders.step_inputs import training_rows
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 ITEMS, LENGTH, WIDTH = 31, 12, 8

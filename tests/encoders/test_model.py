@@ -16,7 +16,9 @@ from pdrec_jax.data.interactions import merge_domains
 from pdrec_jax.data.readers import read_log
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.encoders.layers import Rows
-from pdrec_jax.encoders.model import TrainingData, stack, training_loss, training_rows
+from pdrec_jax.encoders.model import TrainingData
+from pdrec_jax.encoders.step import training_loss
+from pdrec_jax.encoders.step_inputs import stack, training_rows
 
 ITEMS, CANDIDATES, FINE, SHARE = 50, 6, 3, 0.3
 

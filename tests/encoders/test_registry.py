@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import pack
 from pdrec_jax.encoders import registry, stage
-from pdrec_jax.encoders.model import Batch, training_loss
+from pdrec_jax.encoders.model import Batch
 from pdrec_jax.encoders.sasrec import SASRec
+from pdrec_jax.encoders.step import training_loss
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import STRICT
 from pdrec_jax.main import load_config

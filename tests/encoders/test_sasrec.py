@@ -20,10 +20,10 @@ from pdrec_jax.encoders.model import (
     final_states,
     score_all,
     score_items,
-    training_rows,
 )
 from pdrec_jax.encoders.optimise import train_epoch
 from pdrec_jax.encoders.step import OPTIMISER
+from pdrec_jax.encoders.step_inputs import training_rows
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 ITEMS, LENGTH = 31, 12

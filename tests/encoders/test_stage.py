@@ -11,7 +11,7 @@ import pytest
 
 from pdrec_jax.data.batches import pack
 from pdrec_jax.encoders import stage
-from pdrec_jax.encoders.model import Batch, step_inputs
+from pdrec_jax.encoders.model import Batch
 from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
 from pdrec_jax.encoders.stage import (
     build,
@@ -22,6 +22,7 @@ from pdrec_jax.encoders.stage import (
     training_data,
 )
 from pdrec_jax.encoders.step import step_keys
+from pdrec_jax.encoders.step_inputs import step_inputs
 from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import REFERENCE, STRICT

@@ -8,15 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdrec_jax.encoders.model import (
-    Batch,
-    EncoderModel,
-    Params,
-    StepInputs,
-    loss_of_vectors,
-    step_inputs,
-    training_loss,
-)
+from pdrec_jax.encoders.model import Batch, EncoderModel, Params
+from pdrec_jax.encoders.step import loss_of_vectors, training_loss
+from pdrec_jax.encoders.step_inputs import StepInputs, step_inputs
 from pdrec_jax.encoders.task import EncoderTask
 
 
