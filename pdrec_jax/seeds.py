@@ -32,7 +32,8 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
-from pdrec_jax.training import Run, fit_together
+from pdrec_jax.training import Run
+from pdrec_jax.training_together import fit_together
 from pdrec_jax.workdir import PER_USER, Workdir, seed_folder
 
 RunOne = Callable[[ConfigDict, list[Path] | None, Path, Prepared | None], dict[str, Any]]

@@ -7,12 +7,10 @@ and what to write down. All state that a run depends on is in the task's tree of
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -388,76 +386,3 @@ def _train(run: Run) -> None:
             bar.update(0, **run.shown)
             if processes.any_of(interrupts.pending()) and not run.close_if_stopped():
                 interrupts.stop(run.interrupt(), of_another=True)
-
-
-# From the tasks of a group, their states and the epoch to the new states and values.
-RunEpochs = Callable[[Sequence[Any], Sequence[Tree], int], list[tuple[Tree, dict[str, float]]]]
-
-
-def fit_together(
-    runs: Sequence[Run], label: str, run_epochs: RunEpochs | None = None, workers: int = 1
-) -> None:
-    """Trains several runs side by side, each to its own end, as ``fit`` would one after another.
-
-    A run that stops leaves the group at once, and its store is then what ``fit`` leaves. Runs that
-    a kill has left at different epochs first come level: those that are behind go alone.
-
-    Args:
-      runs: of tasks with the same number of steps; finished ones are passed over.
-      label: for the progress bar.
-      run_epochs: trains one epoch of a group; None lets each task train its own.
-      workers: threads that train and evaluate tasks at the same time.
-
-    Raises:
-      UserError: a loss that is not finite.
-      Interrupted: a signal came; the states are saved.
-    """
-
-    def measure(run: Run, state: Tree, values: dict[str, float]) -> tuple[Tree, dict[str, float]]:
-        run.measure(state, values)
-        return state, values
-
-    def alone(run: Run) -> tuple[Tree, dict[str, float]]:
-        epoch, done = run.course.epoch + 1, run.course.losses
-        return measure(run, *run.task.run_epoch(run.state, epoch, lambda _: None, done))
-
-    total = sum(run.settings.epochs * run.task.steps for run in runs)
-    done = sum(run.course.epoch * run.task.steps for run in runs)
-    compiled = False
-    with (
-        interrupts.deferred(),
-        contextlib.ExitStack() as stores,
-        runs[0].log.progress(label, total, "step", initial=done) as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        for run in runs:
-            stores.enter_context(run.store.finishing())
-        while going := [run for run in runs if not run.close_if_stopped()]:
-            epoch = 1 + min(run.course.epoch for run in going)
-            group = [run for run in going if run.course.epoch + 1 == epoch]
-            begun = time.monotonic()
-            # In the first epoch the first task compiles for all: two at a time would do it twice.
-            each = pool.map if compiled else map
-            # An epoch that a signal has cut is ended by its own run.
-            if run_epochs is None or any(run.course.losses for run in group):
-                trained = list(each(alone, group))
-            else:
-                states = [run.state for run in group]
-                raw = run_epochs([run.task for run in group], states, epoch)
-                trained = list(each(measure, group, *zip(*raw, strict=True)))
-            compiled = True
-            share = (time.monotonic() - begun) / len(group)
-            for run, (state, values) in zip(group, trained, strict=True):
-                run.settle(state, values, share)
-                bar.update(run.task.steps, **run.shown)
-            if interrupts.pending():
-                saved, diverged = [], []
-                for run in runs:
-                    if not run.close_if_stopped():
-                        try:
-                            saved.append(run.interrupt())
-                        except UserError as error:  # the others are saved all the same
-                            diverged.append(error)
-                if diverged:
-                    raise diverged[0]
-                interrupts.stop("; ".join(saved))

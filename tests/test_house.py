@@ -35,6 +35,7 @@ SHARED = frozenset(
         "compilation",
         "memory",
         "training",
+        "training_together",
     }
 )
 # First part of a module's name below pdrec_jax -> the first parts that it may import.

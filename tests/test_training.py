@@ -26,8 +26,8 @@ from pdrec_jax.training import (
     Unfinished,
     epoch_values,
     fit,
-    fit_together,
 )
+from pdrec_jax.training_together import fit_together
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -13,7 +13,8 @@ from pdrec_jax.encoders.stage import build, loop_settings
 from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.evaluation.protocol import STRICT
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.training import Run, fit, fit_together
+from pdrec_jax.training import Run, fit
+from pdrec_jax.training_together import fit_together
 
 EVERYTHING = "hbr+nns+dpa"
 
