@@ -12,7 +12,9 @@ import dataclasses
 import numpy as np
 from scipy.special import stdtr
 
-_BLOCK = 64  # bootstrap draws at a time: [64, U] counts
+_BLOCK = 64  # bootstrap draws at a time
+_GROUP = 16_384  # users whose [64, G] counts are held at a time, G
+_COUNTED = 8  # draws that are counted at a time, in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +85,43 @@ def bootstrap_interval(
     means = np.empty((draws, *many))
     for begin in range(0, draws, _BLOCK):
         size = min(_BLOCK, draws - begin)
-        picked = rng.integers(0, users, (size, users)) + users * np.arange(size)[:, None]
-        counts = np.bincount(picked.ravel(), minlength=size * users).reshape(size, users)
+        sums = _resampled_sums(columns, size, rng)
         rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
-        by_seed = (counts.astype(np.float64) @ columns).reshape(size, *many, seeds)
+        by_seed = sums.reshape(size, *many, seeds)
         means[begin : begin + size] = np.einsum("d...s,ds->d...", by_seed, rows)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return low, high
+
+
+def _resampled_sums(columns: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Sums over as many users as there are, drawn with replacement.
+
+    How often each group of users is drawn is multinomial, and within a group each draw is uniform:
+    the same law as of drawing among all at once, whose counts would take ``[size, U]``.
+
+    Args:
+      columns: [U, K].
+      size: how many sums.
+      rng: of the draws.
+
+    Returns:
+      [size, K].
+    """
+    users = len(columns)
+    begins = range(0, users, _GROUP)
+    lengths = np.minimum(users - np.array(begins), _GROUP)
+    sums = np.zeros((size, columns.shape[1]))
+    per_group = rng.multinomial(users, lengths / users, size)
+    for begin, length, of_group in zip(begins, lengths.tolist(), per_group.T, strict=True):
+        counts = np.empty((size, length))
+        for few in np.split(np.arange(size), range(_COUNTED, size, _COUNTED)):
+            picked = rng.integers(0, length, of_group[few].sum())
+            picked += np.repeat(length * (few - few[0]), of_group[few])
+            found = np.bincount(picked, minlength=length * few.size)
+            counts[few] = found.reshape(few.size, length)
+        sums += counts @ columns[begin : begin + length]
+    return sums
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

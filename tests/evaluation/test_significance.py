@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from pdrec_jax.evaluation import significance
 from pdrec_jax.evaluation.significance import (
     bootstrap_interval,
     compare,
@@ -79,6 +80,20 @@ class TestBootstrap:
         low, high = bootstrap_interval(values, draws=4000)
         error = math.sqrt(values.mean(axis=1).var() / 400 + values.mean(axis=0).var() / 400)
         assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+    @pytest.mark.parametrize("group", [1, 7, 50, 400])
+    def test_width_is_that_of_any_group_of_users(self, group, monkeypatch) -> None:
+        rng = np.random.default_rng(2)
+        values = rng.normal(0, 1, (2, 3, 1)) + rng.normal(0, 1, (2, 1, 400))
+        values[:, :, ::7] += 5  # so that groups differ
+        whole = np.array(bootstrap_interval(values, draws=4000))
+        monkeypatch.setattr(significance, "_GROUP", group)
+        grouped = np.array(bootstrap_interval(values, draws=4000))
+        width = whole[1] - whole[0]
+        np.testing.assert_allclose(grouped[1] - grouped[0], width, rtol=0.1)
+        np.testing.assert_allclose(
+            grouped.mean(axis=0), whole.mean(axis=0), atol=0.05 * width.max()
+        )
 
     def test_coverage(self) -> None:
         rng = np.random.default_rng(3)
