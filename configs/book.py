@@ -5,9 +5,9 @@
   python -m pdrec_jax.main --config=configs/book.py:variant=paper
 
 SASRec's values are those of the public code's README; the variant ``paper`` takes those of the
-paper's Sec. 5.1 where they differ (learning rate and omega_r). Of the auxiliary log, Music, no
-times are published, only where its records stand among Book's: its column ``order`` says so, which
-is all that decides on the users. Without the logs the job runs, shortened, on a simulated one.
+paper's Sec. 5.1 where they differ (learning rate and omega_r). Of the auxiliary log, Music, the
+column ``order`` is read, which says where its records stand among Book's: that is all that decides
+on the users. Without the logs the job runs, shortened, on a simulated one.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import http.client
 import os
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pdrec_jax import __version__
+from pdrec_jax.data.columns import unreadable
 from pdrec_jax.data.readers import sha256
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.files import atomic_write_text, write_errors
@@ -126,11 +128,35 @@ def require_checksum(path: Path, remote: Remote, verify: bool = True) -> None:
     Raises:
         UserError: another content.
     """
-    if verify and remote.sha256 is not None and (found := sha256(path)) != remote.sha256:
+    if verify and (wrong := _misfit(path, remote)) is not None:
         raise UserError(
-            f"{path}: wrong checksum: SHA-256 {remote.sha256} is expected, found {found}; remove "
-            "the file to download it anew, or accept it with --unverified"
+            f"{path}: wrong checksum: {wrong}; remove the file to download it anew, or accept it "
+            "with --unverified"
         )
+
+
+def _misfit(path: Path, remote: Remote) -> str | None:
+    """Which checksum is expected of a file and which was found; None where they are one."""
+    if remote.sha256 is not None:
+        kind, wanted, found = "SHA-256", remote.sha256, sha256(path)
+    elif remote.git_blob is not None:
+        kind, wanted, found = "Git object", remote.git_blob, _git_blob(path)
+    else:
+        return None
+    return None if found == wanted else f"{kind} {wanted} is expected, found {found}"
+
+
+def _git_blob(path: Path) -> str:
+    """The name that Git has for a file of these bytes."""
+    # SHA-1 fails where somebody makes two files alike, not where one is known already.
+    try:
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
 
 
 class _Unreachable(Exception):
@@ -163,12 +189,9 @@ def _download(url: str, path: Path, remote: Remote, patience: Patience, verify: 
         if failures >= patience.attempts:
             raise _Unreachable(f"{reason}, {failures} times")
         patience.sleep(min(60.0, patience.wait * 2 ** max(failures - 1, 0)))
-    found = sha256(part)
-    if verify and remote.sha256 is not None and found != remote.sha256:
+    if verify and (wrong := _misfit(part, remote)) is not None:
         _remove(part, stamp)
-        raise _Wrong(
-            f"wrong checksum: SHA-256 {remote.sha256} is expected, found {found}; nothing was kept"
-        )
+        raise _Wrong(f"wrong checksum: {wrong}; nothing was kept")
     with write_errors(path):
         os.replace(part, path)
     _remove(stamp)
@@ -277,9 +300,8 @@ def checksum_note(path: Path, remote: Remote, verify: bool) -> str | None:
     Returns:
         One line with its SHA-256, or None where it is the recorded one.
     """
-    found = sha256(path)
-    if remote.sha256 is None:
-        return f"{path.name}: no checksum is on record, found SHA-256 {found}"
-    if not verify and found != remote.sha256:
-        return f"{path.name}: accepted unverified, SHA-256 {found}"
+    if remote.sha256 is None and remote.git_blob is None:
+        return f"{path.name}: no checksum is on record, found SHA-256 {sha256(path)}"
+    if not verify and _misfit(path, remote) is not None:
+        return f"{path.name}: accepted unverified, SHA-256 {sha256(path)}"
     return None

@@ -1,8 +1,9 @@
 """Where the paper's data can be had, and what must come of it: addresses, checksums, Table 2.
 
-The checksums of the authors' pickles are those of the Git objects of the commit below. Those of the
-Amazon and Douban files are what other public projects recorded of their downloads. Where none is
-known the one that is found is reported.
+The authors' pickles are those of the commit below; of one that could not be had here only the name
+of its Git object is known, which is a checksum too. Those of the Amazon and Douban files are what
+other public projects recorded of their downloads. Where none is known the one that is found is
+reported.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ class Remote:
         name: its path on disk, below the folder of the downloads.
         urls: where it is, in order of preference.
         sha256: of its bytes; None where nobody has recorded it.
+        git_blob: name of its Git object, the SHA-1 of a head and its bytes; None where `sha256` is
+            known, or neither is.
     """
 
     name: str
     urls: tuple[str, ...]
     sha256: str | None
+    git_blob: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Domain:
         users: Table 2.
         items: Table 2.
         records: Table 2.
-        sha256: of the unpacked `.inter` file that the authors' pickles make.
-        time: column of the times; `order` where there are none and only the order is known.
+        sha256: of the unpacked `.inter` file that the authors' pickles make, without `timestamp`
+            where it has `order`.
     """
 
     name: str
@@ -50,17 +54,26 @@ class Domain:
     items: int
     records: int
     sha256: str
-    time: str = "timestamp"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pickles:
-    """The authors' files of a pair: items and times of the first domain, and of both mixed."""
+    """The authors' files of a pair: items and times of the first domain, and of both mixed.
+
+    Attributes:
+        items: of the first domain.
+        times: of the first domain.
+        mixed_items: of both.
+        mixed_times: of both.
+        times_needed: whether the pair is to be had with `mixed_times` alone. Otherwise the second
+            log has a column `order` in any case, and times where the file is what it should be.
+    """
 
     items: Remote
     times: Remote
     mixed_items: Remote
-    mixed_times: Remote | None
+    mixed_times: Remote
+    times_needed: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +98,9 @@ class Pair:
     longest: int | None = None
 
 
-def _pickle(folder: str, name: str, sha256: str) -> Remote:
+def _pickle(folder: str, name: str, sha256: str | None, git_blob: str | None = None) -> Remote:
     # The folders are the authors', so that a clone's Dataset folder will do for a download.
-    return Remote(f"{folder}/{name}", (f"{_PDREC}{folder}/{name}",), sha256)
+    return Remote(f"{folder}/{name}", (f"{_PDREC}{folder}/{name}",), sha256, git_blob)
 
 
 def _amazon(name: str, sha256: str) -> tuple[Remote, ...]:
@@ -170,7 +183,6 @@ DOUBAN = Pair(
         30_707,
         558_352,
         "f3c3a3ef4359ad7d14794b9e53cf226dc46364842a1d3e769397d493f75b1aad",
-        time="order",
     ),
     pickles=Pickles(
         _pickle(
@@ -188,7 +200,13 @@ DOUBAN = Pair(
             "mix_log_file_final.pkl",
             "0338a3527cd10ad2c5e44d45dea8b4d0e07ee24696c2edbcae617ff9bf922e97",
         ),
-        None,
+        _pickle(
+            "Douban_book",
+            "mix_log_timestep_final.pkl",
+            None,
+            "3799cef021e7c8e0adb4e63c60779419560f3c3f",
+        ),
+        times_needed=False,
     ),
     raw=(
         _douban("DoubanBook", "760b815632e68fdec8a975cd5ead72e5b8cb03aa8b12f7979824d87ffd629e9e"),

@@ -98,10 +98,11 @@ def prepare_pair(
         lines.append(f"{path}: {figures_text(*log.figures)}, content SHA-256 {checksum}")
     _write_together(contents)
     notes += [
-        f"{domain.name}: its times are not at hand; its column {log.time!r} holds the order of the "
-        "records among those of the other domain, so weigh by position"
+        f"{domain.name}: its column 'order' holds the order of the records among those of the "
+        "other domain"
+        + ("; its times are not at hand, so weigh by position" if log.times is None else "")
         for log, domain in zip(logs, domains, strict=True)
-        if log.time == "order"
+        if log.order is not None
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in notes)]) + "\n"
 
@@ -136,19 +137,23 @@ def _from_pickles(
     pair: Pair, downloads: Path, patience: Patience | None, verify: bool
 ) -> tuple[tuple[DomainLog, DomainLog], list[str]]:
     files = pair.pickles
-    remotes = [files.items, files.times, files.mixed_items, files.mixed_times]
-    found: list[Path | None] = []
     notes: list[str] = []
-    for remote in remotes:
-        path = None if remote is None else fetch(remote, downloads, patience, verify=verify)
-        found.append(path)
-        if remote is not None and path is not None:
-            notes += filter(None, [checksum_note(path, remote, verify)])
-    items, times, mixed_items, mixed_times = found
-    assert items is not None
-    assert times is not None
-    assert mixed_items is not None
-    return read_pair(items, times, mixed_items, mixed_times), notes
+
+    def fetched(remote: Remote) -> Path:
+        path = fetch(remote, downloads, patience, verify=verify)
+        notes.extend(filter(None, [checksum_note(path, remote, verify)]))
+        return path
+
+    items, times, mixed = map(fetched, (files.items, files.times, files.mixed_items))
+    if files.times_needed:
+        return read_pair(items, times, mixed, fetched(files.mixed_times)), notes
+    try:
+        clock = fetched(files.mixed_times)
+        return read_pair(items, times, mixed, clock, with_order=True), notes
+    except UserError as error:
+        # Nobody here has seen that file, and the pair is worth having without it.
+        logs = read_pair(items, times, mixed, None)
+        return logs, [*notes, f"without {files.mixed_times.name}: {error}"]
 
 
 def _from_raw(

@@ -36,20 +36,25 @@ class _Lists:
 
 
 def read_pair(
-    items: Path, times: Path, mixed_items: Path, mixed_times: Path | None
+    items: Path,
+    times: Path,
+    mixed_items: Path,
+    mixed_times: Path | None,
+    *,
+    with_order: bool = False,
 ) -> tuple[DomainLog, DomainLog]:
     """Reads both logs of a pair.
 
     The second domain stands in the mixed log alone, with its items shifted by the number of the
-    first's. Where the mixed log has no times, the second's records get the time of the first's
-    record before them and a millisecond each: they sort into the mixed log's order, and mean
-    nothing beyond that.
+    first's. Its `order` is the time of the first's record before and a millisecond more for each
+    record since: so both logs sort into the mixed log, and it means nothing beyond that.
 
     Args:
         items: items of the first domain.
         times: their times, Unix seconds.
         mixed_items: items of both domains in order of time.
         mixed_times: their times, or None.
+        with_order: whether the second log gets `order` although its times are known.
 
     Returns:
         The first domain's log and the second's.
@@ -69,6 +74,8 @@ def read_pair(
         and np.array_equal(mixed.values[from_first], first.items)
     ):
         raise UserError(f"{mixed_items}: its items up to {shift} are not those of {items}")
+    chosen = ~from_first
+    stamps, order = None, None
     if mixed_times is not None:
         clock = _read(mixed_times)
         _require_same_shape(mixed, clock)
@@ -76,15 +83,14 @@ def read_pair(
             raise UserError(
                 f"{mixed_times}: its times of items up to {shift} are not those of {times}"
             )
-        stamps, column = clock.values.astype(np.float64), "timestamp"
-    else:
-        stamps, column = _stand_ins(owners, from_first, first.times), "order"
+        stamps = clock.values.astype(np.float64)[chosen]
+    if mixed_times is None or with_order:
+        places = _stand_ins(owners, from_first, first_times.values.astype(np.float64))
         within = owners[1:] == owners[:-1]
-        if (np.diff(stamps)[within] < 0).any():
+        if (np.diff(places)[within] < 0).any():
             raise UserError(f"{mixed_items}: not in the order of the times of {times}")
-    chosen = ~from_first
-    second = DomainLog(owners[chosen], mixed.values[chosen] - shift, stamps[chosen], column)
-    return first, second
+        order = places[chosen]
+    return first, DomainLog(owners[chosen], mixed.values[chosen] - shift, stamps, order)
 
 
 def _stand_ins(

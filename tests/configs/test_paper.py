@@ -42,7 +42,7 @@ def test_variants(name) -> None:
         assert own.to_dict() == config_of(name, ":tuned").to_dict() != readme.to_dict()
         own.strict_overrides = ()
     assert readme.to_dict() == own.to_dict()
-    with pytest.raises(UserError, match=r"'(paper|readme)' is expected, got 'fast'$"):
+    with pytest.raises(UserError, match=r"'(paper|readme|paper-times)' is expected, got 'fast'$"):
         config_of(name, ":fast")
 
 
@@ -134,6 +134,13 @@ def test_roles() -> None:
     assert (music.data.target, music.data.auxiliary) == (book.data.auxiliary, book.data.target)
     assert (music.data.time, music.data.auxiliary_time) == ("order", "timestamp")
     assert (book.diffusion.weighting, music.diffusion.weighting) == ("time", "position")
+    times = config_of("music", ":variant=times")
+    assert (times.data.time, times.data.auxiliary_time) == ("timestamp", "timestamp")
+    assert (times.diffusion.weighting, times.data.auxiliary_first) == ("time", True)
+    both, paper = config_of("music", ":paper-times"), config_of("music", ":paper")
+    assert both.hbr.rank_weight == paper.hbr.rank_weight != times.hbr.rank_weight
+    with pytest.raises(UserError, match="'times' or 'paper-times' is expected, got 'time'"):
+        config_of("music", ":time")
 
 
 @pytest.mark.parametrize(
@@ -161,3 +168,8 @@ def test_pairs_are_their_target_with_both_logs(name) -> None:
             assert pair.diffusion.weighting == "position"
             pair.diffusion.weighting = "time"
         assert pair.to_dict() == single.to_dict()
+    if name in ("book_music", "music_book"):
+        pair = config_of(name, ":paper-times")
+        assert (pair.data.time, pair.data.auxiliary_time) == ("timestamp", "timestamp")
+        assert (pair.data.target == "douban_music.inter") == pair.data.auxiliary_first
+        assert (pair.diffusion.weighting, pair.data.mixed) == ("time", True)

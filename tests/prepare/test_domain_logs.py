@@ -1,5 +1,6 @@
 """The `.inter.gz` files of the paper's domains."""
 
+import dataclasses
 import gzip
 import hashlib
 
@@ -24,6 +25,25 @@ SHA256 = hashlib.sha256(TEXT).hexdigest()
 def test_text() -> None:
     assert LOG.text() == TEXT
     assert (LOG.figures, LOG.density) == ((2, 2, 3), 0.75)
+
+
+def test_text_with_an_order() -> None:
+    order = np.array([1.0, 1.001, 2.0])
+    head, *rows = dataclasses.replace(LOG, order=order).text().decode().splitlines()
+    assert head == "user_id:token\titem_id:token\ttimestamp:float\torder:float"
+    assert rows == ["1\t7\t1403913600\t1", "1\t3\t1422057600\t1.001", "2\t7\t5.125\t2"]
+    head, *rows = dataclasses.replace(LOG, times=None, order=order).text().decode().splitlines()
+    assert head == "user_id:token\titem_id:token\torder:float"
+    assert rows == ["1\t7\t1", "1\t3\t1.001", "2\t7\t2"]
+
+
+def test_the_checksum_of_a_log_with_an_order_is_of_it_without_times() -> None:
+    without = dataclasses.replace(LOG, times=None, order=np.arange(3.0))
+    known = Domain("x", 2, 2, 3, hashlib.sha256(without.text()).hexdigest())
+    require_figures(without, known)
+    require_figures(dataclasses.replace(without, times=LOG.times), known)
+    with pytest.raises(UserError, match="content of SHA-256"):
+        require_figures(dataclasses.replace(without, order=np.arange(3.0) + 1), known)
 
 
 def test_a_written_file_is_read_again(tmp_path) -> None:

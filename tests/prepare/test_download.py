@@ -193,6 +193,26 @@ def test_a_file_at_hand_is_checked_too(remote, server, tmp_path, patience) -> No
     assert server.requests == []
 
 
+def test_the_name_of_a_git_object_is_a_checksum(server, tmp_path, patience) -> None:
+    # `printf 'hello\n' | git hash-object --stdin` says so, and the book "Pro Git" too.
+    known = "ce013625030ba8dba906f756967f9e9ca394464a"
+    server.files["x"] = b"hello\n"
+    remote = Remote("x", (f"{server.url}/x",), None, known)
+    path = fetch(remote, tmp_path, patience)
+    assert path.read_bytes() == b"hello\n"
+    assert checksum_note(path, remote, verify=True) is None
+    require_checksum(path, remote)
+    path.write_bytes(b"hullo\n")
+    with pytest.raises(UserError, match=f"Git object {known} is expected, found [0-9a-f]{{40}};"):
+        require_checksum(path, remote)
+    assert "accepted unverified, SHA-256" in (checksum_note(path, remote, verify=False) or "")
+    path.unlink()
+    server.files["x"] = b"hullo\n"
+    with pytest.raises(UserError, match=f"wrong checksum: Git object {known} is expected, found "):
+        fetch(remote, tmp_path, patience)
+    assert names(tmp_path) == []
+
+
 def test_an_unknown_checksum_is_reported(server, tmp_path, patience) -> None:
     server.files["x"] = b"x"
     remote = Remote("x", (f"{server.url}/x",), None)

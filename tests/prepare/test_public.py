@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pdrec_jax.data.interactions import Interactions
@@ -22,6 +24,7 @@ from pdrec_jax.prepare import public
 from pdrec_jax.prepare.download import Patience
 from pdrec_jax.prepare.origins import AMAZON, DOUBAN, PAIRS, Domain, Pair, Pickles, Remote
 from pdrec_jax.prepare.public import prepare_pair
+from pdrec_jax.prepare.reference import read_pair
 
 
 def sha256(content: bytes) -> str:
@@ -55,7 +58,11 @@ def published(pair_pickles, simulated_pair, server, tmp_path) -> SimpleNamespace
         patience = Patience(attempts=1, sleep=lambda _: None)
         return prepare_pair("pair", tmp_path / "out", patience=patience, **options)
 
-    return SimpleNamespace(pair=pair, make=make, out=tmp_path / "out", down=tmp_path / "down")
+    logs = read_pair(*pair_pickles(*simulated_pair, mixed_times=False), None)
+    order = sha256(logs[1].text())
+    return SimpleNamespace(
+        pair=pair, make=make, out=tmp_path / "out", down=tmp_path / "down", order=order
+    )
 
 
 class TestPickles:
@@ -159,13 +166,47 @@ class TestPickles:
         said = published.make(pairs={"pair": pair}, verify=False)
         assert ("note: one: Table 2 has" in said) == ("sha256" not in change)
 
-    def test_without_times(self, published) -> None:
-        pickles = dataclasses.replace(published.pair.pickles, mixed_times=None)
+    def test_times_that_are_not_needed(self, published, server) -> None:
+        pickles = dataclasses.replace(published.pair.pickles, times_needed=False)
         pair = dataclasses.replace(published.pair, pickles=pickles)
         said = published.make(pairs={"pair": pair}, verify=False)
-        assert "note: two: its times are not at hand; its column 'order' holds the order" in said
-        log = read_log(published.out / "two.inter.gz", time="order", ids="integer")
-        assert log.num_users == 40
+        assert "note: two: its column 'order' holds the order of the records" in said
+        assert "weigh by position" not in said
+        path = published.out / "two.inter.gz"
+        timed = [read_log(path, time=time, ids="integer") for time in ("timestamp", "order")]
+        assert np.array_equal(timed[0].items, timed[1].items)
+
+        # The same content with the times and without them has the one checksum.
+        without = dataclasses.replace(pair.second, sha256=published.order)
+        pair = dataclasses.replace(pair, second=without)
+        published.make(pairs={"pair": pair}, overwrite=True)
+        assert b"timestamp" in gzip.decompress(path.read_bytes())
+
+        (published.down / "mixed_times.pkl").unlink()
+        del server.files["mixed_times.pkl"]
+        said = published.make(pairs={"pair": pair}, overwrite=True)
+        assert re.search(r"note: without mixed_times\.pkl: .*: status 404.* by hand", said)
+        assert "; its times are not at hand, so weigh by position" in said
+        log = read_log(path, time="order", ids="integer")
+        assert log.times.tolist() == timed[1].times.tolist()
+        with pytest.raises(UserError, match="timestamp"):
+            read_log(path, ids="integer")
+
+    def test_times_that_are_not_needed_may_be_damaged(self, published, server) -> None:
+        pickles = published.pair.pickles
+        damaged = pickle.dumps({user: [1] for user in range(1, 41)}, protocol=4)
+        server.files["mixed_times.pkl"] = damaged
+        for known, problem in (
+            (pickles.mixed_times.sha256, "wrong checksum"),
+            (sha256(damaged), "has not as many records as in"),
+        ):
+            remote = dataclasses.replace(pickles.mixed_times, sha256=known)
+            files = dataclasses.replace(pickles, mixed_times=remote, times_needed=False)
+            pair = dataclasses.replace(published.pair, pickles=files)
+            order = dataclasses.replace(pair.second, sha256=published.order)
+            pair = dataclasses.replace(pair, second=order)
+            said = published.make(pairs={"pair": pair}, overwrite=True)
+            assert re.search(rf"note: without mixed_times\.pkl: .*{problem}", said)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def test_both_logs(pair_pickles) -> None:
     first, second = read_pair(*pair_pickles(FIRST, SECOND))
     assert rows(first) == [(1, 2, 50), (1, 1, 50), (1, 2, 70), (2, 1, 100), (2, 3, 300)]
     assert rows(second) == [(1, 1, 50), (1, 2, 90), (2, 2, 10), (2, 1, 100), (2, 1, 300)]
-    assert (first.time, second.time) == ("timestamp", "timestamp")
+    assert (first.order, second.order) == (None, None)
     assert first.figures == (2, 3, 5)
     assert first.density == 5 / 6
 
@@ -36,21 +36,24 @@ def test_without_times_the_mixed_order_is_kept(pair_pickles, simulated_pair) -> 
     real = read_pair(*pair_pickles(*simulated_pair))
     first, second = read_pair(*pair_pickles(*simulated_pair, mixed_times=False), None)
     assert rows(first) == rows(real[0])
-    assert (first.time, second.time) == ("timestamp", "order")
+    assert (first.order, second.times, real[1].order) == (None, None, None)
     assert np.array_equal(second.items, real[1].items)
 
-    def mixed(second) -> list:
+    def mixed(second, clock) -> list:
         users = np.concatenate([first.users, second.users])
-        times = np.concatenate([first.times, second.times])
+        times = np.concatenate([first.times, clock])
         items = np.concatenate([first.items, -second.items])
         return items[np.lexsort((times, users))].tolist()
 
-    assert mixed(second) == mixed(real[1])
+    assert mixed(second, second.order) == mixed(real[1], real[1].times)
+    both = read_pair(*pair_pickles(*simulated_pair), with_order=True)[1]
+    assert both.times.tolist() == real[1].times.tolist()
+    assert both.order.tolist() == second.order.tolist()
 
 
 def test_stand_ins_lie_between_the_times_that_are_known(pair_pickles) -> None:
     _, second = read_pair(*pair_pickles(FIRST, SECOND, mixed_times=False), None)
-    assert second.times.tolist() == [50.001, 70.001, 99.999, 100.001, 300.001]
+    assert second.order.tolist() == [50.001, 70.001, 99.999, 100.001, 300.001]
 
 
 @pytest.mark.parametrize(
