@@ -52,6 +52,16 @@ def answered(work: Callable[[], int | None], going_on: str) -> int:
         return 128 + signal.SIGPIPE
     except MemoryError as error:
         return _fail(f"out of memory ({str(error) or 'no more is given'})")
+    except RuntimeError as error:
+        # Of XLA, where an accelerator's memory is full.
+        if not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        said = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        return _fail(
+            f"out of memory on the device ({said}); a smaller encoder.batch_size or "
+            "diffusion.batch_size needs less in training, a smaller encoder.block or "
+            "diffusion.block in ranking"
+        )
     except OSError as error:
         message = of_system(error)
         if message is None:

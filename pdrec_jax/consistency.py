@@ -88,6 +88,14 @@ def require_consistent(config: ConfigDict) -> None:
             "config.diffusion_from: the encoder stage alone reads preferences, name them with "
             "config.preferences_from; all or diffusion is expected of config.stage, got 'encoder'"
         )
+    if config.preferences_by == "sasrec":
+        none = "for preferences_by='sasrec' trains no diffusion model"
+        if config.diffusion_from:
+            raise UserError(
+                f"config.diffusion_from: none is expected, {none}, got {config.diffusion_from!r}"
+            )
+        if diffusion.both:
+            raise UserError(f"config.diffusion.both: False is expected, {none}, got True")
     if data.auxiliary and data.auxiliary == data.target:
         raise UserError(
             f"config.data.auxiliary: another log than the target is expected, got {data.target!r}"

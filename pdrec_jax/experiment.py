@@ -282,7 +282,7 @@ def _run_phases(
         preferences = phases.own_preferences(given, path, log)
     for variant in config.encoder.variants:
         key = phases.encoder_key(config, variant)
-        if key in makers:  # it has filled the preferences
+        if key in {model["key"] for model in models}:  # it has filled the preferences
             continue
         if asked("encoder") or place.phase(key) is not None:
             models.append(once(key, phases.encoder_phase, variant, preferences)["model"])

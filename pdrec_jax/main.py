@@ -101,7 +101,7 @@ def parse(argv: Sequence[str]) -> Command:
             "config", config, "the experiment", flag_values=own, sys_argv=rest
         )
         left = own(rest)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _mistake(rest, error) from error
     if len(left) > 1:
         raise UserError(f"unexpected argument {left[1]!r}; a field is set as --config.FIELD=VALUE")

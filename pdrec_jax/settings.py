@@ -140,13 +140,13 @@ FIELDS: dict[str, Field] = {
     "diffusion.block": _count(256, "users at a time in inference"),
     # Plugins.
     "hbr.rank_weight": _number(0.1, 0, 1, "omega_r, share of the rank term"),
-    "hbr.clip": _number(3.0, 0, INFINITY, "c_w, the largest weight before scaling", open_low=True),
+    "hbr.clip": _number(3.0, 1e-6, 1e6, "c_w, the largest weight before scaling"),
     "hbr.floor": _among(
         "protocol",
         ("protocol", "observed", "shifted"),
         "which score maps to 0: the lowest observed one, or one below it, or the protocol's choice",
     ),
-    "hbr.scale": _number(2.0, 0, INFINITY, "omega_f, factor of all weights", open_low=True),
+    "hbr.scale": _number(2.0, 1e-6, 1e6, "omega_f, factor of all weights"),
     "nns.first_fraction": _number(
         0.5, 0, 0.98, "omega_m, share of the ranking that is too likely to be negative"
     ),
@@ -233,6 +233,8 @@ FREE_FIELDS = (
     "data.dir",
     "data.path",  # its log is known by its checksum
     "data.origin",
+    "diffusion.block",  # how many users go together changes what a pass costs, and no draw
+    "encoder.block",
 )
 
 

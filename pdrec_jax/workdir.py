@@ -92,8 +92,9 @@ class Workdir:
                     f"{self.path}: holds a run with another config, which differs in "
                     f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {self._another}"
                 )
-            more = saved.get("seeds", 1)
-            if more > config.seeds and (self.path / _RESULTS).exists():
+            # More may have been begun since, and their results are not there yet.
+            more = len((read_json(self.path / _RESULTS) or {}).get("seeds", [0]))
+            if more > config.seeds:
                 raise UserError(
                     f"{self.path}: has {more} seeds, whose results those of {config.seeds} would "
                     f"replace; ask for as many, or name another {self._flag}"

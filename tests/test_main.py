@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import jax
 import pytest
 
 from pdrec_jax import experiment
@@ -140,6 +141,7 @@ class TestFlags:
         assert complaint("--config.qqq=1") == "config.qqq: unknown field"
         assert complaint("--config.seed.x=1").startswith("config.seed.x: unknown field")
         assert complaint("--config.=1") == "config.: unknown field"
+        assert complaint("--config.mesh[5]=1").startswith("config.mesh")
         assert complaint("--config.a b=1") == "config.a b: unknown field"
         assert complaint("--noconfig.progres").startswith("config.progres: unknown field, did you")
         section = (
@@ -355,6 +357,15 @@ class TestWorkdirs:
         (KeyboardInterrupt(), 130, "interrupted; the same command resumes the run"),
         (OSError(28, "No space"), 2, "error: disk full ([Errno 28] No space)"),
         (UserError("two\nlines"), 2, "error: two lines"),
+        (
+            jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory, 9 GiB\nBufferAssignment"
+            ),
+            2,
+            "error: out of memory on the device (Out of memory, 9 GiB); a smaller "
+            "encoder.batch_size or diffusion.batch_size needs less in training, a smaller "
+            "encoder.block or diffusion.block in ranking",
+        ),
     ],
 )
 def test_what_ends_a_run(call, monkeypatch, error, status, message) -> None:
@@ -363,7 +374,10 @@ def test_what_ends_a_run(call, monkeypatch, error, status, message) -> None:
     assert (done.status, done.out, done.err) == (status, "", f"{message}\n")
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(5, "broken disk")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("a bug"), OSError(5, "broken disk"), jax.errors.JaxRuntimeError("INTERNAL: a bug")],
+)
 def test_what_is_nobodys_mistake_keeps_its_traceback(call, monkeypatch, error) -> None:
     monkeypatch.setattr(experiment, "run", Mock(side_effect=error))
     with pytest.raises(type(error)) as caught:

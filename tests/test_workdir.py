@@ -80,9 +80,9 @@ class TestOpening:
             "holds a run with another config, which differs in encoder.width, seed; "
             "name another --workdir or remove it"
         )
-        many = {f"encoder__{name}": 7 for name in ("blocks", "block", "epochs", "batch_size")}
+        many = {f"encoder__{name}": 7 for name in ("blocks", "dropout", "epochs", "batch_size")}
         found = complaint(tmp_path, seed=1, dpa__coarse=9, **many)
-        assert "encoder.blocks, encoder.epochs, ..; name" in found
+        assert "encoder.dropout, encoder.epochs, ..; name" in found
 
     def test_the_simulation_is_unread_where_the_log_is_real(self, tmp_path: Path) -> None:
         begun(tmp_path / "real", REAL)
@@ -280,6 +280,9 @@ def test_results_of_more_seeds_are_not_replaced(tmp_path: Path, finished: bool) 
         Workdir.open(tmp_path / "a", several=True).finish({"seeds": [0, 1, 2, 3, 4]})
         with pytest.raises(UserError, match="has 5 seeds, whose results those of 2 would replace"):
             begun(tmp_path / "a", REAL, seeds=2)
+        # More of them were begun and not finished: what is there is still that of five.
+        begun(tmp_path / "a", REAL, seeds=7)
+        begun(tmp_path / "a", REAL, seeds=5)
     else:
         begun(tmp_path / "a", REAL, seeds=2)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from pdrec_jax.encoders.encoder import Encoder
@@ -98,6 +99,75 @@ def require_states(
                 f"{_listed(expected_shapes)},",
                 _listed(found),
             )
+
+
+def require_step(
+    title: str, encoder: Callable[[Any], Encoder], params: Any, lengths: Sequence[int]
+) -> bool:
+    """Checks the views and the own loss, as a training step has them.
+
+    Args:
+      title: of the encoder.
+      encoder: made of its parameters.
+      params: shapes of them.
+      lengths: of the rows that it gets.
+
+    Returns:
+      whether a step has a gradient of the table of items beside that of the vectors that it is
+      handed.
+
+    Raises:
+      UserError: a view is no rows, or the loss is no number.
+    """
+    table = params["item_embedding"]
+
+    def step(table: jax.Array, params: Any, key: jax.Array) -> jax.Array:
+        made = encoder({**params, "item_embedding": table})
+        groups: list[tuple[Rows, ...]] = []
+        for length in lengths:
+            rows = Rows(*4 * [jnp.zeros((2, length), jnp.int32)])
+            views: Any = made.views(rows, key)  # a user's own, so of any kind
+            if not isinstance(views, tuple) or not all(_are_rows(view) for view in views):
+                raise _misfit(title, "a tuple of layers.Rows [R, L] from views", repr(views))
+            groups.append((rows, *views))
+        if len({len(parts) for parts in groups}) > 1:
+            counts = _listed([len(parts) - 1 for parts in groups])
+            raise _misfit(title, "the same number of views of rows of any length", counts)
+        stacked = [Rows(*map(jnp.concatenate, zip(*parts, strict=True))) for parts in groups]
+        vectors = [jnp.zeros((*rows.items.shape, table.shape[1])) for rows in stacked]
+        states = made.encode(vectors, stacked, key)
+        parts_of = [
+            jnp.split(each, np.cumsum([len(part.items) for part in parts])[:-1].tolist())
+            for each, parts in zip(states, groups, strict=True)
+        ]
+        own = [_flat(cells) for cells in zip(*parts_of, strict=True)]
+        flat = [
+            Rows(*map(_flat, zip(*of_groups, strict=True)))
+            for of_groups in zip(*groups, strict=True)
+        ]
+        loss = made.own_loss(own[1:], flat[1:], jnp.zeros(2, jnp.int32))
+        if jnp.shape(loss) != ():
+            raise _misfit(title, "one number from own_loss, shape (),", f"{jnp.shape(loss)}")
+        return jnp.sum(own[0]) + loss
+
+    key = jax.random.key(0)
+    jax.eval_shape(step, table, params, key)
+    traced = jax.make_jaxpr(jax.grad(step))(table, params, key).jaxpr
+    made_by = next(each for each in reversed(traced.eqns) if traced.outvars[0] in each.outvars)
+    # Without any there is nothing but zeros to return, made of the literal 0.
+    return not all(getattr(given, "val", None) == 0 for given in made_by.invars)
+
+
+def _are_rows(view: Any) -> bool:
+    if not isinstance(view, Rows):
+        return False
+    shapes = {jnp.shape(cells) for cells in view}
+    return len(shapes) == 1 and len(shapes.pop()) == 2
+
+
+def _flat(groups: Sequence[jax.Array]) -> jax.Array:
+    """The cells of several groups [R, L, ...] laid end to end."""
+    return jnp.concatenate([cells.reshape(-1, *cells.shape[2:]) for cells in groups])
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ class EncoderModel:
       positive_weight: of the observed items in the loss.
       history_weight: of an item of the history that each position draws; 0 draws none.
       num_learnt: items up to this one are targets where they come next; 0 for all.
+      reads_table: whether the encoder reads the table of items beside the vectors it is handed.
       mesh: of the devices; None for one device. On a mesh the item table's rows are padded.
     """
 
@@ -58,6 +59,7 @@ class EncoderModel:
     positive_weight: float = 1.0
     history_weight: float = 0.0
     num_learnt: int = 0
+    reads_table: bool = False
     mesh: Mesh | None = None
 
     @property

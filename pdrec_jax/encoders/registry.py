@@ -44,6 +44,23 @@ def register(name: str, title: str, make: Callable[..., Encoder]) -> None:
     _ENCODERS[name] = (title, make)
 
 
+def registered() -> dict[str, tuple[str, Callable[..., Encoder]]]:
+    """Returns all encoders, title and maker by name, for ``put_back``."""
+    return dict(_ENCODERS)
+
+
+def put_back(encoders: dict[str, tuple[str, Callable[..., Encoder]]]) -> None:
+    """Registers the encoders of an earlier moment again, in place of others of their names.
+
+    A config file registers its own when it is read, and a file after it may do so by the same
+    name; the runs of each are of its own ones.
+
+    Args:
+      encoders: from ``registered``.
+    """
+    _ENCODERS.update(encoders)
+
+
 def find(name: str) -> tuple[str, Callable[..., Encoder]]:
     """Returns the title and the maker of an encoder.
 

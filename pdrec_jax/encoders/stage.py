@@ -134,16 +134,15 @@ def make_model(
         found["graph"], params = make()
         return params
 
+    def encoder(params: Params) -> Any:
+        return nnx.merge(found["graph"], params)
+
     with contract.one_line(title, make_encoder):
         params = jax.eval_shape(trace)
         contract.require_kind(title, found["made"], found["others"])
-        contract.require_states(
-            title,
-            lambda given: nnx.merge(found["graph"], given),
-            params,
-            found["layout"].row_lengths(config.encoder.max_length),
-            num_items,
-        )
+        lengths = found["layout"].row_lengths(config.encoder.max_length)
+        contract.require_states(title, encoder, params, lengths, num_items)
+        reads_table = contract.require_step(title, encoder, params, lengths)
     uniform, safe = count_negatives(config, plugins)
     model = EncoderModel(
         found["graph"],
@@ -158,6 +157,7 @@ def make_model(
         negatives=uniform,
         positive_weight=config.encoder.positive_weight,
         history_weight=config.encoder.history_weight,
+        reads_table=reads_table,
     )
     return model, jax.jit(lambda: make()[1])
 

@@ -82,7 +82,8 @@ class EncoderTask:
         def make() -> dict[str, Any]:
             params = self.initialise()
             state = {"params": params, "optimiser": OPTIMISER.init(params)}
-            if self.num_items > self.config.row_adam_above:
+            # Row by row a step has no gradient of a table that the encoder reads by itself.
+            if self.num_items > self.config.row_adam_above and not self.model.reads_table:
                 state["row_age"] = jnp.zeros(len(params["item_embedding"]), jnp.int32)
             return state
 

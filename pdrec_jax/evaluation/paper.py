@@ -30,6 +30,7 @@ def published(config: ConfigDict, name: str) -> dict[str, float]:
     """
     log = Path(config.data.target).name.partition(".")[0]
     alike = config.evaluation.negatives == _NEGATIVES and not config.data.mixed
+    alike = alike and not config.data.path  # a log of one's own, whatever its name
     if "+" in name:  # the plugins heed TI-DiffRec in the paper
         by_time = config.preferences_by == "diffusion" and config.diffusion.weighting == "time"
         alike = alike and by_time

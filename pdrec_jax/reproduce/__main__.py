@@ -124,7 +124,9 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
                 f"--datasets: {setting.path} is of {domains}; --table={table} is its table"
             )
     target = _target(arguments)
+    from pdrec_jax.encoders import registry
     from pdrec_jax.experiment import run
+    from pdrec_jax.reproduce import figures
     from pdrec_jax.reproduce.targets import METRICS
 
     metric = _METRIC if arguments.metric is None else arguments.metric
@@ -132,25 +134,27 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
     if arguments.metric is not None and not target.drawn:
         raise UserError("--metric: a table has all of them; leave it out")
-    jobs = [
-        (job, settings)
-        for settings in groups
-        for setting in settings
-        for job in target.jobs(setting)
-    ]
-    for job, _ in jobs:  # what is wrong with any of them is said before the first one runs
-        job.check()
+    jobs = []
+    for settings in groups:
+        for setting in settings:
+            registry.put_back(setting.encoders)
+            for job in target.jobs(setting):
+                job.check()  # what is wrong with any of them is said before the first one runs
+                jobs.append((job, setting, settings))
     if arguments.dry_run:
-        _tell([job for job, _ in jobs])
+        _tell([job for job, *_ in jobs])
         return
+    if target.drawn:
+        figures.require_matplotlib()
     # A table without a figure is not written before a run of it may fail.
-    begun = {settings[0].config.protocol for job, settings in jobs if job.results is not None}
+    begun = {setting.config.protocol for job, setting, _ in jobs if job.results is not None}
     for settings in groups:
         if settings[0].config.protocol in begun:
             _write(target, settings, arguments, metric)
-    for number, (job, settings) in enumerate(jobs):
+    for number, (job, setting, settings) in enumerate(jobs):
         if job.results is None:
             print(f"({number + 1} of {len(jobs)}) {job.what}", flush=True)
+            registry.put_back(setting.encoders)
             run(job.config, job.by_hand, str(job.workdir))
             _write(target, settings, arguments, metric)
     for settings in groups:

@@ -198,7 +198,15 @@ def _plain(number: float, decimals: int) -> str:
     return str(round(number)) if decimals == 0 else repr(round(number, 6))
 
 
-_WORDS = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+_WORDS = {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    # In LaTeX's own encoding of fonts these are other characters.
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 
 
 def _escaped(text: str) -> str:

@@ -24,6 +24,18 @@ _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fa
                "text.parse_math": False, "svg.hashsalt": "pdrec"}  # fmt: skip
 
 
+def require_matplotlib() -> None:
+    """Checks that figures can be drawn, before anything is run for them.
+
+    Raises:
+      UserError: matplotlib is missing.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError("figures need matplotlib, the extra 'plots'") from error
+
+
 def draw(table: Table, column: str, folder: Path, name: str) -> list[Path]:
     """Draws one column of a table, a panel a dataset, as NAME.png and NAME.svg.
 
@@ -39,12 +51,11 @@ def draw(table: Table, column: str, folder: Path, name: str) -> list[Path]:
     Raises:
       UserError: matplotlib is missing, or the folder cannot be written.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("figures need matplotlib, the extra 'plots'") from error
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     index = list(table.columns).index(column)
     panels: dict[str, list[tuple[Row, float, float]]] = {}
     for row in table.rows:

@@ -176,6 +176,7 @@ class Setting:
       by_hand: those fields.
       root: directory of all runs.
       shared: whether all seeds of the encoders read the diffusion models of the first one.
+      encoders: that its config file has left registered, see ``registry.put_back``.
     """
 
     dataset: str
@@ -184,6 +185,7 @@ class Setting:
     by_hand: Collection[str]
     root: Path
     shared: bool = False
+    encoders: dict[str, Any] = dataclasses.field(default_factory=registry.registered)
 
     @property
     def of_diffusion(self) -> dict[str, Any]:
@@ -230,12 +232,15 @@ def diffusion_job(setting: Setting) -> Job:
     """Both diffusion models, and the preferences that every other job reads.
 
     T-DiffRec alone where a config weighs by position: its log has no times, or stand-ins for them.
+    Neither where a SASRec fills the preferences.
     """
     weighting = "diffusion.weighting"
+    by_sasrec = setting.config.preferences_by == "sasrec"
     both = get(setting.config, weighting) == "time" or weighting in setting.by_hand
+    both &= not by_sasrec
     fields = {"stage": "diffusion", "diffusion.both": both, **setting.of_diffusion}
-    unread = _OF_ENCODER if setting.config.preferences_by == "diffusion" else ()
-    what = "TI-DiffRec and T-DiffRec" if both else "T-DiffRec"
+    unread = () if by_sasrec else _OF_ENCODER
+    what = "TI-DiffRec and T-DiffRec" if both else "SASRec" if by_sasrec else "T-DiffRec"
     return setting.job("diffusion", what, fields, unread)
 
 
@@ -252,7 +257,7 @@ def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIAN
 
 def ablation_job(setting: Setting) -> Job:
     """All plugins on the preferences of a SASRec, "w/o TI-DiffRec" of Sec. 5.3."""
-    fields = {"preferences_by": "sasrec", "encoder.name": "sasrec"}
+    fields = {"preferences_by": "sasrec", "diffusion.both": False, "encoder.name": "sasrec"}
     return setting.job(
         "without-ti-diffrec",
         "sasrec without TI-DiffRec",
@@ -295,7 +300,9 @@ def sweep_jobs(
             fields["dpa.drawn"] = 0  # which a config may set for strict; N is then unread
         source = str(setting.models)
         if field in _OF_POOLS:
-            fields |= {"diffusion_from": source}
+            # A SASRec that filled them is no diffusion model, and is trained by each run.
+            by_diffusion = setting.config.preferences_by == "diffusion"
+            fields |= {"diffusion_from": source} if by_diffusion else {}
         elif borrowed:
             fields |= {"stage": "encoder", "preferences_from": source}
         name = f"sweep-{encoder}-{field}={slug(value)}"

@@ -138,9 +138,41 @@ class OnlyTrained(OwnSASRec):
         return super().__call__(vectors, rows, key) * jax.random.uniform(key)
 
 
+class ListedViews(OwnSASRec):
+    def views(self, rows, key):
+        return [rows]
+
+
+class FlatViews(OwnSASRec):
+    def views(self, rows, key):
+        return (type(rows)(*(cells[0] for cells in rows)),)
+
+
+class SomeViews(OwnSASRec):
+    def views(self, rows, key):
+        return (rows,) * (rows.items.shape[1] == 64)
+
+
+class LossOfCells(OwnSASRec):
+    def views(self, rows, key):
+        return (rows,)
+
+    def own_loss(self, states, views, users):
+        return jnp.mean(states[0], axis=-1)
+
+
+class FailingLoss(OwnSASRec):
+    def own_loss(self, states, views, users):
+        return states[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (ListedViews, r"a tuple of layers.Rows \[R, L\] from views is expected, got \[Rows"),
+        (FlatViews, r"a tuple of layers.Rows \[R, L\] from views is expected, got \(Rows"),
+        (LossOfCells, r"one number from own_loss, shape \(\), is expected, got \(24,\)"),
+        (FailingLoss, r"test_registry.py: row \d+: IndexError: "),
         (
             ShortTable,
             r"item_embedding, an nnx.Param \[.* \(here of 21 rows\) .* got \(20, ",
@@ -159,6 +191,63 @@ def test_what_is_no_encoder_is_found_before_it_is_trained(own_encoders, config, 
     registry.register("own", "Own", kind)
     with pytest.raises(UserError, match=f"^encoder Own: .*{message}"):
         stage.make_model(config(encoder__name="own"), (), 20)
+
+
+def test_views_of_rows_of_any_length(own_encoders, config):
+    registry.register("own", "Own", SomeViews)
+    with pytest.raises(UserError, match=r"number of views .* is expected, got 1, 0"):
+        stage.make_model(config(encoder__name="own", encoder__max_length=200), (), 20)
+
+
+class Tied(SASRec):
+    """SASRec that adds the mean of all items to what it is handed."""
+
+    def __call__(self, vectors, rows, key=None):
+        mean = self.item_embedding.mean(axis=0)
+        return super().__call__(vectors + mean[None, None], rows, key)
+
+
+class TiedLoss(SASRec):
+    def own_loss(self, states, views, users):
+        return jnp.sum(self.item_embedding[1] ** 2)
+
+
+@pytest.mark.parametrize("kind", [Tied, TiedLoss])
+@pytest.mark.loose_jax("dtypes")  # optax's Adam
+def test_a_table_that_is_read_by_itself_has_its_gradient(own_encoders, config, world, kind):
+    registry.register("own", "Own", kind)
+    found = []
+    for above in (10_000, 1):
+        settings = config(
+            encoder__name="own",
+            encoder__blocks=1,
+            encoder__batch_size=16,
+            encoder__row_adam_above=above,
+        )
+        everybody = np.ones(world.split.train.num_users, bool)
+        task, _ = stage.build(
+            settings,
+            "base",
+            world.split,
+            world.preferences,
+            drawn=world.split.train.lengths >= 2,
+            ranked=everybody,
+            protocol=STRICT,
+            candidates=world.candidates,
+            validation=world.validation,
+            name="own",
+        )
+        assert task.model.reads_table
+        state, values = task.run_epoch(task.initial(), 1, lambda steps: None)
+        found.append((values["loss"], np.asarray(task.parameters(state)["item_embedding"])))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "cl4srec"])
+def test_ours_read_no_more_of_the_table_than_they_are_handed(config, name):
+    model, _ = stage.make_model(config(encoder__name=name), ("nns", "dpa"), 20)
+    assert not model.reads_table
 
 
 class Adding(SASRec):

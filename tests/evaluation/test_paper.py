@@ -29,6 +29,7 @@ def test_the_same_model_on_the_same_log() -> None:
     [
         ({"evaluation__negatives": 100}, ()),
         ({"data__mixed": True}, ()),
+        ({"data__path": "data/toy"}, ()),
         ({"data__target": "logs/amazon_game.inter.gz"}, ()),
         ({"name": "game"}, ()),
         # Plugins that heed other preferences; without them it is the same SASRec.

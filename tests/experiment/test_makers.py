@@ -41,6 +41,31 @@ def test_stage_by_stage(by_sasrec, call, tmp_path):
     assert call(tmp_path, flag).lasting == by_sasrec.lasting
 
 
+def test_the_base_on_the_preferences_of_another_run(by_sasrec, call, tmp_path):
+    """The run has trained no SASRec yet, so its base is one of its models like any other."""
+    flags = [
+        "--config.preferences_by=sasrec",
+        ENCODER,
+        f"--config.preferences_from={by_sasrec.path}",
+    ]
+    done = call(tmp_path, *flags)
+    assert [model["key"] for model in done.results["models"]] == ["sasrec", "sasrec+hbr+nns+dpa"]
+    assert done.results["models"] == by_sasrec.results["models"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.diffusion_from=some", "config.diffusion_from: none is expected, for "),
+        ("--config.diffusion.both=True", "config.diffusion.both: False is expected, for "),
+    ],
+)
+def test_there_is_no_diffusion_model_beside_a_sasrec(call, tmp_path, flag, message):
+    done = call(tmp_path, "--config.preferences_by=sasrec", flag)
+    assert (done.status, done.err.startswith(f"error: {message}")) == (2, True)
+    assert done.err.count("\n") == 1
+
+
 def test_both_diffusion_models(strict, call, tmp_path):
     done = call(tmp_path, "--config.diffusion.both=True", "--config.stage=diffusion")
     assert done.status == 0

@@ -64,6 +64,12 @@ def simulated() -> str:
 
 
 @pytest.fixture
+def config_text() -> str:
+    """Of the config that the command is run on."""
+    return CONFIG
+
+
+@pytest.fixture
 def quick_compilation():
     """Halves the time spent in the compiler, which is nearly all of it."""
     before = jax.config.read("jax_disable_most_optimizations")

@@ -3,11 +3,13 @@
 import csv
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from pdrec_jax import experiment, keep
+from pdrec_jax.encoders import registry
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.reproduce import figures
@@ -18,6 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = Path("runs/reproduce")
 TABLE = OUT / "strict" / "table1-toy-sasrec.md"
 SIMULATED = "--config.data.source=simulated"
+# An encoder that an argument of its config changes, in a class of its own.
+MEAN = """
+def own(factor, config):
+    from pdrec_jax.encoders.registry import register
+    from pdrec_jax.encoders.sasrec import SASRec
+
+    register("mean", "Mean", type("Mean", (SASRec,), {"factor": factor}))
+    config.name = "mean" + factor
+    return config
+"""
 
 
 def test_table_1(reproduce, runs, real_log):
@@ -121,6 +133,21 @@ def test_what_a_run_calls_its_model(reproduce, runs, real_log):
     text = TABLE.read_text()
     assert text.count("| T-DiffRec |") == 2
     assert "0.1823" not in text
+
+
+def test_each_config_trains_the_encoder_that_it_registers(reproduce, runs, monkeypatch):
+    monkeypatch.setattr(registry, "_ENCODERS", registry.registered())
+    text = Path("configs/toy.py").read_text()
+    text = text.replace("def get_config():", "def get_config(factor='1'):")
+    text = text.replace("    return config", "    return own(factor, config)")
+    Path("configs/mean.py").write_text(text + MEAN)
+    trained = []
+    monkeypatch.setattr(
+        experiment, "run", lambda config, *_: trained.append(registry.find("mean")[1].factor)
+    )
+    flags = ("--table=1", "--encoders=mean", SIMULATED)
+    reproduce(*flags, "--datasets=mean:2,mean:4,toy")
+    assert trained == ["2"] * 2 + ["4"] * 2 + ["4"] * 2
 
 
 def test_killed_and_run_again(reproduce, runs, real_log):
@@ -243,6 +270,17 @@ def test_a_figure(reproduce, runs, real_log):
     assert "SASRec w/o TI-DiffRec" in (OUT / "strict" / "figure4-toy-sasrec.md").read_text()
 
 
+@pytest.mark.parametrize("flag", ["--figure=4", "--sweep=hbr.clip=1,2"])
+def test_without_matplotlib_nothing_is_run_for_a_figure(
+    reproduce, runs, real_log, monkeypatch, flag
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = reproduce(flag, real_log)
+    assert (done.status, done.err) == (2, "error: figures need matplotlib, the extra 'plots'\n")
+    assert runs == []
+    assert reproduce(flag, real_log, "--dry-run").status == 0
+
+
 def test_a_sweep(reproduce, runs, real_log):
     assert reproduce("--sweep=hbr.clip=1,2.5", real_log).status == 0
     names = ["diffusion", "sweep-sasrec-hbr.clip=1.0", "sweep-sasrec-hbr.clip=2.5"]
@@ -328,10 +366,22 @@ def test_results_that_name_no_time(reproduce, runs, real_log):
         (("--figure=5", "--encoders=caser"), "config.encoder.name: one of"),
         (("--sweep=hbr.clip",), "--sweep: FIELD=V1,V2,.. is expected"),
         (("--sweep=hbr.clap=1",), "config.hbr.clap: unknown field, did you mean"),
-        (("--sweep=hbr.clip=1,no",), "--sweep: a number above 0 is expected"),
-        (("--sweep=hbr.clip=1,-1",), "config.hbr.clip: a number above 0 is expected, got -1"),
-        (("--sweep=hbr.clip={[]:1}",), "--sweep: a number above 0 is expected"),
-        (("--sweep=hbr.clip=1" + 400 * "0",), "config.hbr.clip: a number above 0 is expected"),
+        (
+            ("--sweep=hbr.clip=1,no",),
+            "--sweep: a number at least 1e-06 and at most 1e+06 is expected",
+        ),
+        (
+            ("--sweep=hbr.clip=1,-1",),
+            "config.hbr.clip: a number at least 1e-06 and at most 1e+06 is expected, got -1",
+        ),
+        (
+            ("--sweep=hbr.clip={[]:1}",),
+            "--sweep: a number at least 1e-06 and at most 1e+06 is expected",
+        ),
+        (
+            ("--sweep=hbr.clip=1" + 400 * "0",),
+            "config.hbr.clip: a number at least 1e-06 and at most 1e+06 is expected",
+        ),
         (("--sweep=protocol=strict,reference",), "--sweep: protocol is one of a whole table"),
         (("--sweep=seeds=1,2",), "--sweep: seeds is one of a whole table"),
         (("--sweep=preferences_from=a,b",), "--sweep: preferences_from changes no figure"),

@@ -36,6 +36,16 @@ def test_what_a_sweep_takes_of_one_diffusion_run(field, values, taken) -> None:
         assert job.config.stage == ("encoder" if taken == "preferences_from" else "all")
 
 
+def test_where_a_sasrec_fills_the_preferences() -> None:
+    setting = Setting("toy", "toy.py", default_config(), (), Path("runs"))
+    setting.config.preferences_by = "sasrec"
+    first, *others = sweep_jobs(setting, "dpa.coarse", (10, 20))
+    assert (first.what, first.config.diffusion.both) == ("toy: SASRec", False)
+    # A SASRec of another run is no diffusion model to borrow.
+    assert {job.config.diffusion_from for job in others} == {""}
+    assert {job.config.stage for job in others} == {"all"}
+
+
 def test_a_sweep_over_diffusion_shares_no_model() -> None:
     config = default_config()
     config.seeds = 2
