@@ -83,10 +83,17 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     config = adopt(apply_protocol(config, command.by_hand), command.by_hand)
     validate(config)
-    given = None not in (arguments.users, arguments.items, arguments.events)
-    if not given and find_files(config) is None:
-        config = apply_overrides(config, command.by_hand)  # the shortened run on a simulated log
-        validate(config)
+    given = [arguments.users, arguments.items, arguments.events]
+    if None in given and find_files(config) is None:
+        if given == [None] * 3:  # the shortened run on a simulated log
+            config = apply_overrides(config, command.by_hand)
+            validate(config)
+        elif config.data.source != "simulated":
+            # A job of these sizes is no shortened one, and who plans it knows the others.
+            raise UserError(
+                "--users, --items, --events: the log that the others would be taken from is not "
+                "here; all three are expected, or --config.data.source=simulated"
+            )
     require_planned(config)
     sizes = sizes_of(config, arguments.users, arguments.items, arguments.events)
     return search.run(config, sizes, topology, shape, arguments.price)

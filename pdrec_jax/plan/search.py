@@ -99,6 +99,8 @@ def run(
     """
     make = programs_of(config, sizes, topology, devices)
     how = "compiled" if topology.device.tpu or devices else "estimated by formulas"
+    if sizes.simulated:
+        print("SIMULATED DATA: a run on a real log has other sizes and settings; see --users")
     print(
         f"{config.name} on {topology.name}, mesh (data {shape[0]}, model {shape[1]}), {how}\n"
         f"{sizes.users:,} users, {sizes.items:,} items, {sizes.lengths.mean() + 2:.4g} events each "

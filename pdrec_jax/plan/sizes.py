@@ -27,12 +27,14 @@ class Sizes:
       items: I.
       lengths: training events of some users, who stand for all.
       source: where they come from, in words.
+      simulated: whether none is of a real log or given.
     """
 
     users: int
     items: int
     lengths: np.ndarray
     source: str
+    simulated: bool = False
 
     @property
     def longest(self) -> int:
@@ -77,6 +79,7 @@ def sizes_of(config: ConfigDict, users: int | None, items: int | None, events: i
         items or parts.train.num_items,
         lengths if events is None else np.full(1, events - 2),
         f"{found['source']} log" + (", the rest given" if users or items or events else ""),
+        found["source"] == "simulated" and not (users or items or events),
     )
 
 

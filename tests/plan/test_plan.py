@@ -294,7 +294,7 @@ def test_without_the_extra_one_line_says_how_to_get_it(
     assert "pip install '.[tpu]'" in capsys.readouterr().err
 
 
-def test_without_a_log_the_shortened_run_is_planned(monkeypatch, tmp_path) -> None:
+def test_without_a_log_the_shortened_run_is_planned(monkeypatch, tmp_path, capsys) -> None:
     planned = []
     monkeypatch.setattr(search, "run", lambda config, *_: planned.append(config) or 0)
     monkeypatch.chdir(tmp_path)
@@ -303,6 +303,16 @@ def test_without_a_log_the_shortened_run_is_planned(monkeypatch, tmp_path) -> No
     flags = ["--topology=h100:2x1", "--config.simulation.num_users=300"]
     assert command.main([f"--config={toy}", *flags]) == 0
     assert (planned[0].diffusion.epochs, planned[0].encoder.epochs) == (20, 30)
+    # Sizes that are given are of a real job.
+    assert command.main([f"--config={toy}", *flags, "--users=1e8", "--items=1e6"]) == 2
+    said = "error: --users, --items, --events: the log that the others would be taken from is not"
+    assert capsys.readouterr().err.startswith(said)
+    sizes = ("--users=1e8", "--items=1e6", "--events=14")
+    assert command.main([f"--config={toy}", *flags, *sizes]) == 0
+    assert (planned[1].diffusion.epochs, planned[1].encoder.epochs) == (1000, 200)
+    given = ("--users=1e8", "--config.data.source=simulated")
+    assert command.main([f"--config={toy}", *flags, *given]) == 0
+    assert (planned[2].diffusion.epochs, planned[2].encoder.epochs) == (1000, 200)
 
 
 def test_sizes_come_from_the_log_where_none_are_given(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +324,9 @@ def test_sizes_come_from_the_log_where_none_are_given(capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert " users, 50,000 items, " in out
     assert "(simulated log, the rest given)" in out
+    assert "SIMULATED" not in out
+    assert run("--topology=h100:2x1", "--mesh=1,2", *simulated) == 0
+    assert capsys.readouterr().out.startswith("SIMULATED DATA: a run on a real log has other sizes")
 
 
 @pytest.mark.tpu
