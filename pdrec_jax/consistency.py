@@ -5,6 +5,8 @@ from ml_collections import ConfigDict
 from pdrec_jax.errors import UserError
 
 MAX_SEED = 2**31 - 1
+# Of a row's weight in a step; `row_adam.tails` diverges from about 0.0996 on.
+_MOST_DECAY = 0.05
 
 
 def require_consistent(config: ConfigDict) -> None:
@@ -48,6 +50,13 @@ def require_consistent(config: ConfigDict) -> None:
                 f"config.diffusion.{name}: 1, or 0.5 at most, is expected, for the slots are split "
                 f"into windows of equal size; got {diffusion[name]:g}"
             )
+    decay = diffusion.learning_rate * diffusion.weight_decay
+    if diffusion.error_fraction < 1 and decay > _MOST_DECAY:
+        raise UserError(
+            "config.diffusion.weight_decay: learning_rate times weight_decay of at most "
+            f"{_MOST_DECAY} is expected with error_fraction below 1, where rows catch up with "
+            f"steps that they took no part in, got {decay:g}"
+        )
     if not data.learns_source and not data.mixed:
         raise UserError(
             "config.data.learns_source: True is expected without data.mixed, where no source item "

@@ -101,7 +101,12 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
     data_axis, model_axis = config.mesh
     make_mesh((data_axis, model_axis))  # one that does not fit is refused here
     if config.stage != "encoder" or set(config.encoder.variants) != {"base"}:
-        require_room(split, pool_rules(config, protocol))
+        require_room(
+            split,
+            users.preferences,
+            pool_rules(config, protocol),
+            exclude_heldout=protocol.nns_excludes_heldout,
+        )
     lengths = log.lengths if config.data.mixed else log.target_lengths
     data = {
         **source,

@@ -115,13 +115,16 @@ def of_seed(path: str, seed: int) -> Path:
 
 
 def require_model(given: Given, workdir: Path) -> None:
-    """Checks that the diffusion model of another run can be taken, where this run has none whole.
+    """Checks that the diffusion model can be made, and that of another run taken where it is to be.
 
     Raises:
-      UserError: there is none, or it was trained on other data, under another protocol or with
-        other settings.
+      UserError: its noise or windows do not fit; or there is none in the other run, or it was
+        trained on other data, under another protocol or with other settings.
     """
     config = given.config
+    if config.stage != "encoder" and config.preferences_by == "diffusion":
+        section = config.diffusion
+        diffusion_stage.schedule_of(section, diffusion_stage.num_slots(section, given.split))
     if config.diffusion_from and any(_lacks_model(Store(workdir / key)) for key in _models(config)):
         _source_of_model(given, seeded(given.config, "diffusion"))
 
@@ -159,7 +162,7 @@ def _take_model(given: Given, key: str, task: DiffusionTask, store: Store) -> No
     """Copies a diffusion model of another run, as if it had been trained here."""
     source = _source_of_model(given, seeded(given.config, "diffusion"))
     params, meta = Store(source / key).restore("best", task.abstract()["params"])
-    course = dataclasses.replace(Course.read(meta), origin=meta["origin"] or str(source))
+    course = dataclasses.replace(Course.read(meta), origin=meta.get("origin") or str(source))
     store.delete("best")  # what is damaged may be of a later epoch, and would be read first
     store.save("best", course.best_epoch, params, dataclasses.asdict(course))
 

@@ -124,7 +124,8 @@ def tails(adam: AdamW, rates: np.ndarray) -> Tails:
 
     Args:
       adam: its constants.
-      rates: [N] learning rates of steps 1 .. N; the last one is taken to go on.
+      rates: [N] learning rates of steps 1 .. N, their product with the decay well below 0.0996,
+        from where the sums diverge; the last one is taken to go on.
     """
     rates = np.asarray(rates, np.float64)
     count = len(rates)

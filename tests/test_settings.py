@@ -259,6 +259,16 @@ def test_unknown_and_missing_fields() -> None:
             "into windows of equal size; got 0.75",
         ),
         (
+            {
+                "diffusion__error_fraction": 0.5,
+                "diffusion__learning_rate": 0.1,
+                "diffusion__weight_decay": 0.6,
+            },
+            "diffusion.weight_decay: learning_rate times weight_decay of at most 0.05 is expected "
+            "with error_fraction below 1, where rows catch up with steps that they took no part "
+            "in, got 0.06",
+        ),
+        (
             {"diffusion__source_slots": True, "data__mixed": True},
             "diffusion.source_slots: False is expected with data.mixed, where the source items "
             "have slots already, got True",

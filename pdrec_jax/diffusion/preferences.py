@@ -170,30 +170,42 @@ def _cut_block(
     return (*pools, observed, scores[:, 0])
 
 
-def require_room(split: Split, rules: PoolRules) -> None:
+def require_room(
+    split: Split, users: np.ndarray, rules: PoolRules, *, exclude_heldout: bool = False
+) -> None:
     """Checks that a catalogue holds M items that a user has not seen, for every user.
 
     Where the candidates are of all items, one for the negatives is enough.
+
+    Args:
+      split: the data.
+      users: [U] bool, who gets preferences.
+      rules: how the pools are cut.
+      exclude_heldout: negatives leave out the validation and test item too.
 
     Raises:
       UserError: it is too small.
     """
     train, num_items = split.train, split.num_learnt_items
-    field, need = "dpa.coarse", f"{rules.candidates} candidates are wanted"
-    wanted = rules.candidates
-    if not rules.candidates_unobserved or not wanted:
-        field, need, wanted = "nns.first_fraction", "a negative is wanted", 1
+    wanted = rules.candidates if rules.candidates_unobserved else 0
+
+    def too_small(field: str, need: str, user: np.intp, seen: int) -> UserError:
+        return UserError(
+            f"config.{field}: {need}, but user {train.user_ids[user]} has seen {seen} of "
+            f"{num_items} items"
+        )
+
     # A log may repeat items, so only of long histories is it counted how many there are.
-    for user in np.flatnonzero(train.lengths + 2 > num_items - wanted):
+    for user in np.flatnonzero(users & (train.lengths + 2 > num_items - max(wanted, 1))):
         own = train.items[train.offsets[user] : train.offsets[user + 1]]
-        own = own[own <= num_items]
-        heldout = split.valid_items[user], split.test_items[user]
-        seen = len(np.union1d(own, heldout))
-        if num_items - seen < wanted:
-            raise UserError(
-                f"config.{field}: {need}, but user {train.user_ids[user]} has seen {seen} of "
-                f"{num_items} items"
-            )
+        seen = np.unique(own[own <= num_items])
+        if num_items - len(seen) < wanted:
+            need = f"{wanted} candidates are wanted"
+            raise too_small("dpa.coarse", need, user, len(seen))
+        if exclude_heldout:
+            seen = np.union1d(seen, [split.valid_items[user], split.test_items[user]])
+        if len(seen) == num_items:
+            raise too_small("nns.first_fraction", "a negative is wanted", user, len(seen))
     if rules.candidates > num_items:
         raise UserError(
             f"config.dpa.coarse: {rules.candidates} candidates are wanted of {num_items} items"
@@ -231,7 +243,7 @@ def compute_preferences(
     """
     train = split.train
     num_items, index = split.num_learnt_items, np.flatnonzero(users)
-    require_room(split, rules)
+    require_room(split, users, rules, exclude_heldout=exclude_heldout)
     out = Preferences(
         np.array(users, bool),
         np.zeros((train.num_users, rules.candidates), np.int32),

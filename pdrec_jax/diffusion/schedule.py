@@ -24,7 +24,8 @@ FIRST_BETA = 1e-5
 def _from_alpha_bars(alpha_bars: np.ndarray) -> np.ndarray:
     """Returns the betas [T] whose cumulative products of 1 - beta are ``alpha_bars`` [T]."""
     previous = np.concatenate([[1.0], alpha_bars[:-1]])
-    betas = 1 - alpha_bars / previous
+    with np.errstate(divide="ignore", invalid="ignore"):  # a variance of 1 before the last step
+        betas = 1 - alpha_bars / previous
     # The first beta is the variance itself; only later ones can run into the singularity at 1.
     return np.concatenate([betas[:1], np.minimum(betas[1:], MAX_BETA)])
 
@@ -126,24 +127,25 @@ class Schedule:
         """Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
         if self.noise_free:
             return np.ones(self.steps)
-        return self.betas * np.sqrt(self.alpha_bars_previous) / (1 - self.alpha_bars)
+        return _ratio(self.betas * np.sqrt(self.alpha_bars_previous), 1 - self.alpha_bars)
 
     @property
     def posterior_xt(self) -> np.ndarray:
         """Coefficient of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         if self.noise_free:
             return np.zeros(self.steps)
-        return (1 - self.alpha_bars_previous) * np.sqrt(1 - self.betas) / (1 - self.alpha_bars)
+        left = (1 - self.alpha_bars_previous) * np.sqrt(1 - self.betas)
+        return _ratio(left, 1 - self.alpha_bars)
 
     @property
     def x0_from_xt(self) -> np.ndarray:
         """Coefficient of x_t where x_0 is recovered from x_t and the noise."""
-        return np.sqrt(1 / self.alpha_bars)
+        return np.sqrt(_ratio(1, self.alpha_bars))
 
     @property
     def x0_from_noise(self) -> np.ndarray:
         """Coefficient (to be subtracted) of the noise in the same."""
-        return np.sqrt(1 / self.alpha_bars - 1)
+        return np.sqrt(_ratio(1, self.alpha_bars) - 1)
 
     def loss_weights(self, target: str) -> np.ndarray:
         """Weight of the squared error of each timestep, [T] float64.
@@ -179,6 +181,12 @@ class Schedule:
         raise UserError(f"diffusion.target: expected one of {TARGETS}, got {target!r}")
 
 
+def _ratio(left: np.ndarray | int, right: np.ndarray) -> np.ndarray:
+    """A quotient; where nothing of the data is left it is infinite, and unread with target x0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return left / right
+
+
 def make_schedule(
     name: str,
     steps: int,
@@ -209,6 +217,13 @@ def make_schedule(
     betas = make_betas(name, steps, noise_scale, noise_min, noise_max)
     if fix_first_beta:
         betas[0] = FIRST_BETA
-    if not ((betas > 0) & (betas <= 1)).all():
-        raise UserError(f"diffusion noise: the {name} schedule leaves (0, 1]: {betas}")
+    # Later betas of linear-var are kept below 1, whatever their variances are.
+    beyond = name == "linear-var" and steps > 1 and noise_scale * noise_max > 1
+    if beyond or not ((betas > 0) & (betas <= 1)).all():
+        what = "variances that rise from above 0 to" if name == "linear-var" else "above 0 and"
+        raise UserError(
+            f"config.diffusion.noise_min, noise_max: the {name} schedule leaves (0, 1] in {steps} "
+            f"steps; {what} at most 1 is expected, got {noise_min:g} to {noise_max:g} at "
+            f"noise_scale {noise_scale:g}"
+        )
     return Schedule(betas)

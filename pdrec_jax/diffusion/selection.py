@@ -82,26 +82,33 @@ def rank_threshold(keys: Array, rank: Array, total: Array) -> Threshold:
         low, high = _ends(keys)
         ahead, through = jnp.zeros_like(rank), total
 
-    def unsettled(state: _Interval) -> Array:
-        return (state.ahead != rank) & (state.high - 1 > state.low)
+    def unsettled(state: tuple[_Interval, Array]) -> Array:
+        interval = state[0]
+        return (interval.ahead != rank) & (interval.high - 1 > interval.low)
 
-    def narrow(state: _Interval) -> _Interval:
-        low, high, ahead, through, turn = state
+    def guesses_in(interval: _Interval) -> Array:
+        low, high, _, _, turn = interval
         even = jnp.isfinite(_score(high) - _score(low)) & (turn % 4 != 3)
-        guesses = jnp.where(even, _straight(state, rank), _middles(low, high))
-        guesses = jnp.clip(guesses, low + 1, high - 1)
+        guesses = jnp.where(even, _straight(interval, rank), _middles(low, high))
+        return jnp.clip(guesses, low + 1, high - 1)
+
+    def narrow(state: tuple[_Interval, Array]) -> tuple[_Interval, Array]:
+        # The guesses are carried, so that the compiler cannot compute them twice, once for the
+        # counts and once for the new ends, with other rounding.
+        (low, high, ahead, through, turn), guesses = state
         counts = count_both(keys >= guesses[0], keys >= guesses[1])
         above, below = counts <= rank, counts > rank
-        return _Interval(
+        interval = _Interval(
             jnp.max(jnp.where(below, guesses, low)),
             jnp.min(jnp.where(above, guesses, high)),
             jnp.max(jnp.where(above, counts, ahead)),
             jnp.min(jnp.where(below, counts, through)),
             turn + 1,
         )
+        return interval, guesses_in(interval)
 
     start = _Interval(low, high, ahead, through, jnp.zeros((), jnp.int32))
-    low, high, ahead, _, _ = jax.lax.while_loop(unsettled, narrow, start)
+    (low, high, ahead, _, _), _ = jax.lax.while_loop(unsettled, narrow, (start, guesses_in(start)))
     settled = ahead == rank
     key = jnp.where(settled, high - 1, low)
     index = jax.lax.cond(

@@ -20,7 +20,7 @@ from pdrec_jax.diffusion.denoiser import Params, make_denoiser, structure
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
-from pdrec_jax.diffusion.schedule import make_schedule
+from pdrec_jax.diffusion.schedule import Schedule, make_schedule
 from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
@@ -40,8 +40,7 @@ def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
       split: gives the number of slots: the padding id, the target items and, with
         ``source_slots``, the source items, which stay empty.
     """
-    slots = 1 + split.train.num_items + (split.num_source_items if config.source_slots else 0)
-    return model_of_slots(config, slots)
+    return model_of_slots(config, num_slots(config, split))
 
 
 def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]:
@@ -49,6 +48,47 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
 
     Args:
       config: section ``diffusion`` with ``seed``.
+      slots: I.
+
+    Raises:
+      UserError: see ``schedule_of``.
+    """
+    schedule = schedule_of(config, slots)
+    make = functools.partial(
+        make_denoiser,
+        slots,
+        tuple(config.hidden),
+        config.embedding_size,
+        normalise=config.normalise,
+        seed=config.seed,
+    )
+    graph = structure(make)
+    model = DiffusionModel(
+        graph,
+        slots,
+        schedule,
+        target=config.target,
+        reweight=config.reweight,
+        dropout=config.dropout,
+        normalise=config.normalise,
+        sampling_steps=config.sampling_steps,
+        sampling_noise=config.sampling_noise,
+        noise_fraction=config.noise_fraction,
+        error_fraction=config.error_fraction,
+    )
+    return model, jax.jit(lambda: make()[1])
+
+
+def num_slots(config: ConfigDict, split: Split) -> int:
+    """The padding id, the target items and, with ``source_slots``, the source items."""
+    return 1 + split.train.num_items + (split.num_source_items if config.source_slots else 0)
+
+
+def schedule_of(config: ConfigDict, slots: int) -> Schedule:
+    """The schedule of a model, whose config is checked by the way; nothing is allocated.
+
+    Args:
+      config: section ``diffusion``.
       slots: I.
 
     Raises:
@@ -74,29 +114,7 @@ def model_of_slots(config: ConfigDict, slots: int) -> tuple[DiffusionModel, Any]
                 f"config.diffusion.{name}: a window of one slot at least is expected, 1 / "
                 f"{slots:,} of all, got {config[name]:g}"
             )
-    make = functools.partial(
-        make_denoiser,
-        slots,
-        tuple(config.hidden),
-        config.embedding_size,
-        normalise=config.normalise,
-        seed=config.seed,
-    )
-    graph = structure(make)
-    model = DiffusionModel(
-        graph,
-        slots,
-        schedule,
-        target=config.target,
-        reweight=config.reweight,
-        dropout=config.dropout,
-        normalise=config.normalise,
-        sampling_steps=config.sampling_steps,
-        sampling_noise=config.sampling_noise,
-        noise_fraction=config.noise_fraction,
-        error_fraction=config.error_fraction,
-    )
-    return model, jax.jit(lambda: make()[1])
+    return schedule
 
 
 def _on_mesh(

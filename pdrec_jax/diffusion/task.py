@@ -49,6 +49,7 @@ from pdrec_jax.sharding import abstract, made_in_place
 _dense_loss = jax.jit(training_loss, static_argnums=(1, 4))
 _windowed_loss = jax.jit(windowed_training_loss, static_argnums=(1, 5))
 _STEPS_A_DISPATCH = 5  # the progress bar moves this often
+_ROW_STEPS_A_DISPATCH = 512  # at most, and a signal waits for as long
 _LOOKED_AHEAD = 8  # epochs whose batches decide the number of tokens
 
 
@@ -187,8 +188,10 @@ class DiffusionTask:
 
     @property
     def _steps_a_dispatch(self) -> int:
-        # By rows an epoch goes in one piece, since each dispatch ends by moving every row.
-        return self.steps if self.model.error_fraction < 1 else _STEPS_A_DISPATCH
+        if self.model.error_fraction == 1:
+            return _STEPS_A_DISPATCH
+        # By rows in as few pieces as may be, since each dispatch ends by moving every row.
+        return -(-self.steps // -(-self.steps // _ROW_STEPS_A_DISPATCH))
 
     def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
         """The mean loss of one batch before division by p, as a training step has it.

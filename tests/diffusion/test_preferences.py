@@ -275,13 +275,32 @@ class TestComputePreferences:
         places = np.repeat([0, 1], [200, 4]), items - 1
         log = from_events(*places, user_ids=[1, 2], item_ids=np.arange(1, 21))
         split = leave_one_out(log)
-        require_room(split, dataclasses.replace(STRICT, candidates=15))
+        everybody = np.ones(2, bool)
+        require_room(split, everybody, dataclasses.replace(STRICT, candidates=15))
         with pytest.raises(UserError, match=r"16 candidates .* has seen 5 of 20 items$"):
-            require_room(split, dataclasses.replace(STRICT, candidates=16))
+            require_room(split, everybody, dataclasses.replace(STRICT, candidates=16))
+        # Who gets no preferences needs none.
+        others = np.array([False, True])
+        require_room(split, others, dataclasses.replace(STRICT, candidates=16))
         # Of all items there are 20, one of which is left to be negative.
-        require_room(split, dataclasses.replace(REFERENCE, candidates=20))
+        require_room(split, everybody, dataclasses.replace(REFERENCE, candidates=20))
         with pytest.raises(UserError, match=r"21 candidates are wanted of 20 items$"):
-            require_room(split, dataclasses.replace(REFERENCE, candidates=21))
+            require_room(split, everybody, dataclasses.replace(REFERENCE, candidates=21))
+
+    @pytest.mark.parametrize("exclude_heldout", [False, True])
+    def test_items_held_out_are_candidates_and_may_be_negative(self, exclude_heldout):
+        """Of 8 items the first user has taken 6 in training, and holds out the other two."""
+        events = np.repeat([0, 1], [8, 3]), np.concatenate([np.arange(8), np.arange(3)])
+        log = from_events(*events, user_ids=[1, 2], item_ids=np.arange(8))
+        split, users = leave_one_out(log), np.ones(2, bool)
+        rules = dataclasses.replace(STRICT, candidates=2)
+        if exclude_heldout:
+            with pytest.raises(UserError, match=r"a negative is wanted, .* has seen 8 of 8 items"):
+                require_room(split, users, rules, exclude_heldout=True)
+        else:
+            require_room(split, users, rules)
+            with pytest.raises(UserError, match=r"3 candidates .* has seen 6 of 8 items"):
+                require_room(split, users, dataclasses.replace(STRICT, candidates=3))
 
     def test_catalogue_too_small(self, compute):
         with pytest.raises(UserError, match=r"59 candidates .* of 60 items$"):

@@ -106,11 +106,21 @@ class TestMakeSchedule:
             ("linear", (1, 0.5, 1.5)),  # a beta above 1
             ("linear-var", (1, 0.5, 0.1)),  # noise that falls
             ("linear-var", (1, 0.1, 3)),  # more variance than there is
+            ("linear-var", (1, 0, 1.05)),  # in the last step alone
+            ("linear-var", (1, 0, 2)),  # all that there is before the last step
+            ("linear-var", (1, 0.1, 0.1)),  # noise that stays
         ],
     )
     def test_levels_that_make_no_schedule(self, name, levels):
-        with pytest.raises(UserError, match=f"the {name} schedule leaves"):
+        with pytest.raises(UserError, match=rf"noise_max: the {name} schedule leaves .* got "):
             make_schedule(name, 5, **noise(*levels))
+
+    def test_coefficients_that_nothing_reads_warn_of_nothing(self):
+        """Where the last step keeps nothing of the data only epsilon needs its inverse."""
+        schedule = make_schedule("linear", 5, **noise(1, 0.1, 1))
+        assert schedule.x0_from_xt[-1] == np.inf
+        a, c = schedule.affine("x0")
+        assert np.isfinite([a, c]).all()
 
     @pytest.mark.parametrize("name", ["linear", "linear-var"])
     def test_a_first_beta_of_0_counts_where_it_is_kept(self, name):

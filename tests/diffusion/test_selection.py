@@ -121,6 +121,31 @@ class TestRankThreshold:
                 expected[r, row[: rank[r]]] = True
             np.testing.assert_array_equal(ahead_of_rank(keys, rank), expected)
 
+    @pytest.mark.parametrize("careless", [False, True])
+    def test_many_short_rows_with_ties(self, careless):
+        """A compiler that computes a guess twice, with other rounding, cuts some of them wrong."""
+        rng = np.random.default_rng(0)
+        rows, columns = 1500, 10
+        scores = rng.normal(size=(rows, columns)).astype(np.float32)
+        scores[::3] = np.round(scores[::3])
+        scores[1::3] = np.where(rng.random((len(scores[1::3]), columns)) < 0.5, 0, scores[1::3])
+        keys = np.asarray(sortable(jnp.asarray(scores))).copy()
+        keys[rng.random(keys.shape) < 0.3] = MASKED
+        keys[:, 0] = 5
+        total = (keys != MASKED).sum(axis=1)
+        rank = rng.integers(0, total).astype(np.int32)
+
+        def found(given):
+            row, wanted, size = given
+            places = jnp.arange(columns, dtype=jnp.int32)
+            before = rank_threshold(row, wanted, size).before(row, places)
+            return jnp.sum(before & (row != MASKED), dtype=jnp.int32)
+
+        given = keys, rank, total.astype(np.int32)
+        options = {"xla_backend_optimization_level": 0} if careless else {}
+        count = jax.jit(lambda *given: jax.lax.map(found, given), compiler_options=options)
+        np.testing.assert_array_equal(count(*given), rank)
+
 
 class TestSampledThreshold:
     """Rows that are long enough for a sample to give the first interval."""

@@ -7,6 +7,7 @@ import pytest
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.diffusion import stage
+from pdrec_jax.diffusion import task as task_module
 from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import draw_candidates, get_protocol
@@ -16,13 +17,13 @@ from pdrec_jax.training import Unfinished
 pytestmark = pytest.mark.loose_jax("dtypes")
 
 
-@pytest.fixture(scope="module")
-def task() -> DiffusionTask:
-    """Twelve steps an epoch, in dispatches of 5, 5 and 2."""
+def task_of(**fields: float) -> DiffusionTask:
+    """Twelve steps an epoch."""
     split = leave_one_out(simulate(96, 300, seed=3, mean_length=6).log)
     config = default_config()
     config.diffusion.hidden, config.diffusion.embedding_size = (6,), 4
     config.diffusion.steps, config.diffusion.batch_size = 3, 8
+    config.diffusion.update(fields)
     protocol = get_protocol("strict")
     users = np.ones(split.train.num_users, bool)
     candidates = draw_candidates(protocol, split, 0, heldout="test", negatives=20)
@@ -35,6 +36,12 @@ def task() -> DiffusionTask:
         validation=candidates,
     )
     return task
+
+
+@pytest.fixture(scope="module")
+def task() -> DiffusionTask:
+    """In dispatches of 5, 5 and 2 steps."""
+    return task_of()
 
 
 def test_interrupted_anywhere(task) -> None:
@@ -52,6 +59,21 @@ def test_interrupted_anywhere(task) -> None:
     state, resumed = task.run_epoch(state, 1, lambda _: True, tuple(losses.tolist()))
     assert resumed == values
     jax.tree.map(np.testing.assert_array_equal, state, unbroken)
+
+
+def test_row_by_row_an_epoch_has_few_pieces(monkeypatch) -> None:
+    """Each ends with every row up to date, so where they end makes no difference but rounding."""
+    whole = task_of(noise_fraction=0.25, error_fraction=0.25)
+    told: list[int] = []
+    unbroken, values = whole.run_epoch(whole.initial(), 1, told.append)
+    assert told == [12]
+    monkeypatch.setattr(task_module, "_ROW_STEPS_A_DISPATCH", 5)
+    state, found = whole.run_epoch(whole.initial(), 1, told.append)
+    assert told == [12, 4, 4, 4]
+    assert found["loss"] == pytest.approx(values["loss"], rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state, unbroken
+    )
 
 
 @pytest.mark.parametrize("name", ["noise_fraction", "error_fraction"])

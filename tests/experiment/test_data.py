@@ -97,6 +97,21 @@ class TestTwoDomains:
             assert ranked.min() >= 0
             assert ranked.max() < 200
 
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ("--config.diffusion.noise_fraction=0.001",),
+            ("--config.diffusion.noise_max=2", "--config.diffusion.noise_scale=1"),
+        ],
+    )
+    def test_a_model_that_does_not_fit_is_found_before_the_run_begins(
+        self, call, tmp_path, flags
+    ) -> None:
+        done = call(tmp_path / "run", *flags)
+        assert done.status == 2
+        assert done.err.startswith("error: config.diffusion.noise_")
+        assert not (tmp_path / "run").exists()
+
     def test_one_domain_is_not_enough(self, call, tmp_path) -> None:
         done = call(tmp_path / "run", "--config.data.mixed")
         assert done.status == 2

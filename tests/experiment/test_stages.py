@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from pdrec_jax.checkpoints import Store
+
 KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
 DIFFUSION, ENCODER = "--config.stage=diffusion", "--config.stage=encoder"
 
@@ -193,6 +195,20 @@ class TestDiffusionModelOfAnotherRun:
         assert done.status == 2
         assert "diffusion-position: no trained model is there" in done.err
         assert not (tmp_path / "run").exists()
+
+    def test_saved_before_models_named_the_run_that_trained_them(
+        self, strict, call, tmp_path, monkeypatch
+    ) -> None:
+        restore = Store.restore_meta
+
+        def restored(*given):
+            found = restore(*given)
+            found.pop("origin", None)
+            return found
+
+        monkeypatch.setattr(Store, "restore_meta", restored)
+        done = call(tmp_path / "run", DIFFUSION, f"--config.diffusion_from={strict.path}")
+        assert (done.status, "TI-DiffRec: from" in done.err) == (0, True)
 
     def test_that_is_not_there(self, call, tmp_path) -> None:
         done = call(tmp_path / "run", f"--config.diffusion_from={tmp_path}")
