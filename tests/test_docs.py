@@ -82,9 +82,9 @@ def test_every_public_module_is_in_the_api(site) -> None:
         ("[a](design.md)", False, "[a](design.md)"),
         ("[a](LICENSE)", True, "a (`LICENSE` in the repository)"),
         (
-            "[a](runs/reference/table1-toy-5seeds.md)",
+            "[a](runs/reference/table1-toy-game-5seeds.md)",
             False,
-            "a (`docs/runs/reference/table1-toy-5seeds.md` in the repository)",
+            "a (`docs/runs/reference/table1-toy-game-5seeds.md` in the repository)",
         ),
         ("[a](https://example.org/x)", True, "[a](https://example.org/x)"),
         ("![a](pictures/flow.svg)", False, "![a](pictures/flow.svg)"),
