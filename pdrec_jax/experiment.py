@@ -109,11 +109,11 @@ def run_one(
     if alone:
         print(title(head), flush=True)
     for name in run_models.damaged(config, place):
-        place.undo_phase(name)
+        place.phases.undo(name)
     done = place.results_of(config.stage)
     if done is not None:
         place.require_log(sources.listed(files))
-    whole = not place.undone and done is not None
+    whole = not place.phases.undone and done is not None
     if processes.found_by_first(whole, str(place.path / "results.json")):
         assert done is not None
         if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():
@@ -151,7 +151,7 @@ def run_one(
             "stage": _stage(config, models),
             "data": data,
             "models": models,
-            "plugins": (place.phase("preferences") or {}).get("effects", {}),
+            "plugins": (place.phases.find("preferences") or {}).get("effects", {}),
             "times": {
                 name: round(spent, 2)
                 for name, spent in {
@@ -248,7 +248,7 @@ def _run_phases(
         return config.stage in (stage, "all")
 
     def once(name: str, work: Callable[..., Outcome], *arguments: Any) -> dict[str, Any]:
-        record = place.phase(name)
+        record = place.phases.find(name)
         if not processes.found_by_first(record is not None, f"{path}: phase {name}"):
             begun, before = time.monotonic(), log.read(name)
             outcome = work(given, *arguments, path, log)
@@ -259,17 +259,17 @@ def _run_phases(
                 "seconds": time.monotonic() - begun + earlier,
                 "peak_memory_bytes": _peak_memory(),
             }
-            place.finish_phase(name, record, outcome.arrays)
+            place.phases.finish(name, record, outcome.arrays)
             memory.release()
         assert record is not None
         times[name] = record.get("seconds", 0.0)
-        found = place.phase_arrays(name)
+        found = place.phases.arrays(name)
         arrays.update({f"{name}/{kind}": array for kind, array in found.items()})
         return record
 
     models, makers = [], _makers(config)
     for name, phase in makers.items():
-        if asked("diffusion") or place.phase(name) is not None:
+        if asked("diffusion") or place.phases.find(name) is not None:
             models.append(once(name, phase)["model"])
         # Before the models that nothing else reads, so that runs which borrow them need not wait.
         if asked("diffusion"):
@@ -284,7 +284,7 @@ def _run_phases(
         key = phases.encoder_key(config, variant)
         if key in {model["key"] for model in models}:  # it has filled the preferences
             continue
-        if asked("encoder") or place.phase(key) is not None:
+        if asked("encoder") or place.phases.find(key) is not None:
             models.append(once(key, phases.encoder_phase, variant, preferences)["model"])
     return models, arrays
 
@@ -293,7 +293,7 @@ def _peak_memory(place: Workdir | None = None) -> int:
     """The largest resident set of this process and of the phases before it, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    earlier = [] if place is None else place.phases().values()
+    earlier = [] if place is None else place.phases.all().values()
     return max([peak, *(record.get("peak_memory_bytes", 0) for record in earlier)])
 
 

@@ -245,7 +245,7 @@ def _effects(given: Given, preferences: Preferences, log: MetricLog) -> Outcome:
 
 def can_compute_preferences(config: ConfigDict, place: Workdir) -> bool:
     """Whether a run can compute its preferences: in the encoder's stage, if their maker is done."""
-    return config.stage != "encoder" or place.phase(config.preferences_by) is not None
+    return config.stage != "encoder" or place.phases.find(config.preferences_by) is not None
 
 
 def own_preferences(given: Given, workdir: Path, log: MetricLog) -> Preferences:

@@ -105,8 +105,8 @@ def damaged(config: ConfigDict, place: Workdir) -> list[str]:
     for name, slot in slots.items():
         fault, doubted = None, False
         if processes.is_first():
-            doubted = place.doubted(name)
-            if slot is not None and place.phase(name) is not None:
+            doubted = place.phases.doubted(name)
+            if slot is not None and place.phases.find(name) is not None:
                 directory, within = slot
                 fault = Store(directory).fault(within)
         (broken,) = processes.of_first(int(doubted or fault is not None))

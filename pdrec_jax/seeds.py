@@ -88,7 +88,7 @@ def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
         return None
     if config.preferences_from:
         return phases.read_preferences(given, phases.of_seed(config.preferences_from, config.seed))
-    done = place.phase("preferences") is not None
+    done = place.phases.find("preferences") is not None
     if not done and not phases.can_compute_preferences(config, place):
         raise UserError(
             "config.stage: the encoder stage alone needs preferences: name the workdir of a run "
@@ -249,7 +249,7 @@ def _train_together(
         for (given, data), path in zip(prepared, paths, strict=True):
             place = Workdir(path, given.config, data["source"])
             # Of a run that was kept there are results, and no phases.
-            if place.results_of("encoder") is not None or place.phase(key) is not None:
+            if place.results_of("encoder") is not None or place.phases.find(key) is not None:
                 continue
             stack.enter_context(place.held(data))
             log = stack.enter_context(open_log(given.config, place))

@@ -1,9 +1,8 @@
-"""The directory of a run: its config, its data, the phases that are done, the results."""
+"""The directory of a run: its config, its data, the results; what its phases left is below it."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax import processes
-from pdrec_jax.errors import UserError, warn
+from pdrec_jax.errors import UserError
 from pdrec_jax.files import (
     atomic_savez,
     atomic_write_text,
@@ -25,6 +24,7 @@ from pdrec_jax.files import (
 )
 from pdrec_jax.locks import NAME as LOCK
 from pdrec_jax.locks import locked, require_unlocked
+from pdrec_jax.phase_records import PhaseRecords
 from pdrec_jax.settings import (
     FIELDS,
     default_config,
@@ -36,8 +36,7 @@ from pdrec_jax.settings import (
 )
 
 CONFIG, PER_USER = "config.json", "per_user.npz"
-_DATA, _RESULTS = "data.json", "results.json"
-_SEAL, _RECORD = "sha256", "record"  # of a phase
+_DATA, _RESULTS, _PHASES = "data.json", "results.json", "phases"
 
 
 class Workdir:
@@ -51,6 +50,10 @@ class Workdir:
       source: ``real`` or ``simulated``, likewise.
       flag: of the command line, which names the directory.
 
+    Attributes:
+      path: of the directory.
+      phases: what its phases have left.
+
     Raises:
       UserError: the directory holds another run, or files that are no run.
     """
@@ -61,9 +64,8 @@ class Workdir:
         self.path, self._source = Path(path), source
         self._flag, self._another = flag, f"name another {flag} or remove it"
         self._resolved = config
-        self._doubted: set[str] = set()  # phases that were warned of
-        self._undone: set[str] = set()
         self._config: dict[str, Any] = json.loads(config.to_json())
+        self.phases = PhaseRecords(self.path / _PHASES)
         self._check()
 
     def _check(self) -> None:
@@ -205,7 +207,7 @@ class Workdir:
         atomic_write_text(self.path / CONFIG, json.dumps(self._config, indent=2) + "\n")
         atomic_write_text(self.path / _DATA, json.dumps(data, indent=2) + "\n")
         with write_errors(self.path):
-            (self.path / "phases").mkdir(exist_ok=True)
+            (self.path / _PHASES).mkdir(exist_ok=True)
         for left in list(_left_below(self.path)):
             # Of a run that was killed while writing.
             with contextlib.suppress(OSError):
@@ -240,57 +242,6 @@ class Workdir:
                 "remove it and run the same command again"
             ) from error
 
-    def phase(self, name: str) -> dict[str, Any] | None:
-        """Returns what a phase that is done has left, None otherwise.
-
-        Warns where a phase was done and its files are damaged: it counts as not done.
-        """
-        if name in self._undone:
-            return None
-        try:
-            return self._sound(name)
-        except UserError as error:
-            if name not in self._doubted:
-                self._doubted.add(name)
-                warn(f"{error}; {name} counts as not done")
-            return None
-
-    def doubted(self, name: str) -> bool:
-        """Whether a phase was done and its files are damaged, of which ``phase`` has warned."""
-        return self.phase(name) is None and name in self._doubted
-
-    def require_sound(self, name: str) -> dict[str, Any] | None:
-        """Returns what ``phase`` does, for commands that cannot do a phase anew.
-
-        Raises:
-          UserError: the phase was done and its files are damaged.
-        """
-        try:
-            return self._sound(name)
-        except UserError as error:
-            raise UserError(f"{error}; the command of the run does {name} anew") from error
-
-    def _sound(self, name: str) -> dict[str, Any] | None:
-        path = self.path / "phases" / f"{name}.json"
-        sealed = read_json(path)
-        if sealed is None:
-            return None
-        if sealed and not {_SEAL, _RECORD} & sealed.keys():
-            return sealed  # of an earlier version
-        record, arrays = sealed.get(_RECORD), path.with_suffix(".npz")
-        if not isinstance(record, dict) or sealed.get(_SEAL) != _seal(record, arrays):
-            raise UserError(f"{path}: it or its arrays are not as they were written")
-        return record
-
-    @property
-    def undone(self) -> bool:
-        """Whether a phase waits to be finished again."""
-        return bool(self._undone)
-
-    def undo_phase(self, name: str) -> None:
-        """Lets a phase count as not done until it is finished again; no file changes."""
-        self._undone.add(name)
-
     def drop_undone(self) -> None:
         """Removes the records of phases that wait to be finished again, and first the results.
 
@@ -301,42 +252,13 @@ class Workdir:
         Raises:
           UserError: the directory cannot be written.
         """
-        if not self._undone:
+        if not self.phases.undone:
             return
         if processes.is_first():
             # In this order: a record without results is found damaged once more.
             self.reopen()
-            with write_errors(self.path):
-                for name in sorted(self._undone):
-                    (self.path / "phases" / f"{name}.json").unlink(missing_ok=True)
+            self.phases.remove_undone()
         processes.barrier(f"reopened {self.path}")
-
-    def phase_names(self) -> list[str]:
-        """Returns the names of the phases that have a record, sound or not."""
-        return sorted(path.stem for path in self.path.glob("phases/*.json"))
-
-    def phases(self) -> dict[str, dict[str, Any]]:
-        """Returns what every phase that is done has left."""
-        found = {name: self.phase(name) for name in self.phase_names()}
-        return {name: record for name, record in found.items() if record is not None}
-
-    def finish_phase(
-        self, name: str, record: dict[str, Any], arrays: dict[str, np.ndarray] | None = None
-    ) -> None:
-        """Marks a phase as done, with a JSON record and per-user arrays."""
-        path = self.path / "phases" / f"{name}.npz"
-        self._undone.discard(name)
-        if processes.is_first():
-            if arrays:
-                atomic_savez(path, **arrays)
-            record = json.loads(json.dumps(record))
-            sealed = {_SEAL: _seal(record, path), _RECORD: record}
-            atomic_write_text(path.with_suffix(".json"), json.dumps(sealed, indent=2))
-        processes.barrier(f"finished {path}")
-
-    def phase_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Returns the per-user arrays of a phase, empty where it has none."""
-        return read_arrays(self.path / "phases" / f"{name}.npz")
 
     def ranks_of(self, results: dict[str, Any]) -> dict[str, np.ndarray] | None:
         """Returns the arrays of all phases of a finished run, as ``per_user`` names them.
@@ -348,10 +270,12 @@ class Workdir:
         """
         with self.reading_results():
             keys = [str(model["key"]) for model in results["models"]]
-        if not keys or any(self.phase(key) is None for key in keys):
+        if not keys or any(self.phases.find(key) is None for key in keys):
             return None
         return {
-            f"{key}/{kind}": array for key in keys for kind, array in self.phase_arrays(key).items()
+            f"{key}/{kind}": array
+            for key in keys
+            for kind, array in self.phases.arrays(key).items()
         }
 
     def per_user(self) -> dict[str, np.ndarray]:
@@ -397,15 +321,6 @@ def saved_config(path: Path) -> ConfigDict | None:
 def seed_folder(seed: int) -> str:
     """Returns the name of a seed's folder in a run of several."""
     return f"seed-{seed}"
-
-
-def _seal(record: dict[str, Any], arrays: Path) -> str:
-    """The checksum of a phase: of its record and, where it has them, of its arrays."""
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    if arrays.is_file():
-        with read_errors(arrays), arrays.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _is_data(found: dict[str, Any]) -> bool:

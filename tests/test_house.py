@@ -23,6 +23,7 @@ SHARED = frozenset(
         "settings",
         "consistency",
         "workdir",
+        "phase_records",
         "metric_log",
         "random_bits",
         "row_adam",

@@ -360,7 +360,7 @@ def begun(place: Path) -> dict[str, bytes]:
     assert told(lambda: main(arguments))[0] is None
     found = Workdir(path, _saved(path), "simulated")
     model = {"name": "S", "key": "sasrec", "stage": "encoder", "users": 30}
-    found.finish_phase("sasrec", {"model": model}, {"full_rank": np.zeros(30)})
+    found.phases.finish("sasrec", {"model": model}, {"full_rank": np.zeros(30)})
     found.save_per_user({"users": np.arange(30)})
     (path / "metrics.jsonl").write_text('{"stage": "diffusion", "epoch": 1, "loss": 1.0}\n' * 3)
     found.finish({"stage": "encoder", "name": "x", "models": [model], "times": {"total": 1.0}})

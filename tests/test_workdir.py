@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pdrec_jax import files, workdir
+from pdrec_jax import files, phase_records
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import default_config, put
 from pdrec_jax.workdir import Workdir
@@ -49,8 +49,8 @@ class TestOpening:
     def test_looking_makes_nothing(self, tmp_path: Path) -> None:
         place = Workdir(tmp_path / "a" / "b", default_config(), "real")
         assert place.results() is None
-        assert place.phase("diffusion") is None
-        assert place.phases() == {}
+        assert place.phases.find("diffusion") is None
+        assert place.phases.all() == {}
         assert list(tmp_path.iterdir()) == []
 
     def test_a_new_one_holds_config_and_data(self, tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ class TestOpening:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "data.json", "phases"]
 
     def test_the_same_run_is_taken_up(self, tmp_path: Path) -> None:
-        begun(tmp_path, seed=3).finish_phase("diffusion", {"seconds": 1.5})
+        begun(tmp_path, seed=3).phases.finish("diffusion", {"seconds": 1.5})
         again = begun(tmp_path, seed=3)
-        assert again.phases() == {"diffusion": {"seconds": 1.5}}
+        assert again.phases.all() == {"diffusion": {"seconds": 1.5}}
 
     def test_fields_that_may_change_are_written_anew(self, tmp_path: Path) -> None:
         begun(tmp_path, stage="diffusion")
@@ -121,12 +121,12 @@ class TestPhases:
     def test_records_and_arrays(self, tmp_path: Path) -> None:
         place = begun(tmp_path)
         ranks = np.array([0, np.nan, 2], np.float32)
-        place.finish_phase("sasrec+hbr", {"model": {"name": "S"}}, {"full_rank": ranks})
-        place.finish_phase("preferences", {"effects": {}})
-        assert place.phase("sasrec+hbr") == {"model": {"name": "S"}}
-        np.testing.assert_array_equal(place.phase_arrays("sasrec+hbr")["full_rank"], ranks)
-        assert place.phase_arrays("preferences") == {}
-        assert place.phases().keys() == {"sasrec+hbr", "preferences"}
+        place.phases.finish("sasrec+hbr", {"model": {"name": "S"}}, {"full_rank": ranks})
+        place.phases.finish("preferences", {"effects": {}})
+        assert place.phases.find("sasrec+hbr") == {"model": {"name": "S"}}
+        np.testing.assert_array_equal(place.phases.arrays("sasrec+hbr")["full_rank"], ranks)
+        assert place.phases.arrays("preferences") == {}
+        assert place.phases.all().keys() == {"sasrec+hbr", "preferences"}
 
     def test_a_phase_is_done_only_with_its_arrays(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,10 +136,10 @@ class TestPhases:
         def stop(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(workdir, "atomic_savez", stop)
+        monkeypatch.setattr(phase_records, "atomic_savez", stop)
         with pytest.raises(KeyboardInterrupt):
-            place.finish_phase("diffusion", {}, {"full_rank": np.zeros(3)})
-        assert place.phase("diffusion") is None
+            place.phases.finish("diffusion", {}, {"full_rank": np.zeros(3)})
+        assert place.phases.find("diffusion") is None
 
     def test_results(self, tmp_path: Path) -> None:
         place = begun(tmp_path)
@@ -155,14 +155,14 @@ class TestPhases:
     def test_broken_arrays(self, tmp_path: Path) -> None:
         place = begun(tmp_path)
         for name in ("sasrec", "text"):
-            place.finish_phase(name, {}, {"full_rank": np.zeros(300)})
+            place.phases.finish(name, {}, {"full_rank": np.zeros(300)})
         path = tmp_path / "phases" / "sasrec.npz"
         path.write_bytes(path.read_bytes()[:700])
         with pytest.raises(UserError, match=r"sasrec\.npz: arrays in \.npz form are expected"):
-            place.phase_arrays("sasrec")
+            place.phases.arrays("sasrec")
         (tmp_path / "phases" / "text.npz").write_text("text")
         with pytest.raises(UserError, match=r"text\.npz: arrays in \.npz form are expected"):
-            place.phase_arrays("text")
+            place.phases.arrays("text")
 
 
 class TestDamage:
@@ -171,7 +171,7 @@ class TestDamage:
     def finished(self, path: Path) -> Workdir:
         place = begun(path)
         record = {"model": {"name": "S", "ndcg": 0.25}, "seconds": 1}
-        place.finish_phase("sasrec", record, {"full_rank": np.arange(300.0)})
+        place.phases.finish("sasrec", record, {"full_rank": np.arange(300.0)})
         return begun(path)
 
     @pytest.mark.parametrize("kind", ["json", "npz"])
@@ -184,12 +184,12 @@ class TestDamage:
             data = bytearray(whole)
             data[spot] ^= 1 << int(random.integers(8))
             path.write_bytes(bytes(data))
-            found = place.phase("sasrec")
+            found = place.phases.find("sasrec")
             # A blank between two fields can become another blank.
             same = kind == "json" and not whole[spot : spot + 1].strip()
             assert found is None or same, (spot, bytes(data[max(0, spot - 20) : spot + 20]))
         path.write_bytes(whole)
-        assert place.phase("sasrec") is not None
+        assert place.phases.find("sasrec") is not None
 
     @pytest.mark.parametrize("kind", ["json", "npz"])
     @pytest.mark.parametrize("how", ["cut", "missing"])
@@ -199,8 +199,8 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:-1])
         if how == "missing":
             path.unlink()
-        assert place.phase("sasrec") is None
-        assert place.phases() == {}
+        assert place.phases.find("sasrec") is None
+        assert place.phases.all() == {}
         warning = capsys.readouterr().err
         if (how, kind) != ("missing", "json"):  # which is as if it had never been done
             assert warning.count("\n") == 1
@@ -210,7 +210,7 @@ class TestDamage:
     def test_a_record_of_an_earlier_version_has_no_seal(self, tmp_path: Path) -> None:
         place = begun(tmp_path)
         (tmp_path / "phases" / "sasrec.json").write_text('{"seconds": 1}')
-        assert place.phase("sasrec") == {"seconds": 1}
+        assert place.phases.find("sasrec") == {"seconds": 1}
 
 
 class TestLock:

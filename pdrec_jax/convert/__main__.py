@@ -112,7 +112,7 @@ def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     made.require_shapes(params, where)
     origin = f"{given.file.name}, sha256 {sha256(given.file)}"
     with place.held(data):
-        if place.phase(made.key) is not None or made.store.step("best") is not None:
+        if place.phases.find(made.key) is not None or made.store.step("best") is not None:
             raise UserError(f"{place.path}: has {made.key} already; name another --workdir")
         made.store.delete("state")
         made.store.save("best", 0, params, dataclasses.asdict(Course(origin=origin)))

@@ -257,7 +257,7 @@ def _view(
     open_items = _open(seen, test, train.num_target_items)
     fresh = open_items[~np.isin(open_items, seen)]  # a test item may have been seen before
     best = fresh[np.argsort(-after_both[fresh], kind="stable")[:top]]
-    ranks = run.place.phase_arrays(key).get("sampled_rank")
+    ranks = run.place.phases.arrays(key).get("sampled_rank")
     sampled = None if ranks is None else float(ranks[user.index])
     return View(
         name=name,

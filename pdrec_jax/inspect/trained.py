@@ -77,7 +77,7 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
     if source != path:
         origin = Workdir.open(source) if (source / "config.json").is_file() else None
     preferences = None
-    if place.require_sound("preferences") is not None:
+    if place.phases.require_sound("preferences") is not None:
         preferences = phases.read_preferences(given, source)
     return TrainedRun(place, given, data, models, preferences, origin)
 

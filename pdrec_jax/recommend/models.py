@@ -70,7 +70,7 @@ def trained_models(place: Workdir) -> dict[str, Trained]:
     Raises:
       UserError: none is, or the record of one is damaged, which may be the best of them.
     """
-    each = {key: trained_model(place, key) for key in place.phase_names() if key != "preferences"}
+    each = {key: trained_model(place, key) for key in place.phases.names() if key != "preferences"}
     found = {key: model for key, model in each.items() if model is not None}
     if not found and place.results() is not None:
         raise UserError(
@@ -90,7 +90,7 @@ def trained_model(place: Workdir, key: str) -> Trained | None:
     Raises:
       UserError: its record is damaged.
     """
-    model = (place.require_sound(key) or {}).get("model")
+    model = (place.phases.require_sound(key) or {}).get("model")
     if model is None:
         return None
     try:
@@ -122,7 +122,7 @@ def choose(place: Workdir, variant: str | None) -> Trained:
                 f"{models['diffusion'].name if 'diffusion' in models else 'the diffusion model'}"
             )
         return max(encoders, key=lambda model: model.figure)
-    name, known = place.config.encoder.name, place.phase_names()
+    name, known = place.config.encoder.name, place.phases.names()
     for key in (variant, _ordered(f"{name}+{variant}"), _ordered(variant)):
         model = trained_model(place, key) if key in known else None
         if model is not None:

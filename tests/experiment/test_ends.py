@@ -24,6 +24,7 @@ from pdrec_jax import experiment, phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.diffusion.stage import DiffusionTask
 from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.phase_records import PhaseRecords
 from pdrec_jax.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,7 @@ class TestKilled:
         ("place", "name"),
         [
             (phases, "save_preferences"),
-            (Workdir, "finish_phase"),
+            (PhaseRecords, "finish"),
             (Workdir, "save_per_user"),
             (experiment, "write_report"),
             (Workdir, "finish"),
@@ -319,7 +320,7 @@ def disk(tmp_path: Path) -> Iterator[SimpleNamespace]:
         (Workdir, "begin", r"run(/config\.json)?: cannot write, disk full"),
         (MetricLog, "write", r"metrics\.jsonl: cannot write, disk full"),
         (Store, "save", r"diffusion/state: disk full while saving step 2; free some space and run"),
-        (Workdir, "finish_phase", r"phases/diffusion\.npz: cannot write, disk full"),
+        (PhaseRecords, "finish", r"phases/diffusion\.npz: cannot write, disk full"),
         (Workdir, "save_per_user", r"per_user\.npz: cannot write, disk full"),
         (Workdir, "finish", r"results\.json: cannot write, disk full"),
     ],

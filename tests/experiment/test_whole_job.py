@@ -189,7 +189,7 @@ def test_users_with_fewer_than_3_events_are_dropped_and_counted(
 def test_results_can_be_read_by_the_package(strict) -> None:
     place = Workdir(strict.path, _saved_config(strict), "simulated")
     assert place.results() == strict.results
-    assert place.phases().keys() == {*KEYS, "preferences"}
+    assert place.phases.all().keys() == {*KEYS, "preferences"}
 
 
 def _saved_config(strict):

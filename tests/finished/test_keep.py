@@ -138,7 +138,7 @@ def test_a_run_that_is_begun_or_whole_is_not_written_over(tmp_path, make, kept):
     assert status == 2
     assert "another run is at work in it" in error
     assert not (folder / "run/results.json").exists()
-    Workdir.open(folder / "run").finish_phase("sasrec", {})
+    Workdir.open(folder / "run").phases.finish("sasrec", {})
     status, _, error, _ = kept("run")
     assert status == 2
     assert "holds the run itself" in error

@@ -26,7 +26,7 @@ def test_ranks_are_those_that_the_run_kept(run) -> None:
         views = explain(run, str(split.train.user_ids[index]), top=1).views
         assert [view.name for view in views] == ["TI-DiffRec", "SASRec", "SASRec+HBR+NNS+DPA"]
         for model, view in zip(run.models, views, strict=True):
-            kept = run.place.phase_arrays(model.key)
+            kept = run.place.phases.arrays(model.key)
             assert np.isfinite(kept["full_rank"][index])
             assert view.test_rank == 1 + kept["full_rank"][index]
             assert view.sampled_rank == 1 + kept["sampled_rank"][index]
@@ -228,7 +228,7 @@ class TestOtherRuns:
             other = explain(run, str(names[index]))
             assert len(other.views) == 4
             for model, view in zip(run.models, other.views, strict=True):
-                kept = run.place.phase_arrays(model.key)["full_rank"][index]
+                kept = run.place.phases.arrays(model.key)["full_rank"][index]
                 assert np.isnan(kept) or view.test_rank == 1 + kept
             first, last = other.negatives.pool[:2]
             assert first <= other.negatives.ranks.min()

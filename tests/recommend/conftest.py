@@ -31,7 +31,7 @@ def record(place: Workdir, key: str, name: str, validation: float | None, test: 
     model = {"name": name, "key": key, "sampled": {"NDCG@10": test}, "validation": None}
     if validation is not None:
         model["validation"] = {"NDCG@10": validation}
-    place.finish_phase(key, {"model": model})
+    place.phases.finish(key, {"model": model})
 
 
 @pytest.fixture(autouse=True)
