@@ -31,8 +31,16 @@ value_of() {
   echo "${1#*=}"
 }
 
+# A whole number from $3, or 1, to $4; by default to one that the shell's sums can hold.
 require_number() {
-  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1: a number of at least 1 is expected, got '$2'"
+  local least=${3:-1} most=${4:-999999999}
+  if ! [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || (($2 < least || $2 > most)); then
+    fail "$1: a number from $least to $most is expected, got '$2'"
+  fi
+}
+
+require_port() {
+  require_number "$1" "$2" 1 65535
 }
 
 require_name() {

@@ -111,13 +111,16 @@ check() {
   slices=${slices:-1} port=${port:-12355}
   require_number --devices "$devices"
   require_number --slices "$slices"
-  require_number --restarts "$restarts"
+  require_number --restarts "$restarts" 0
   require_number --notice "$notice"
-  require_number --port "$port"
+  require_port --port "$port"
   require_plain --image "$image" "an image"
   require_plain --claim "$claim" "the name of a persistent volume claim"
   require_plain --accelerator "$accelerator" "a label of nodes"
-  [[ $mount =~ ^/[A-Za-z0-9._/-]+$ ]] || fail "--mount: an absolute path is expected, got '$mount'"
+  [[ $mount =~ ^/+[A-Za-z0-9._-][A-Za-z0-9._/-]*$ ]] ||
+    fail "--mount: an absolute path is expected, got '$mount'"
+  # Without the slashes at its end, since workdirs are held against it.
+  mount=${mount%"${mount##*[!/]}"}
   require_job "$@"
   for argument in "$@"; do
     # Nor may it lead out again.

@@ -51,7 +51,7 @@ fi
 if [[ -z $port ]]; then
   port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 fi
-require_number --port "$port"
+require_port --port "$port"
 if [[ -z $logs ]]; then
   for argument in "$@"; do
     # Beside the workdir, which the job wants empty.

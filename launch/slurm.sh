@@ -17,6 +17,8 @@
 #
 # At the time limit and when preempted the job saves its state, goes back to the queue, and goes on
 # from WORKDIR. PYTHON names the interpreter on the nodes, or else .venv/bin/python is taken.
+# FILE, DIR and the job's output count from the directory of the submission; the job runs in the
+# directory of the package, from which fields such as config.data.path count.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -47,26 +49,37 @@ while (($#)); do
 done
 require_number --nodes "$nodes"
 require_number --tasks "$tasks"
-require_number --notice "$notice"
-[[ -z $port ]] || require_number --port "$port"
+require_number --notice "$notice" 1 65535 # more than that sbatch does not take
+[[ -z $port ]] || require_port --port "$port"
 [[ -z $cpus ]] || require_number --cpus "$cpus"
-[[ $gpus == 0 ]] || require_number --gpus "$gpus"
-if ((notice > 65535)); then fail "--notice: at most 65535 is what sbatch takes, got $notice"; fi
+require_number --gpus "$gpus" 0
 if ((gpus && tasks > 1 && gpus % tasks)); then
   fail "--tasks: a divisor of the $gpus GPUs a node is expected, got $tasks"
 fi
-[[ $limit =~ ^([0-9]+-)?[0-9]+(:[0-9]{1,2}){0,2}$ ]] ||
-  fail "--time: minutes, hours:minutes:seconds or days-hours are expected, got '$limit'"
+# To sbatch 0 is no limit, before which no signal would come.
+[[ $limit =~ ^([0-9]+-)?[0-9]+(:[0-5]?[0-9]){0,2}$ && $limit == *[1-9]* ]] ||
+  fail "--time: minutes, hours:minutes:seconds or days-hours above 0 are expected, got '$limit'"
 require_name --name "$name"
 require_job "$@"
 
-command=(sbatch "--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$tasks" "--time=$limit"
-  --requeue --open-mode=append "--output=$name-%j.log" "--signal=TERM@$notice"
-  "--export=ALL,PDREC_PORT=$port,PYTHON=$python")
+# The job starts in another directory than this one, from which the paths count.
+arguments=()
+for argument in "$@"; do
+  case $argument in
+    --config=[!/]* | --workdir=[!/]*) argument=${argument%%=*}=$PWD/${argument#*=} ;;
+  esac
+  arguments+=("$argument")
+done
+[[ $python != [!/]*/* ]] || python=$PWD/$python
+
+# Not by --export, in which a comma would end the value. %% is sbatch's % in a file's name.
+command=(env "PDREC_PORT=$port" "PYTHON=$python" sbatch --export=ALL "--job-name=$name"
+  "--nodes=$nodes" "--ntasks-per-node=$tasks" "--time=$limit" --requeue --open-mode=append
+  "--output=${PWD//%/%%}/$name-%j.log" "--signal=TERM@$notice")
 if ((gpus)); then command+=("--gpus-per-node=$gpus"); fi
 [[ -z $cpus ]] || command+=("--cpus-per-task=$cpus")
 [[ -z $partition ]] || command+=("--partition=$partition")
 [[ -z $account ]] || command+=("--account=$account")
 # --chdir: the job starts where the package is, whatever the directory of the submission.
-command+=("--chdir=$(cd "$here/.." && pwd)" "$here/job.sbatch" "$@")
+command+=("--chdir=$(cd "$here/.." && pwd)" "$here/job.sbatch" "${arguments[@]}")
 run "${command[@]}"

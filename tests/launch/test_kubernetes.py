@@ -284,6 +284,17 @@ def test_a_workdir_outside_the_shared_volume_is_refused(
     assert "--workdir: a directory in /shared is expected" in done.err
 
 
+def test_a_slash_at_the_end_of_the_mount(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
+    done = launch("kubernetes.sh", *GPU, "--mount=/shared//", "--", *job)
+    assert (done.status, done.err) == (0, "")
+    assert done == launch("kubernetes.sh", *GPU, "--", *job)
+
+
+def test_a_job_that_never_starts_again(launch: Callable[..., Any], job: tuple[str, ...]) -> None:
+    done = launch("kubernetes.sh", *GPU, "--restarts=0", "--", *job)
+    assert fitting(done.out)["spec"]["failurePolicy"] == {"maxRestarts": 0}
+
+
 def test_dots_in_a_name_are_no_way_out(launch: Callable[..., Any]) -> None:
     done = launch("kubernetes.sh", *GPU, "--", "--config=c", "--workdir=/shared/a..b/..c/d..")
     assert (done.status, done.err) == (0, "")

@@ -43,14 +43,21 @@ def test_help_names_every_option_with_its_variable(name: str, launch: Callable[.
 
 
 MISTAKES = [
-    ("local.sh", ["--processes=0"], "--processes: a number of at least 1 is expected, got '0'"),
+    (
+        "local.sh",
+        ["--processes=0"],
+        "--processes: a number from 1 to 999999999 is expected, got '0'",
+    ),
     ("local.sh", ["--device=tpu", "--port=1"], "--device: cpu or gpu is expected, got 'tpu'"),
     ("local.sh", ["--device=gpu", "--devices=4"], "--devices: for --device=cpu, a process has one"),
+    ("local.sh", ["--port=65536"], "--port: a number from 1 to 65535 is expected, got '65536'"),
+    ("local.sh", ["--grace=99999999999999999999"], "--grace: a number from 1 to 999999999 is"),
+    ("slurm.sh", ["--port=70000"], "--port: a number from 1 to 65535 is expected, got '70000'"),
     ("local.sh", ["--whatever"], "unknown option --whatever; --help lists them"),
     ("local.sh", ["--port="], "--port=: a value is expected, as in --port=VALUE"),
     ("slurm.sh", ["--time=tomorrow"], "--time: minutes, hours:minutes:seconds or days-hours"),
     ("slurm.sh", ["--gpus=8", "--tasks=3"], "--tasks: a divisor of the 8 GPUs a node is expected"),
-    ("slurm.sh", ["--notice=70000"], "--notice: at most 65535"),
+    ("slurm.sh", ["--notice=70000"], "--notice: a number from 1 to 65535"),
     ("tpu.sh", ["run"], "--zone: a zone with TPUs is expected"),
     (
         "tpu.sh",

@@ -21,9 +21,9 @@ SBATCH = {
     "--time": r"(\d+-)?\d+(:\d+){0,2}",
     "--requeue": None,
     "--open-mode": "append|truncate",
-    "--output": r".*%j.*",
+    "--output": r"/.*%j.*",
     "--signal": rf"([RB]:)?[A-Z0-9]+@{NUMBER}",
-    "--export": r"(ALL|NONE)(,[A-Z_]+=[^,]*)*",
+    "--export": "ALL|NONE",
     "--gpus-per-node": rf"([a-z0-9]+:)?{NUMBER}",
     "--cpus-per-task": NUMBER,
     "--partition": NAME,
@@ -32,9 +32,16 @@ SBATCH = {
 }
 
 
-def parse(words: list[str]) -> tuple[dict[str, str | None], list[str]]:
+def sbatch(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The variables that `env` sets, and the command."""
+    assert words[0] == "env"
+    begin = words.index("sbatch")
+    return dict(word.split("=", 1) for word in words[1:begin]), words[begin:]
+
+
+def parse(line: list[str]) -> tuple[dict[str, str | None], list[str]]:
     """Reads a command line as sbatch does: options, then a script and what it gets."""
-    assert words[0] == "sbatch"
+    _, words = sbatch(line)
     options: dict[str, str | None] = {}
     for place, word in enumerate(words[1:], 1):
         if not word.startswith("-"):
@@ -69,7 +76,8 @@ PartitionName=gpu Nodes=ALL
 def test_the_real_sbatch_reads_it(
     arguments: list[str], launch: Callable[..., Any], job: tuple[str, ...], tmp_path: Path
 ) -> None:
-    (words,) = launch("slurm.sh", *arguments, "--dry-run", "--", *job).commands
+    (line,) = launch("slurm.sh", *arguments, "--dry-run", "--", *job).commands
+    _, words = sbatch(line)
     conf = tmp_path / "slurm.conf"
     conf.write_text(NOWHERE)
     path = {"PATH": os.environ["PATH"], "SLURM_CONF": str(conf)}
@@ -93,7 +101,7 @@ def test_the_real_sbatch_reads_it(
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
 def test_sbatch_accepts_it(
-    arguments: list[str], launch: Callable[..., Any], job: tuple[str, ...]
+    arguments: list[str], launch: Callable[..., Any], job: tuple[str, ...], tmp_path: Path
 ) -> None:
     done = launch("slurm.sh", *arguments, "--dry-run", "--", *job)
     assert (done.status, done.err) == (0, "")
@@ -101,7 +109,7 @@ def test_sbatch_accepts_it(
     options, (script, *given) = parse(words)
     assert Path(script) == ROOT / "launch/job.sbatch"
     assert Path(script).read_text().startswith("#!")
-    assert tuple(given) == job
+    assert given == [f"--config={tmp_path}/configs/toy.py", *job[1:]]
     assert options["--chdir"] == str(ROOT)
     assert {"--requeue", "--signal", "--open-mode"} <= options.keys()
 
@@ -119,6 +127,35 @@ def test_defaults_come_from_the_environment(
     options, _ = parse(done.commands[0])
     assert (options["--nodes"], options["--partition"]) == ("3", "p")
     assert "--gpus-per-node" not in options
+
+
+def test_paths_count_from_where_it_is_submitted(launch: Callable[..., Any], tmp_path: Path) -> None:
+    job = ("--config=a b.py:readme", "--workdir=runs/x", "--config.data.path=data/shop")
+    done = launch("slurm.sh", "--dry-run", "--", *job, PYTHON="env/bin/python")
+    options, (_, *given) = parse(done.commands[0])
+    assert given == [f"--config={tmp_path}/a b.py:readme", f"--workdir={tmp_path}/runs/x", job[2]]
+    assert options["--output"] == f"{tmp_path}/pdrec-%j.log"
+    assert sbatch(done.commands[0])[0]["PYTHON"] == f"{tmp_path}/env/bin/python"
+    absolute = ("--config=/c.py", "--workdir=/w")
+    done = launch("slurm.sh", "--dry-run", "--", *absolute, PYTHON="python3")
+    assert parse(done.commands[0])[1][1:] == list(absolute)
+    assert sbatch(done.commands[0])[0]["PYTHON"] == "python3"
+
+
+def test_variables_reach_the_job_whatever_they_hold(
+    launch: Callable[..., Any], stub: Callable[[str, str], Path], job: tuple[str, ...]
+) -> None:
+    log = stub("sbatch", 'echo "$PYTHON $PDREC_PORT" >>"$LOG"')
+    done = launch("slurm.sh", "--port=99", "--", *job, PYTHON="/a,b=c/python")
+    assert (done.status, done.err) == (0, "")
+    assert log.read_text() == "/a,b=c/python 99\n"
+
+
+@pytest.mark.parametrize("limit", ["0", "0-0:00", "1:60", "99:99:99", "1-2:3:4:5"])
+def test_a_time_that_is_none(limit: str, launch: Callable[..., Any], job: tuple[str, ...]) -> None:
+    done = launch("slurm.sh", f"--time={limit}", "--dry-run", "--", *job)
+    assert done.status == 2
+    assert done.err.startswith("error: --time: ")
 
 
 SCONTROL = 'echo "$@" >>"$LOG"; [[ $1 == show ]] && printf "node7\\nnode8\\n"; exit 0'
