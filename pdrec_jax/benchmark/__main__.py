@@ -6,26 +6,24 @@ python -m pdrec_jax.benchmark [--stage=reverse] [--repeats=20] [--out=DIR] [--it
 import argparse
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from pdrec_jax.benchmark.sizes import Sizes
-from pdrec_jax.errors import UserError, one_line
+from pdrec_jax.command import Parser, answered, leave
 
 # The keys of suite.STAGES, which would take JAX to look at.
 STAGES = ("reverse", "encoder_step", "diffusion_step", "preferences", "evaluation")
-USAGE = 2  # exit status for what the user can mend
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print the usage too; one line is the house's way.
-        raise UserError(message)
+def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
+    """Makes the type of a flag that takes numbers within bounds.
 
-
-def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
+    Args:
+      kind: int or float.
+      least: that is allowed.
+      most: likewise.
+    """
     what = "a whole number" if kind is int else "a number"
     limit = f"of at least {least:,}" if math.isinf(most) else f"from {least:g} to {most:g}"
 
@@ -42,14 +40,14 @@ def _number(kind: type, least: float, most: float = math.inf) -> Callable[[str],
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pdrec_jax.benchmark",
         description="Times each stage's fast path beside its slow twin, in turns.",
         allow_abbrev=False,
     )
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="what to time")
     parser.add_argument(
-        "--repeats", type=_number(int, 1), help="timed rounds; each stage's own number if not given"
+        "--repeats", type=number(int, 1), help="timed rounds; each stage's own number if not given"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write benchmark.txt, .md and .json there"
@@ -80,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         most = 1 if field.type is float else math.inf
         sizes.add_argument(
             f"--{field.name}",
-            type=_number(type(field.default), field.metadata["least"], most),
+            type=number(type(field.default), field.metadata["least"], most),
             default=field.default,
             metavar="N",
             help=f"{field.metadata['meaning']} (default: {field.default:,})",
@@ -88,13 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; exits with 2 and one line on a mistake of the user's.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
 
     Args:
       arguments: without the program's name; None for those of the process.
+
+    Returns:
+      the exit status, see ``command.answered``.
     """
-    try:
+
+    def work() -> None:
         given = _parser().parse_args(arguments)
         # Imported here, so that a mistyped flag is answered at once.
         from pdrec_jax.benchmark.suite import run
@@ -110,13 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reference=given.reference,
             fast=given.fast,
         )
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(USAGE)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+
+    return answered(
+        work, "the comparisons that were done are told, and written where --out is given"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())

@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pdrec_jax.benchmark.__main__ import STAGES, USAGE
+from pdrec_jax.benchmark.__main__ import STAGES
+from pdrec_jax.command import MISTAKE
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report.tables import markdown_rows
@@ -128,7 +129,7 @@ def measure(along: str, sizes: Sequence[int], stages: Sequence[str], rest: Seque
                     capture_output=True,
                     text=True,
                 )
-                if done.returncode == USAGE:
+                if done.returncode == MISTAKE:
                     raise UserError(done.stderr.strip().rpartition("error: ")[2])
                 if done.returncode != 0:
                     print(f"{stage} at {size:,} {along}: failed", file=sys.stderr, flush=True)
@@ -166,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             atomic_write_text(given.out / "growth.json", json.dumps(growth, indent=1) + "\n")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE
+        return MISTAKE
     return 0
 
 

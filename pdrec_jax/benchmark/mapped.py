@@ -2,9 +2,10 @@
 
 python -m pdrec_jax.benchmark.mapped --users=500000 --events=50000000 --dir=DIR
 
-Writes the log in both forms to DIR (kept, and used again by the next call), then reads it, splits
-it, draws the candidates and trains one epoch of SASRec, each form in a process of its own. What
-counts is the peak of anonymous memory: pages of a mapped file are the system's to take back.
+Writes the log in both forms to DIR (kept, and used again by the next call of the same sizes), then
+reads it, splits it, draws the candidates and trains one epoch of SASRec, each form in a process of
+its own. What counts is the peak of anonymous memory: pages of a mapped file are the system's to
+take back.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from pdrec_jax.benchmark.__main__ import number
 from pdrec_jax.benchmark.memory import anonymous_now
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.mapped import write_mapped
 from pdrec_jax.data.sources import PREPARED_COLUMNS, PREPARED_LOG
 from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write, atomic_write_text, read_json, write_errors
 from pdrec_jax.report.tables import markdown_rows
 
 _EVENTS_A_BLOCK = 1 << 21
+_LEAST_USERS, _LEAST_ITEMS, _MOST = 20, 200, 10**9  # the least of the other benchmarks
+_SIZES = "sizes.json"
 _STEPS = ("start", "read, split, candidates", "one epoch")
 
 
@@ -69,29 +75,47 @@ def simulated(users: int, items: int, events: int, seed: int) -> Iterator[Intera
 
 
 def write_both(place: Path, users: int, items: int, events: int) -> None:
-    """Writes the simulated log as columns and as a Parquet file, unless they are there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    """Writes the simulated log as columns and as a Parquet file, unless they are there.
 
-    place.mkdir(parents=True, exist_ok=True)
+    Args:
+      place: directory, made if missing.
+      users: U.
+      items: I.
+      events: about as many as the log has.
+
+    Raises:
+      UserError: the directory holds a log of other sizes, or cannot be written.
+    """
+    sizes = {"users": users, "items": items, "events": events}
+    with write_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+        written = [name for name in (PREPARED_COLUMNS, PREPARED_LOG) if (place / name).exists()]
+    found = read_json(place / _SIZES)
+    if written and found != sizes:
+        told = "unknown sizes" if found is None else f"other sizes ({json.dumps(found)})"
+        raise UserError(f"--dir: {place}: holds a log of {told}; name another directory")
+    atomic_write_text(place / _SIZES, json.dumps(sizes) + "\n")
     blocks = lambda: simulated(users, items, events, 0)  # noqa: E731
     if not (place / PREPARED_COLUMNS).is_dir():
         write_mapped(
             place / PREPARED_COLUMNS, blocks(), np.arange(1, users + 1), np.arange(items + 1)
         )
-    path = place / PREPARED_LOG
-    if not path.is_file():
-        names = {"user_id": pa.int64(), "item_id": pa.int64(), "timestamp": pa.float64()}
-        partial = path.with_suffix(".tmp")
-        with pq.ParquetWriter(partial, pa.schema(names), compression="zstd") as writer:
-            for block in blocks():
-                columns = block.user_ids[block.event_users], block.items, block.times
-                arrays = [
-                    pa.array(column, kind)
-                    for column, kind in zip(columns, names.values(), strict=True)
-                ]
-                writer.write_table(pa.table(arrays, names=list(names)))
-        partial.replace(path)
+    if not (place / PREPARED_LOG).is_file():
+        atomic_write(place / PREPARED_LOG, lambda file: _write_parquet(file, blocks()))
+
+
+def _write_parquet(file: BinaryIO, blocks: Iterator[Interactions]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = {"user_id": pa.int64(), "item_id": pa.int64(), "timestamp": pa.float64()}
+    with pq.ParquetWriter(file, pa.schema(names), compression="zstd") as writer:
+        for block in blocks:
+            columns = block.user_ids[block.event_users], block.items, block.times
+            arrays = [
+                pa.array(column, kind) for column, kind in zip(columns, names.values(), strict=True)
+            ]
+            writer.write_table(pa.table(arrays, names=list(names)))
 
 
 class _Peak:
@@ -166,9 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m pdrec_jax.benchmark.mapped", allow_abbrev=False, description=__doc__
     )
-    parser.add_argument("--users", type=int, default=500_000)
-    parser.add_argument("--items", type=int, default=40_000)
-    parser.add_argument("--events", type=int, default=50_000_000)
+    parser.add_argument("--users", type=number(int, _LEAST_USERS, _MOST), default=500_000)
+    parser.add_argument("--items", type=number(int, _LEAST_ITEMS, _MOST), default=40_000)
+    parser.add_argument("--events", type=number(int, 1, 100 * _MOST), default=50_000_000)
     parser.add_argument("--dir", type=Path, required=True, help="where the log goes, on a disk")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
 
