@@ -68,7 +68,7 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
     file in the same folder, to the disk, and only then take the name.
 
     Args:
-        path: The file to write or replace; its folder must exist.
+        path: The file to write or replace; its folder must exist. Of a link what it leads to.
         fill: Writes the content to an open file.
 
     Raises:
@@ -77,8 +77,9 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
     target = Path(path)
     if not target.name:
         raise UserError(f"{path}: the name of a file is expected")
-    # Beside the target: os.replace is atomic only within one file system.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    whole = _followed(target)
+    # Beside the file itself: os.replace is atomic only within one file system.
+    temporary = whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:12]}.tmp")
     with write_errors(target):
         try:
             with open(temporary, "xb") as file:
@@ -86,11 +87,16 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
                 file.flush()
                 # Without it the rename can reach the disk before the bytes do.
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            os.replace(temporary, whole)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _followed(path: Path) -> Path:
+    # Whoever put a link there wants it to stay. A path without one is kept as it was given.
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -154,6 +160,24 @@ def _savez(
 ) -> None:
     # numpy's stubs take `**arrays` for its own `allow_pickle` keyword too, hence no types of it.
     atomic_write(path, lambda file: savez(file, allow_pickle=False, **arrays))
+
+
+def require_place(flag: str, out: Path) -> None:
+    """Checks that a file has a folder to be written to, before the work that fills it.
+
+    Args:
+        flag: that names `out`.
+        out: the file to write; it may not be there yet.
+
+    Raises:
+        UserError: it is a directory, or its folder is missing.
+    """
+    with write_errors(out):
+        if out.is_dir():
+            raise UserError(f"{flag}: {out}: is a directory, a file is expected")
+        folder = _followed(out).parent
+        if not folder.is_dir():
+            raise UserError(f"{flag}: {out}: cannot write ({folder} is no directory)")
 
 
 def require_no_input(flag: str, out: Path, inputs: Mapping[str, Iterable[Path]]) -> None:

@@ -149,6 +149,37 @@ def test_what_is_no_archive_of_arrays(tmp_path: Path) -> None:
             files.read_arrays(path)
 
 
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("there", "not yet"):
+        (tmp_path / name).symlink_to(f"elsewhere/{name}")
+    (tmp_path / "elsewhere" / "there").write_text("old")
+    for name in ("there", "not yet"):
+        files.atomic_write_text(tmp_path / name, "new")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "elsewhere" / name).read_text() == "new"
+    (tmp_path / "lost").symlink_to("gone/file")
+    with pytest.raises(UserError, match=r"/lost: cannot write \(No such file"):
+        files.atomic_write_text(tmp_path / "lost", "new")
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "lost", "not yet", "there"]
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["not yet", "there"]
+
+
+def test_a_file_needs_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "file")
+    (tmp_path / "file").touch()
+    files.require_place("--out", tmp_path / "file")
+    files.require_place("--out", tmp_path / "new")
+    for name, said in (
+        ("", "is a directory, a file is expected"),
+        ("link", f"cannot write ({tmp_path}/gone is no directory)"),
+        ("file/below", f"cannot write ({tmp_path}/file is no directory)"),
+    ):
+        with pytest.raises(UserError) as caught:
+            files.require_place("--out", tmp_path / name)
+        assert str(caught.value) == f"--out: {tmp_path / name}: {said}"
+
+
 @pytest.mark.parametrize("name", ["", ".", "/"])
 def test_a_name_that_is_none(name: str) -> None:
     with pytest.raises(UserError, match="the name of a file is expected"):
