@@ -312,10 +312,14 @@ def _slow_json(wanted: Columns, skipped: Skipped, block: bytes) -> Batch:
         if record is None:
             skipped["not a JSON object"] += 1
             continue
-        for name in wanted.names:
-            value = record.get(name)
-            plain = isinstance(value, str | int | float) and not isinstance(value, bool)
-            columns[name].append(str(value) if plain else None)
+        values = [record.get(name) for name in wanted.names]
+        odd = [name for name, value in zip(wanted.names, values, strict=True) if not _plain(value)]
+        if odd:
+            expected = "number" if odd[0] == wanted.time else "integer"
+            skipped[f"field {shown(odd[0])}: neither {expected} nor text"] += 1
+            continue
+        for name, value in zip(wanted.names, values, strict=True):
+            columns[name].append(None if value is None else str(value))
     return {
         name: pa.array(
             [None if text is None else text.encode("utf-8", "surrogatepass") for text in values],
@@ -323,6 +327,11 @@ def _slow_json(wanted: Columns, skipped: Skipped, block: bytes) -> Batch:
         )
         for name, values in columns.items()
     }
+
+
+def _plain(value: object) -> bool:
+    """Whether a value can be an id or a time, or is none at all."""
+    return value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

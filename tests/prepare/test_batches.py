@@ -242,9 +242,27 @@ class TestJson:
         assert skipped == {"not a JSON object": 4}
 
     def test_fields_of_several_types(self, write) -> None:
-        text = self.RECORD + '{"user": 5, "item": null, "time": "2020-01-01"}\n{"time": [1]}\n'
-        rows, _ = read(write("log.jsonl", text))
-        assert rows[1:] == [("5", "None", "2020-01-01"), ("None", "None", "None")]
+        text = self.RECORD + '{"user": 5, "item": null, "time": "2020-01-01"}\n{"time": 2}\n'
+        rows, skipped = read(write("log.jsonl", text))
+        assert rows[1:] == [("5", "None", "2020-01-01"), ("None", "None", "2")]
+        assert not skipped
+
+    @pytest.mark.parametrize("value", ["true", "[1]", '{"a": 1}'])
+    @pytest.mark.parametrize("first", [True, False])
+    def test_what_is_neither_number_nor_text(self, write, value, first) -> None:
+        odd = [
+            f'{{"user": {value}, "item": {value}, "time": 1}}\n',
+            f'{{"user": 1, "item": {value}, "time": 1}}\n',
+            f'{{"user": 1, "item": 1, "time": {value}}}\n',
+        ]
+        text = "".join([*odd, self.RECORD] if first else [self.RECORD, *odd])
+        rows, skipped = read(write("log.jsonl", text))
+        assert rows == [("a", "x", "1")]
+        assert skipped == {
+            "field 'user': neither integer nor text": 1,
+            "field 'item': neither integer nor text": 1,
+            "field 'time': neither number nor text": 1,
+        }
 
     @pytest.mark.parametrize(
         ("text", "message"),
