@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from pdrec_jax import interrupts
@@ -22,6 +23,25 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises what ``answered`` prints."""
         raise UserError(message)
+
+
+def some_text(text: str) -> str:
+    """Is the type of a flag that names a place, where ``--out=$OUT`` without OUT would name none.
+
+    Args:
+      text: as it was typed.
+
+    Raises:
+      argparse.ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("a path is expected, got ''")
+    return text
+
+
+def some_path(text: str) -> Path:
+    """Is ``some_text`` as a path; an empty one would be the directory one is in."""
+    return Path(some_text(text))
 
 
 def answered(work: Callable[[], int | None], going_on: str) -> int:

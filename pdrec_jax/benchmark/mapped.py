@@ -24,7 +24,7 @@ import numpy as np
 
 from pdrec_jax.benchmark.__main__ import number
 from pdrec_jax.benchmark.memory import anonymous_now
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.mapped import write_mapped
 from pdrec_jax.data.sources import PREPARED_COLUMNS, PREPARED_LOG
@@ -193,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--users", type=number(int, _LEAST_USERS, _MOST), default=500_000)
     parser.add_argument("--items", type=number(int, _LEAST_ITEMS, _MOST), default=40_000)
     parser.add_argument("--events", type=number(int, 1, 100 * _MOST), default=50_000_000)
-    parser.add_argument("--dir", type=Path, required=True, help="where the log goes, on a disk")
+    parser.add_argument(
+        "--dir", type=some_path, required=True, help="where the log goes, on a disk"
+    )
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
 
     def work() -> None:

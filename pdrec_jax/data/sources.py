@@ -103,8 +103,7 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     if data.source == "simulated":
         return None
     if data.path:
-        columns = Path(data.path) / PREPARED_COLUMNS
-        return [columns if columns.is_dir() else Path(data.path) / PREPARED_LOG]
+        return [_log_in(Path(data.path))]
     if not data.target:
         if data.source == "auto" and not data.auxiliary:
             return None
@@ -125,6 +124,16 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     if missing:
         raise UserError(_how_to_get([fields[field] for field in missing], places, data.origin))
     return [path for path in found.values() if path is not None]
+
+
+def log_at(path: Path) -> Path:
+    """The log of a directory that ``pdrec_jax.prepare`` made; any other path is that of a log."""
+    return _log_in(path) if (path / PREPARED).is_file() else path
+
+
+def _log_in(prepared: Path) -> Path:
+    columns = prepared / PREPARED_COLUMNS
+    return columns if columns.is_dir() else prepared / PREPARED_LOG
 
 
 def _find(name: str, places: list[Path]) -> Path | None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path, some_text
 from pdrec_jax.main import load_config
 
 _MOST = 10_000
@@ -29,11 +28,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes a trained encoder as an artifact that runs with jax and numpy alone.",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
+    parser.add_argument(
+        "--workdir", type=some_text, required=True, metavar="DIR", help="of the run"
+    )
     parser.add_argument(
         "--out",
         required=True,
-        type=Path,
+        type=some_path,
         metavar="DIR",
         help="directory of the artifact; one that is there is replaced",
     )
@@ -46,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         "figure",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="config file that registers an encoder of your own"
+        "--config",
+        type=some_text,
+        metavar="FILE",
+        help="config file that registers an encoder of your own",
     )
     return parser
 
@@ -69,13 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.export.artifact import require_free, write_artifact
     from pdrec_jax.files import require_outside
+    from pdrec_jax.recommend.models import choose
     from pdrec_jax.recommend.recommender import Recommender
     from pdrec_jax.workdir import Workdir
 
     require_free(given.out)
-    require_outside("--out", given.out, Workdir.open(given.workdir).path)
-    if given.config:
+    place = Workdir.open(given.workdir)
+    require_outside("--out", given.out, place.path)
+    if given.config is not None:
         load_config(given.config)
+    # Before a model is loaded that is not exported.
+    choose(place, given.variant, exported=True)
     recommender = Recommender.load(given.workdir, given.variant)
     print(recommender.title, flush=True)
     made = write_artifact(recommender, given.out, given.k)

@@ -37,7 +37,7 @@ from pdrec_jax.files import (
     require_elsewhere,
     write_errors,
 )
-from pdrec_jax.recommend.models import load_encoder
+from pdrec_jax.recommend.models import load_encoder, require_encoder
 from pdrec_jax.recommend.recommender import Recommender
 
 MANIFEST = "artifact.json"
@@ -60,8 +60,7 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
     Raises:
       UserError: a diffusion model, or a directory that is in the way; nothing is written then.
     """
-    if not recommender.trained.is_encoder:
-        raise UserError("--variant: an encoder is expected; a diffusion model is not exported")
+    require_encoder(recommender.trained)
     require_free(out)
     _require_flatbuffers()
     place, trained, catalogue = recommender.place, recommender.trained, recommender.catalogue

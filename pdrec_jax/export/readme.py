@@ -13,11 +13,11 @@ folder = "artifact/"
 model = export.deserialize(bytearray(open(folder + "recommend.jax", "rb").read()))
 parameters = jax.device_put(dict(np.load(folder + "parameters.npz")))
 ids = np.load(folder + "item_ids.npy")
-number = dict(zip(ids[::-1].tolist(), range(len(ids), 0, -1)))  # of two with an id, the first
+number = dict(zip(map(str, ids[::-1].tolist()), range(len(ids), 0, -1)))  # the first of two alike
 
 
 def recommend(histories, k=20):  # lists of item ids, oldest first; [] where none is known
-    known = [[number[item] for item in history if item in number] for history in histories]
+    known = [[number[i] for item in h if (i := str(item).strip()) in number] for h in histories]
     length, width = model.in_avals[-2].shape[1], max([1, *map(len, known)])
     rows = np.array([([0] * length + some)[-length:] for some in known or [[]]], np.int32)
     seen = np.array([some + [0] * (width - len(some)) for some in known or [[]]], np.int32)

@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path, some_text
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_text, require_no_input, require_outside
+from pdrec_jax.files import atomic_write_text, require_no_input, require_outside, require_place
 
 
 def _count(text: str) -> int:
@@ -31,9 +31,9 @@ def _parser() -> argparse.ArgumentParser:
         "candidates, NNS's sample, and what each trained model recommends.",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="of a run", required=True)
+    parser.add_argument("--workdir", type=some_path, metavar="DIR", help="of a run", required=True)
     parser.add_argument("--user", metavar="ID", help="as the log has it", required=True)
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one web page too")
+    parser.add_argument("--html", type=some_path, metavar="FILE", help="write one web page too")
     parser.add_argument(
         "--top", type=_count, default=10, metavar="K", help="items of each model (default: 10)"
     )
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config",
+        type=some_text,
         metavar="FILE",
         help="the run's config file, needed only where it registers an encoder of its own",
     )
@@ -81,6 +82,7 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.workdir import Workdir
 
     if given.html is not None:
+        require_place("--html", given.html)
         require_outside("--html", given.html, Workdir.open(given.workdir).path)
     run = open_run(given.workdir, log)
     if given.html is not None:

@@ -110,7 +110,7 @@ def log_files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
 
     Args:
       place: the run.
-      log: where they are now, if not where they were.
+      log: where they are now, if not where they were; of a prepared log also its directory.
 
     Raises:
       UserError: one of them is missing, or is named where it was simulated.
@@ -127,12 +127,13 @@ def log_files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
         config = place.config
         config.data.source = "real"
         return sources.find_files(config)
-    for file in log:
+    found = [sources.log_at(file) for file in log]
+    for file in found:
         if not file.exists():
             raise UserError(
                 f"{file}: the log of the run is not there; name its place by --log=FILE"
             )
-    return list(log)
+    return found
 
 
 def _in_order(place: Workdir) -> tuple[Trained, ...]:
@@ -166,11 +167,12 @@ class OneUser:
 
 
 def find_user(run: TrainedRun, name: str) -> OneUser:
-    """Finds a user by the external id.
+    """Finds a user by the external id; blanks around it are ignored.
 
     Raises:
       UserError: no such user in the run.
     """
+    name = name.strip()
     train = run.given.split.train
     found = np.flatnonzero(train.user_ids.astype(str) == name)
     if not len(found):

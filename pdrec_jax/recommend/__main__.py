@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path, some_text
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.main import load_config
 
@@ -36,15 +36,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Recommends items that a user has not had yet, by a trained run.",
         allow_abbrev=False,
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of the run")
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="FILE", help=".parquet, .csv or .jsonl"
+        "--workdir", type=some_text, required=True, metavar="DIR", help="of the run"
+    )
+    parser.add_argument(
+        "--out", required=True, type=some_path, metavar="FILE", help=".parquet, .csv or .jsonl"
     )
     parser.add_argument("--k", type=_wanted, default=20, metavar="K", help="items a user (20)")
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument(
         "--users",
-        type=Path,
+        type=some_path,
         metavar="FILE",
         help="users of the run's log, an id a line; all that they did there counts",
     )
@@ -75,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where the run's log is now, if it was moved; with a source domain two with a comma",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="config file that registers an encoder of your own"
+        "--config",
+        type=some_text,
+        metavar="FILE",
+        help="config file that registers an encoder of your own",
     )
     return parser
 
@@ -97,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
-    from pdrec_jax.files import atomic_write, require_no_input, require_outside, write_errors
+    from pdrec_jax.files import atomic_write, require_no_input, require_outside, require_place
     from pdrec_jax.recommend.histories import Faults
     from pdrec_jax.recommend.output import format_of, open_writer
     from pdrec_jax.recommend.recommender import Recommender
@@ -105,9 +110,7 @@ def _run(given: argparse.Namespace) -> None:
 
     _require_of_use(given)
     suffix, out = format_of(given.out), given.out
-    with write_errors(out):
-        if out.is_dir():
-            raise UserError(f"--out: {out}: is a directory, a file is expected")
+    require_place("--out", out)
     require_no_input("--out", out, _inputs(given))
     if given.config:
         load_config(given.config)
@@ -154,10 +157,12 @@ def _require_of_use(given: argparse.Namespace) -> None:
 
 def _inputs(given: argparse.Namespace) -> dict[str, list[Path]]:
     """The files that a command line reads, by its flags."""
+    from pdrec_jax.data.sources import log_at
+
     return {
         "--users": [given.users] if given.users else [],
         "--histories": _paths(given.histories or ()),
-        "--log": _paths([given.log or ""]),
+        "--log": [log_at(path) for path in _paths([given.log or ""])],
         "--config": [Path(given.config)] if given.config else [],
     }
 

@@ -101,13 +101,14 @@ def trained_model(place: Workdir, key: str) -> Trained | None:
         raise UserError(f"{place.path}: phase {key} is not what a run writes ({error})") from error
 
 
-def choose(place: Workdir, variant: str | None) -> Trained:
+def choose(place: Workdir, variant: str | None, *, exported: bool = False) -> Trained:
     """Returns the model that is asked for.
 
     Args:
       place: of the run.
       variant: of the encoder (``base``, ``hbr+nns+dpa``, plugins in any order) or the key of a
         phase (``sasrec+hbr+nns+dpa``, ``diffusion``); None for the encoder with the best figure.
+      exported: an encoder alone will do.
 
     Raises:
       UserError: there is no such model, or no encoder to choose from; or the record of that model
@@ -117,19 +118,33 @@ def choose(place: Workdir, variant: str | None) -> Trained:
         models = trained_models(place)
         encoders = [model for model in models.values() if model.is_encoder]
         if not encoders:
+            name = models["diffusion"].name if "diffusion" in models else "the diffusion model"
             raise UserError(
-                f"{place.path}: no encoder is trained yet; --variant=diffusion recommends by "
-                f"{models['diffusion'].name if 'diffusion' in models else 'the diffusion model'}"
+                f"{place.path}: no encoder is trained yet; "
+                + "the command that trains it resumes the run" * exported
+                + f"--variant=diffusion recommends by {name}" * (not exported)
             )
         return max(encoders, key=lambda model: model.figure)
     name, known = place.config.encoder.name, place.phases.names()
     for key in (variant, _ordered(f"{name}+{variant}"), _ordered(variant)):
         model = trained_model(place, key) if key in known else None
         if model is not None:
+            if exported:
+                require_encoder(model)
             return model
     raise UserError(
         f"--variant: {place.path} has {', '.join(trained_models(place))}, got {variant!r}"
     )
+
+
+def require_encoder(trained: Trained) -> None:
+    """Checks that a model can be exported.
+
+    Raises:
+      UserError: it is a diffusion model.
+    """
+    if not trained.is_encoder:
+        raise UserError("--variant: an encoder is expected; a diffusion model is not exported")
 
 
 def _ordered(key: str) -> str:

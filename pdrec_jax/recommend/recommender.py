@@ -172,7 +172,7 @@ class Recommender:
         """Reads the log that the run was trained on, or simulates it again; once.
 
         Args:
-          files: where it is now, if not where it was.
+          files: where it is now, if not where it was; of a prepared log also its directory.
 
         Raises:
           UserError: it is gone, or another one by its checksum.
@@ -184,7 +184,7 @@ class Recommender:
     def _read_log(self, files: Sequence[Path] | None) -> Interactions:
         places = None
         if not self.simulated:
-            places = [Path(name) for name in files or self.catalogue.places]
+            places = [sources.log_at(Path(name)) for name in files or self.catalogue.places]
             for path in places:
                 if not path.exists():
                     raise UserError(
@@ -268,7 +268,7 @@ class Recommender:
 
 
 def _require_count(k: object) -> None:
-    if not isinstance(k, int | np.integer) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise UserError(f"k: an integer of at least 1 is expected, got {reprlib.repr(k)}")
 
 

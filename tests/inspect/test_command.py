@@ -8,7 +8,7 @@ import pytest
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.inspect.__main__ import main
-from pdrec_jax.inspect.trained import log_files
+from pdrec_jax.inspect.trained import find_user, log_files
 
 
 def call(*flags: str) -> tuple[int, str, str]:
@@ -46,7 +46,10 @@ def test_text_and_page(workdir, tmp_path) -> None:
         (("--workdir={run}", "--user=user 9", "--top=0"), "a whole number from 1 to 1000"),
         (("--workdir={run}", "--user=user 9", "--strange"), "unrecognized arguments"),
         (("--workdir={run}", "--user=user 9", "--html={here}/no/page.html"), "cannot write"),
-        (("--workdir={run}", "--user=user 9", "--html={here}"), "cannot write"),
+        (("--workdir={run}", "--user=user 9", "--html={here}"), "is a directory, a file is"),
+        (("--workdir={run}", "--user=user 9", "--html="), "--html: a path is expected, got ''"),
+        (("--workdir=", "--user=user 9"), "--workdir: a path is expected, got ''"),
+        (("--workdir={run}", "--user=user 9", "--config="), "--config: a path is expected, got ''"),
         (("--workdir={run}", "--user=user 9", "--config={here}/no.py"), "no such file"),
         (("--workdir={run}", "--user=user 9", "--log="), "--log: a file is expected"),
     ],
@@ -59,6 +62,26 @@ def test_a_mistake_is_one_line(workdir, tmp_path, flags, message) -> None:
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_without_a_place_is_found_before_the_models_are_scored(tmp_path) -> None:
+    status, _, err = call("--workdir=none", "--user=x", f"--html={tmp_path}/no/page.html")
+    assert status == 2
+    assert err.startswith(f"error: --html: {tmp_path}/no/page.html: cannot write ({tmp_path}/no is")
+
+
+def test_blanks_around_a_user_are_ignored(run) -> None:
+    assert find_user(run, " user 9 ").index == find_user(run, "user 9").index
+
+
+def test_a_moved_directory_of_a_prepared_log(tmp_path) -> None:
+    for name in ("prepared.json", "log.parquet"):
+        (tmp_path / name).touch()
+    real = SimpleNamespace(path=tmp_path / "run", data={"source": "real"})
+    assert log_files(real, [tmp_path]) == [tmp_path / "log.parquet"]
+    (tmp_path / "log").mkdir()
+    assert log_files(real, [tmp_path]) == [tmp_path / "log"]
+    assert log_files(real, [tmp_path / "log"]) == [tmp_path / "log"]
 
 
 def test_a_log_of_a_run_that_simulated_its_own(tmp_path) -> None:

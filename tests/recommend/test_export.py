@@ -77,16 +77,29 @@ class TestScript:
         assert json.loads(done.stdout) == [list(one.items) for one in live]
 
     def test_an_id_of_both_domains_is_the_targets(self) -> None:
-        """As the catalogue has it, in which the target's items come first."""
+        """As the catalogue has it, in which the target's items come first, and ids are text."""
         ids = np.array([7, 5, 5, 9])
         catalogue = Catalogue(np.array([0, *ids]), 2, 2, np.zeros(5, int), ())
         (line,) = [line for line in SCRIPT.splitlines() if line.startswith("number = ")]
         names: dict[str, Any] = {"ids": ids}
         exec(line, names)
         found = catalogue.find(np.array(["5", "7", "9"]))
-        assert [names["number"][item] for item in (5, 7, 9)] == found.tolist() == [2, 1, 4]
+        assert [names["number"][item] for item in "579"] == found.tolist() == [2, 1, 4]
 
     # The script leaves its file to be closed by the end of a process.
+    @pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+    )
+    def test_ids_are_held_together_as_text(
+        self, texts: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(made.parent)
+        names: dict[str, Any] = {}
+        exec(compile(SHOWN, "recommend.md", "exec"), names)
+        histories = [[" the hit", "item 3\n"], [7]]
+        live = Recommender.load(texts).recommend(histories[:1], k=5)
+        assert names["recommend"](histories, 5) == [list(live[0].items), []]
+
     @pytest.mark.filterwarnings(
         "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
     )
@@ -242,6 +255,29 @@ class TestMistakes:
         flags = [f"--workdir={run}", f"--out={out}", "--variant=diffusion"]
         self.refused(capsys, "an encoder is expected", *flags)
         assert not out.exists()
+
+    def test_it_is_found_before_the_model_is_loaded(
+        self, run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Recommender, "load", lambda *_: pytest.fail("loaded"))
+        flags = [f"--workdir={run}", f"--out={tmp_path}/a", "--variant=diffusion"]
+        self.refused(capsys, "an encoder is expected", *flags)
+
+    def test_no_encoder_yet(self, run: Path, tmp_path: Path, capsys) -> None:
+        shutil.copytree(run, tmp_path / "run")
+        for path in (tmp_path / "run" / "phases").glob("sasrec*"):
+            path.unlink()
+        flags = [f"--workdir={tmp_path}/run", f"--out={tmp_path}/a"]
+        self.refused(
+            capsys,
+            "no encoder is trained yet; the command that trains it resumes the run\n",
+            *flags,
+        )
+
+    @pytest.mark.parametrize("flag", ["--workdir", "--out", "--config"])
+    def test_an_empty_value(self, run: Path, tmp_path: Path, capsys, flag: str) -> None:
+        flags = [f"--workdir={run}", f"--out={tmp_path}/a", f"{flag}="]
+        self.refused(capsys, f"argument {flag}: a path is expected, got ''", *flags)
 
     def test_something_in_the_way(self, run: Path, tmp_path: Path, capsys) -> None:
         (tmp_path / "mine.txt").write_text("mine")

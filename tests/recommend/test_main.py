@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
+from pdrec_jax.data import sources
 from pdrec_jax.recommend.__main__ import main
 from pdrec_jax.recommend.recommender import Recommender
 
@@ -71,6 +72,20 @@ class TestUsers:
         assert call(texts, *flags, "--log=moved.csv").out[0].startswith("real data | tiny | ")
         assert call(texts, *flags, "--log=none.csv").err.startswith("error: none.csv: the log ")
 
+    def test_a_moved_directory_of_a_prepared_log(
+        self, texts: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sources, "PREPARED_LOG", "log.csv")
+        Path("shop").mkdir()
+        Path("shop/prepared.json").touch()
+        flags = ["--all_users", "--k=2", "--log=shop"]
+        done = call(texts, *flags, "--out=recs.csv")
+        assert done.err.startswith("error: shop/log.csv: the log of the run is not there; ")
+        shutil.copy(texts.parent / "log.csv", "shop/log.csv")
+        assert call(texts, *flags, "--out=recs.csv").status == 0
+        done = call(texts, *flags, "--out=shop/log.csv")
+        assert done.err.startswith("error: --out: shop/log.csv: is an input too (--log)")
+
 
 class TestHistories:
     def test_new_users(self, texts: Path, call: Call) -> None:
@@ -118,7 +133,11 @@ class TestMistakes:
             (["--all_users", "--k=0"], "a whole number of at least 1"),
             (["--all_users", "--k=\u00b2"], "a whole number of at least 1"),
             (["--all_users", "--out=recs.txt"], "one of .parquet, .csv, .jsonl is expected"),
-            (["--all_users", "--out=none/recs.csv"], "none/recs.csv: cannot write"),
+            (["--all_users", "--out=none/recs.csv"], "--out: none/recs.csv: cannot write (none is"),
+            (["--all_users", "--out="], "argument --out: a path is expected, got ''"),
+            (["--all_users", "--config="], "argument --config: a path is expected, got ''"),
+            (["--all_users", "--workdir="], "argument --workdir: a path is expected, got ''"),
+            (["--users="], "argument --users: a path is expected, got ''"),
             (["--all_users", "--config=none.py"], "--config: none.py: no such file"),
             ([], "one of the arguments --users --all_users --histories is required"),
             (["--all_users", "--user=x"], "--user: goes with --histories"),

@@ -372,6 +372,7 @@ class TestArguments:
             ),
             ([[1]], {"k": 2.0}, "k: an integer of at least 1 is expected, got 2.0"),
             ([[1]], {"k": "2"}, "k: an integer of at least 1 is expected, got '2'"),
+            ([["a"]], {"k": True}, "k: an integer of at least 1 is expected, got True"),
             ([], {"k": 0}, "k: an integer of at least 1 is expected, got 0"),
             ([[1]], {"times": [["2024-05-01"]]}, "times: finite numbers are expected"),
             ([[1]], {"times": [["5"]]}, "times: finite numbers are expected"),
