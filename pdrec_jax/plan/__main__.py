@@ -71,6 +71,9 @@ def _count(text: str) -> int:
 def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     topology = parse_topology(arguments.topology)
     command = parse(["plan", *rest])
+    for flag in ("workdir", "coordinator", "num_processes", "process_id"):
+        if getattr(command, flag) is not None:
+            raise UserError(f"--{flag}: says nothing to a plan, which runs nothing; leave it out")
     config = command.config
     validate(config, command.by_hand)
     if arguments.price is not None and not 0 <= arguments.price < math.inf:

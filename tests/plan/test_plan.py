@@ -271,6 +271,10 @@ def test_a_plan_for_gpus_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -
             "expected 'base' or some of hbr+nns+dpa, got 'foo'",
         ),
         (["--topology=h100:8x2", "--config.nam=x"], "config.nam: unknown field"),
+        (["--topology=h100:8x2", "--workdir=runs/a"], "--workdir: says nothing to a plan"),
+        (["--topology=h100:8x2", "--coordinator=a:1"], "--coordinator: says nothing to a plan"),
+        (["--topology=h100:8x2", "--num_processes=2"], "--num_processes: says nothing to a plan"),
+        (["--topology=h100:8x2", "--process_id=0"], "--process_id: says nothing to a plan"),
         (["--topology=h100:8x2", "--other"], "Unknown command line flag 'other'"),
     ],
 )
