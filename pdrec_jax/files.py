@@ -68,7 +68,7 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
     file in the same folder, to the disk, and only then take the name.
 
     Args:
-        path: The file to write or replace; its folder must exist. Of a link what it leads to.
+        path: The file to write or replace; its folder must exist. See ``followed`` for links.
         fill: Writes the content to an open file.
 
     Raises:
@@ -77,9 +77,8 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
     target = Path(path)
     if not target.name:
         raise UserError(f"{path}: the name of a file is expected")
-    whole = _followed(target)
-    # Beside the file itself: os.replace is atomic only within one file system.
-    temporary = whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:12]}.tmp")
+    # Beside the target: os.replace is atomic only within one file system.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     with write_errors(target):
         try:
             with open(temporary, "xb") as file:
@@ -87,15 +86,24 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
                 file.flush()
                 # Without it the rename can reach the disk before the bytes do.
                 os.fsync(file.fileno())
-            os.replace(temporary, whole)
+            os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
 
 
-def _followed(path: Path) -> Path:
-    # Whoever put a link there wants it to stay. A path without one is kept as it was given.
+def followed(path: Path) -> Path:
+    """Where a file goes that the user names; whoever put a link there wants it to stay.
+
+    Files of a run are written in place of a link instead: a copy of a run may be made of links.
+
+    Args:
+        path: As it was given.
+
+    Returns:
+        What the link leads to, or the path as it is.
+    """
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
@@ -175,7 +183,7 @@ def require_place(flag: str, out: Path) -> None:
     with write_errors(out):
         if out.is_dir():
             raise UserError(f"{flag}: {out}: is a directory, a file is expected")
-        folder = _followed(out).parent
+        folder = followed(out).parent
         if not folder.is_dir():
             raise UserError(f"{flag}: {out}: cannot write ({folder} is no directory)")
 

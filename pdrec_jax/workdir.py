@@ -95,7 +95,8 @@ class Workdir:
                     f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {self._another}"
                 )
             # More may have been begun since, and their results are not there yet.
-            more = len((read_json(self.path / _RESULTS) or {}).get("seeds", [0]))
+            done = (read_json(self.path / _RESULTS) or {}).get("seeds")
+            more = len(done) if isinstance(done, list) else 1
             if more > config.seeds:
                 raise UserError(
                     f"{self.path}: has {more} seeds, whose results those of {config.seeds} would "

@@ -20,7 +20,7 @@ def report(seconds: float, size: int) -> dict:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Stands in for the benchmark: time goes with the root of the size, and 900 fails."""
+    """Stands in for the benchmark: time goes with the root of the size, and 900 and more fail."""
     calls = []
 
     def run(words, **_):
@@ -29,6 +29,9 @@ def fake(monkeypatch):
         size = int(given["items"])
         if given.get("hidden") == "x":
             return subprocess.CompletedProcess(words, 2, "", "note\nerror: --hidden: no\n")
+        if size == 901:
+            said = "error: out of memory on the device (9 GiB)\n"
+            return subprocess.CompletedProcess(words, 2, "", said)
         if size == 900:
             return subprocess.CompletedProcess(words, 137, "", "Killed")
         text = json.dumps(report(size**0.5, size))
@@ -69,15 +72,17 @@ def test_one_point_has_no_power():
 
 
 def test_the_table(fake, capsys, tmp_path):
-    words = ["--along=items", "--sizes=100,400,900", "--stages=reverse", f"--out={tmp_path}/g"]
+    sizes = "--sizes=100,400,900,901"
+    words = ["--along=items", sizes, "--stages=reverse", f"--out={tmp_path}/g"]
     assert growth.main([*words, "--hidden=8"]) == 0
-    assert [words[-1] for words in fake] == ["--hidden=8"] * 3
+    assert [words[-1] for words in fake] == ["--hidden=8"] * 4
     assert all("--fast" in words for words in fake)
     *_, line = capsys.readouterr().out.strip().splitlines()
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "reverse: loop, dense, a user",
         "1e+04 ms, 1,024 MiB",
         "2e+04 ms, 1,024 MiB",
+        "",
         "",
         "items^0.50",
         "items^0.00",

@@ -155,14 +155,24 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(f"elsewhere/{name}")
     (tmp_path / "elsewhere" / "there").write_text("old")
     for name in ("there", "not yet"):
-        files.atomic_write_text(tmp_path / name, "new")
+        files.atomic_write_text(files.followed(tmp_path / name), "new")
         assert (tmp_path / name).is_symlink()
         assert (tmp_path / "elsewhere" / name).read_text() == "new"
     (tmp_path / "lost").symlink_to("gone/file")
-    with pytest.raises(UserError, match=r"/lost: cannot write \(No such file"):
-        files.atomic_write_text(tmp_path / "lost", "new")
+    with pytest.raises(UserError, match=r"/gone/file: cannot write \(No such file"):
+        files.atomic_write_text(files.followed(tmp_path / "lost"), "new")
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "lost", "not yet", "there"]
     assert sorted(os.listdir(tmp_path / "elsewhere")) == ["not yet", "there"]
+
+
+def test_a_file_of_a_run_takes_the_place_of_a_link(tmp_path: Path) -> None:
+    """So that a copy of a run that is made of links leaves the run as it is."""
+    (tmp_path / "whole").write_text("old")
+    (tmp_path / "copy").symlink_to("whole")
+    files.atomic_write_text(tmp_path / "copy", "new")
+    assert (tmp_path / "whole").read_text() == "old"
+    assert (tmp_path / "copy").read_text() == "new"
+    assert not (tmp_path / "copy").is_symlink()
 
 
 def test_a_file_needs_a_folder(tmp_path: Path) -> None:

@@ -280,6 +280,10 @@ def test_results_of_more_seeds_are_not_replaced(tmp_path: Path, finished: bool) 
         Workdir.open(tmp_path / "a", several=True).finish({"seeds": [0, 1, 2, 3, 4]})
         with pytest.raises(UserError, match="has 5 seeds, whose results those of 2 would replace"):
             begun(tmp_path / "a", REAL, seeds=2)
+        for odd in ({"seeds": 3}, {"seeds": None}, {}):
+            Workdir.open(tmp_path / "a", several=True).finish(odd)
+            begun(tmp_path / "a", REAL, seeds=2)
+        Workdir.open(tmp_path / "a", several=True).finish({"seeds": [0, 1, 2, 3, 4]})
         # More of them were begun and not finished: what is there is still that of five.
         begun(tmp_path / "a", REAL, seeds=7)
         begun(tmp_path / "a", REAL, seeds=5)

@@ -20,7 +20,7 @@ import numpy as np
 from pdrec_jax.convert.inert_pickles import Call, Global, Persistent, follow
 from pdrec_jax.data.columns import one_line, shown, unreadable
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write
+from pdrec_jax.files import atomic_write, followed
 
 _MAX_PICKLE = 64 << 20
 _MAX_DEPTH = 20  # modules within modules
@@ -256,7 +256,7 @@ def write_tensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                 add(f"data/{key}", np.ascontiguousarray(array, "<f4").tobytes())
             add("version", b"3\n")
 
-    atomic_write(path, fill)
+    atomic_write(followed(path), fill)
 
 
 def _pickled(arrays: Mapping[str, np.ndarray]) -> bytes:

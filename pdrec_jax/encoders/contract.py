@@ -102,7 +102,11 @@ def require_states(
 
 
 def require_step(
-    title: str, encoder: Callable[[Any], Encoder], params: Any, lengths: Sequence[int]
+    title: str,
+    encoder: Callable[[Any], Encoder],
+    params: Any,
+    lengths: Sequence[int],
+    users: int,
 ) -> bool:
     """Checks the views and the own loss, as a training step has them.
 
@@ -111,6 +115,7 @@ def require_step(
       encoder: made of its parameters.
       params: shapes of them.
       lengths: of the rows that it gets.
+      users: B, of a batch; here each has a row of each length.
 
     Returns:
       whether a step has a gradient of the table of items beside that of the vectors that it is
@@ -125,9 +130,10 @@ def require_step(
         made = encoder({**params, "item_embedding": table})
         groups: list[tuple[Rows, ...]] = []
         for length in lengths:
-            rows = Rows(*4 * [jnp.zeros((2, length), jnp.int32)])
+            rows = Rows(*4 * [jnp.zeros((users, length), jnp.int32)])
             views: Any = made.views(rows, key)  # a user's own, so of any kind
-            if not isinstance(views, tuple) or not all(_are_rows(view) for view in views):
+            several = isinstance(views, tuple | list)
+            if not several or not all(_are_rows(view) for view in views):
                 raise _misfit(title, "a tuple of layers.Rows [R, L] from views", repr(views))
             groups.append((rows, *views))
         if len({len(parts) for parts in groups}) > 1:
@@ -145,7 +151,7 @@ def require_step(
             Rows(*map(_flat, zip(*of_groups, strict=True)))
             for of_groups in zip(*groups, strict=True)
         ]
-        loss = made.own_loss(own[1:], flat[1:], jnp.zeros(2, jnp.int32))
+        loss = made.own_loss(own[1:], flat[1:], jnp.zeros(users, jnp.int32))
         if jnp.shape(loss) != ():
             raise _misfit(title, "one number from own_loss, shape (),", f"{jnp.shape(loss)}")
         return jnp.sum(own[0]) + loss
@@ -170,6 +176,11 @@ def _flat(groups: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate([cells.reshape(-1, *cells.shape[2:]) for cells in groups])
 
 
+def is_ours(make: Callable[..., Any]) -> bool:
+    """Whether an encoder's class, or what makes it, is one of this package."""
+    return str(getattr(make, "__module__", "")).startswith("pdrec_jax.")
+
+
 @contextlib.contextmanager
 def one_line(title: str, make: Callable[..., Any]) -> Iterator[None]:
     """Says in one line, with the file and the row, what a user's own encoder raises.
@@ -186,7 +197,7 @@ def one_line(title: str, make: Callable[..., Any]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if str(getattr(make, "__module__", "")).startswith("pdrec_jax."):
+        if is_ours(make):
             raise
         own = [
             f"{frame.filename}: row {frame.lineno}: "

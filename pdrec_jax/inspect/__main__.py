@@ -11,7 +11,13 @@ from pathlib import Path
 
 from pdrec_jax.command import Parser, answered, leave, some_path, some_text
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_text, require_no_input, require_outside, require_place
+from pdrec_jax.files import (
+    atomic_write_text,
+    followed,
+    require_no_input,
+    require_outside,
+    require_place,
+)
 
 
 def _count(text: str) -> int:
@@ -93,7 +99,7 @@ def _run(given: argparse.Namespace) -> None:
     told = explain(run, given.user, given.top)
     if given.html is not None:
         # Before the text: who sees it can open the page.
-        atomic_write_text(given.html, as_page(told))
+        atomic_write_text(followed(given.html), as_page(told))
     print(as_text(told), end="")
 
 

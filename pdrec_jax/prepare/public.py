@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import lzma
 import os
 import struct
@@ -139,7 +140,7 @@ def _from_pickles(
     files = pair.pickles
     notes: list[str] = []
 
-    def fetched(remote: Remote) -> Path:
+    def fetched(remote: Remote, patience: Patience | None = patience) -> Path:
         path = fetch(remote, downloads, patience, verify=verify)
         notes.extend(filter(None, [checksum_note(path, remote, verify)]))
         return path
@@ -148,7 +149,8 @@ def _from_pickles(
     if files.times_needed:
         return read_pair(items, times, mixed, fetched(files.mixed_times)), notes
     try:
-        clock = fetched(files.mixed_times)
+        # Without a network nobody shall wait for what is not needed.
+        clock = fetched(files.mixed_times, dataclasses.replace(patience or Patience(), attempts=2))
         return read_pair(items, times, mixed, clock, with_order=True), notes
     except UserError as error:
         # Nobody here has seen that file, and the pair is worth having without it.

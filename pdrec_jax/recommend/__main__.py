@@ -102,7 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
-    from pdrec_jax.files import atomic_write, require_no_input, require_outside, require_place
+    from pdrec_jax.files import (
+        atomic_write,
+        followed,
+        require_no_input,
+        require_outside,
+        require_place,
+    )
     from pdrec_jax.recommend.histories import Faults
     from pdrec_jax.recommend.output import format_of, open_writer
     from pdrec_jax.recommend.recommender import Recommender
@@ -136,7 +142,7 @@ def _run(given: argparse.Namespace) -> None:
                 counts["popular"] += int((~ranked.known).sum())
                 counts["rows"] += writer.write(ranked)
 
-    atomic_write(out, fill)
+    atomic_write(followed(out), fill)
     for line in _summary(out, recommender, counts, faults):
         print(line, flush=True)
 

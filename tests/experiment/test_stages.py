@@ -199,14 +199,15 @@ class TestDiffusionModelOfAnotherRun:
     def test_saved_before_models_named_the_run_that_trained_them(
         self, strict, call, tmp_path, monkeypatch
     ) -> None:
-        restore = Store.restore_meta
+        restore = Store.restore
 
-        def restored(*given):
-            found = restore(*given)
-            found.pop("origin", None)
-            return found
+        def restored(store, *given):
+            state, meta = restore(store, *given)
+            if strict.path in store.directory.parents:
+                del meta["origin"]
+            return state, meta
 
-        monkeypatch.setattr(Store, "restore_meta", restored)
+        monkeypatch.setattr(Store, "restore", restored)
         done = call(tmp_path / "run", DIFFUSION, f"--config.diffusion_from={strict.path}")
         assert (done.status, "TI-DiffRec: from" in done.err) == (0, True)
 
