@@ -199,6 +199,21 @@ def test_views_of_rows_of_any_length(own_encoders, config):
         stage.make_model(config(encoder__name="own", encoder__max_length=200), (), 20)
 
 
+def built(settings, variant, world):
+    return stage.build(
+        settings,
+        variant,
+        world.split,
+        world.preferences,
+        drawn=world.split.train.lengths >= 2,
+        ranked=np.ones(world.split.train.num_users, bool),
+        protocol=STRICT,
+        candidates=world.candidates,
+        validation=world.validation,
+        name="own",
+    )
+
+
 class Tied(SASRec):
     """SASRec that adds the mean of all items to what it is handed."""
 
@@ -224,19 +239,7 @@ def test_a_table_that_is_read_by_itself_has_its_gradient(own_encoders, config, w
             encoder__batch_size=16,
             encoder__row_adam_above=above,
         )
-        everybody = np.ones(world.split.train.num_users, bool)
-        task, _ = stage.build(
-            settings,
-            "base",
-            world.split,
-            world.preferences,
-            drawn=world.split.train.lengths >= 2,
-            ranked=everybody,
-            protocol=STRICT,
-            candidates=world.candidates,
-            validation=world.validation,
-            name="own",
-        )
+        task, _ = built(settings, "base", world)
         assert task.model.reads_table
         state, values = task.run_epoch(task.initial(), 1, lambda steps: None)
         found.append((values["loss"], np.asarray(task.parameters(state)["item_embedding"])))
@@ -313,19 +316,7 @@ def test_it_trains_with_all_plugins(example_config, config, world):
         dpa__coarse=8,
         dpa__fine=3,
     )
-    everybody = np.ones(world.split.train.num_users, bool)
-    task, scorers = stage.build(
-        settings,
-        "nns+hbr+dpa",
-        world.split,
-        world.preferences,
-        drawn=world.split.train.lengths >= 2,
-        ranked=everybody,
-        protocol=STRICT,
-        candidates=world.candidates,
-        validation=world.validation,
-        name="mean",
-    )
+    task, scorers = built(settings, "nns+hbr+dpa", world)
     assert stage.title_of(settings.encoder, "nns+hbr+dpa") == "Mean+HBR+NNS+DPA"
     state, losses = task.initial(), []
     assert sorted(state["params"]) == ["item_embedding", "kernel"]
@@ -337,6 +328,6 @@ def test_it_trains_with_all_plugins(example_config, config, world):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     assert np.abs(state["params"]["kernel"] - np.eye(8)).max() > 0.01
     ranks = scorers["test"].sampled(state["params"])
-    assert len(ranks.ranks) == everybody.size
+    assert len(ranks.ranks) == world.split.train.num_users
     validation = scorers["validation"].sampled(state["params"]).metrics()
     assert task.evaluate(state["params"]) == validation["NDCG@10"] > 0
