@@ -319,8 +319,8 @@ class TestData:
         assert error.count("\n") == 1
 
     def test_data_that_is_too_little_for_the_config(self, complaint) -> None:
-        assert complaint("--config.dpa.coarse=9") == (
-            "config.dpa.coarse: 9 candidates are wanted, but user 1 has seen 4 of 11 items"
+        assert complaint("--config.dpa.coarse=10") == (
+            "config.dpa.coarse: 10 candidates are wanted, but user 1 has seen 2 of 11 items"
         )
         found = complaint("--config.evaluation.negatives=20")
         assert found.startswith("evaluation: user 1 leaves 7 items to draw 20 negatives from")

@@ -53,6 +53,19 @@ _ROW_STEPS_A_DISPATCH = 512  # at most, and a signal waits for as long
 _LOOKED_AHEAD = 8  # epochs whose batches decide the number of tokens
 
 
+def steps_a_dispatch(steps: int, *, by_rows: bool) -> int:
+    """How many of an epoch's steps go together.
+
+    Args:
+      steps: of an epoch.
+      by_rows: whether a step moves the rows that it reads alone. Each dispatch then ends by moving
+        all of them, so an epoch has as few pieces as may be.
+    """
+    if not by_rows:
+        return min(_STEPS_A_DISPATCH, steps)
+    return -(-steps // -(-steps // _ROW_STEPS_A_DISPATCH))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionTask:
     """Training of the diffusion model, as ``training.Task``.
@@ -188,10 +201,7 @@ class DiffusionTask:
 
     @property
     def _steps_a_dispatch(self) -> int:
-        if self.model.error_fraction == 1:
-            return _STEPS_A_DISPATCH
-        # By rows in as few pieces as may be, since each dispatch ends by moving every row.
-        return -(-self.steps // -(-self.steps // _ROW_STEPS_A_DISPATCH))
+        return steps_a_dispatch(self.steps, by_rows=self.model.error_fraction < 1)
 
     def loss(self, state: dict[str, Any], users: np.ndarray, key: jax.Array) -> jax.Array:
         """The mean loss of one batch before division by p, as a training step has it.

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import PACKED, enough_rows
+from pdrec_jax.diffusion.task import steps_a_dispatch
 from pdrec_jax.diffusion.windows import size_of_head, width_of_windows
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.stage import count_negatives
@@ -33,7 +34,7 @@ _KEPT = 4  # such arrays at once
 _DRAWING = 20  # passes of a normal draw over [b, i]: five groups of rounds, two words in and out
 _DRAWN = 4  # more arrays at once meanwhile
 _TOKEN_STEP = 256
-_STEPS = 5, 8  # of a dispatch: diffusion, encoder
+_STEPS = 8  # of a dispatch of the encoder
 _KEY_BITS = 32
 
 
@@ -91,7 +92,7 @@ def _training(section: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Program:
     tokens = size * float(sizes.lengths.mean())
     steps = -(-sizes.users // section.batch_size)
     by_rows = section.error_fraction < 1
-    turns = steps if by_rows else min(_STEPS[0], steps)
+    turns = steps_a_dispatch(steps, by_rows=by_rows)
     windowed = min(section.noise_fraction, section.error_fraction) < 1
 
     # Rows that the noise enters at, and rows whose error counts: all, or windows and the head.
@@ -237,7 +238,7 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
         return -(-sum(r * w for r, w in zip(rows, widths, strict=True)) // mesh.data)
 
     steps = -(-sizes.users // section.batch_size)
-    turns = min(_STEPS[1], steps)
+    turns = min(_STEPS, steps)
     cells, size = cells_of(section.batch_size), mesh.users(section.batch_size)
     for variant in section.variants:
         plugins = () if variant == "base" else tuple(variant.split("+"))

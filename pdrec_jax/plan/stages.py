@@ -88,7 +88,7 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
     places = axis(mesh, DATA)
     steps = -(-sizes.users // section.batch_size)
     task = DiffusionTask(section, model, initialise, None, None, None, steps)  # type: ignore[arg-type]
-    dispatch = min(task._steps_a_dispatch, steps)
+    dispatch = task._steps_a_dispatch
 
     def batch(size: int, *leading: int) -> SparseBatch:
         share = round_up(size, places) // places

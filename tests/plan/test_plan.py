@@ -229,7 +229,8 @@ def test_windows_and_the_dense_loop_are_planned_for_gpus(
     out = capsys.readouterr().out
     # Two products of the noise's window and that of the head, three of the error's window and head.
     window, head = 125_001, 15_626
-    rows, steps = 2 * (window + head) + 3 * 2 * window, -(-100_000_000 // 8192)
+    rows, every = 2 * (window + head) + 3 * 2 * window, -(-100_000_000 // 8192)
+    steps = -(-every // -(-every // 512))  # of the pieces of an epoch, 24 as equal as may be
     assert f"operations  {amount(2 * steps * 128 * rows * 128, 'FLOP')}" in out
     assert f"each {steps} steps of 8192 users" in out
     # Ten steps of two products with the whole catalogue.
