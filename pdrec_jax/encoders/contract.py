@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.ends import Ends
 from pdrec_jax.encoders.layers import Rows
+from pdrec_jax.encoders.step import by_part, rows_by_part
+from pdrec_jax.encoders.step_inputs import stack
 from pdrec_jax.errors import UserError
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -139,22 +140,13 @@ def require_step(
         if len({len(parts) for parts in groups}) > 1:
             counts = _listed([len(parts) - 1 for parts in groups])
             raise _misfit(title, "the same number of views of rows of any length", counts)
-        stacked = [Rows(*map(jnp.concatenate, zip(*parts, strict=True))) for parts in groups]
+        stacked = [stack(*parts) for parts in groups]
         vectors = [jnp.zeros((*rows.items.shape, table.shape[1])) for rows in stacked]
-        states = made.encode(vectors, stacked, key)
-        parts_of = [
-            jnp.split(each, np.cumsum([len(part.items) for part in parts])[:-1].tolist())
-            for each, parts in zip(states, groups, strict=True)
-        ]
-        own = [_flat(cells) for cells in zip(*parts_of, strict=True)]
-        flat = [
-            Rows(*map(_flat, zip(*of_groups, strict=True)))
-            for of_groups in zip(*groups, strict=True)
-        ]
-        loss = made.own_loss(own[1:], flat[1:], jnp.zeros(users, jnp.int32))
+        own, *states = by_part(made.encode(vectors, stacked, key), groups)
+        loss = made.own_loss(states, rows_by_part(groups)[1:], jnp.zeros(users, jnp.int32))
         if jnp.shape(loss) != ():
             raise _misfit(title, "one number from own_loss, shape (),", f"{jnp.shape(loss)}")
-        return jnp.sum(own[0]) + loss
+        return jnp.sum(own) + loss
 
     key = jax.random.key(0)
     jax.eval_shape(step, table, params, key)
@@ -169,11 +161,6 @@ def _are_rows(view: Any) -> bool:
         return False
     shapes = {jnp.shape(cells) for cells in view}
     return len(shapes) == 1 and len(shapes.pop()) == 2
-
-
-def _flat(groups: Sequence[jax.Array]) -> jax.Array:
-    """The cells of several groups [R, L, ...] laid end to end."""
-    return jnp.concatenate([cells.reshape(-1, *cells.shape[2:]) for cells in groups])
 
 
 def is_ours(make: Callable[..., Any]) -> bool:

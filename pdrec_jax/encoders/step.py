@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,12 +63,9 @@ def loss_of_vectors(
             for parts, group in zip(inputs.groups, rows, strict=True)
         ]
     states = encode_rows(encoder, model, given, rows, inputs.key, ends)
-    own, *more = _by_part(states, inputs.groups)
+    own, *more = by_part(states, inputs.groups)
     final, views = (more[0], more[1:]) if model.dpa_fine else (None, more)
-    view_rows = [
-        jax.tree.map(lambda *cells: jnp.concatenate([flat_cells(c) for c in cells]), *view)
-        for view in list(zip(*inputs.groups, strict=True))[len(inputs.groups[0]) - len(views) :]
-    ]
+    view_rows = rows_by_part(inputs.groups)[len(inputs.groups[0]) - len(views) :]
     hidden = normalise(own)
 
     def logits(name: str) -> Array:
@@ -121,7 +119,7 @@ def training_loss(
     return loss_of_vectors(params, model, data, inputs, vectors)[0]
 
 
-def _by_part(states: list[Array], groups: tuple[tuple[Rows, ...], ...]) -> list[Array]:
+def by_part(states: Sequence[Array], groups: Sequence[tuple[Rows, ...]]) -> list[Array]:
     """Cuts the states of stacked rows, a group each, into those of each part, [C, D]."""
     out: list[list[Array]] = [[] for _ in groups[0]]
     for encoded, parts in zip(states, groups, strict=True):
@@ -129,6 +127,15 @@ def _by_part(states: list[Array], groups: tuple[tuple[Rows, ...], ...]) -> list[
         for number, part in enumerate(jnp.split(encoded, ends)):
             out[number].append(flat_cells(part))
     return [jnp.concatenate(cells) for cells in out]
+
+
+def rows_by_part(groups: Sequence[tuple[Rows, ...]]) -> list[Rows]:
+    """Lays the rows of each part of all groups end to end, [C] each."""
+
+    def end_to_end(*cells: Array) -> Array:
+        return jnp.concatenate([flat_cells(some) for some in cells])
+
+    return [jax.tree.map(end_to_end, *part) for part in zip(*groups, strict=True)]
 
 
 def step_keys(base: Array, number: Array, batch: Batch) -> tuple[Array, Array | None]:
