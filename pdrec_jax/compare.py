@@ -5,7 +5,7 @@ python -m pdrec_jax.compare BASE RUN [RUN ..]
 BASE and RUN are workdirs of finished runs, of one seed or several, with ``:KEY`` behind where a run
 has several models: ``runs/tuned:sasrec+nns``. The runs must have ranked the same users among the
 same candidates; they may differ in anything else, such as the settings of a base and of a variant
-that were tuned each for itself. What is compared are the seeds that all of them have.
+that were tuned each for itself. What is compared are the finished seeds that all of them have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from pdrec_jax.report.groups import markdown_groups
 from pdrec_jax.report.seeds import markdown_comparisons, seeds_table, with_deviations
 from pdrec_jax.report.tables import markdown_table, source_line, title
 from pdrec_jax.settings import get
-from pdrec_jax.workdir import Workdir, seed_folder
+from pdrec_jax.workdir import CONFIG, Workdir, seed_folder
 
 _FILE = "comparison"
 # What decides who is ranked among which candidates, beside the log itself.
@@ -46,13 +46,15 @@ class Candidate:
       given: as the command line names it.
       name: for tables.
       key: of the model within its run.
-      seeds: the run of each seed.
+      seeds: the run of each seed that is finished.
+      missing: its other seeds.
     """
 
     given: str
     name: str
     key: str
     seeds: dict[int, Workdir]
+    missing: tuple[int, ...] = ()
 
 
 def find(given: str) -> Candidate:
@@ -62,21 +64,25 @@ def find(given: str) -> Candidate:
       given: as above; KEY may be left out where the run has one model, or one encoder.
 
     Raises:
-      UserError: there is no such run or model, or it is not finished.
+      UserError: there is no such run or model, or no seed of it is finished.
     """
     path, _, key = given.rpartition(":")
     if not path or Path(given).is_dir():
         path, key = given, ""
     place = Workdir.open(path, several=True)
-    first = place.config.seed
-    seeds = {first: place}
-    if place.config.seeds > 1:
-        numbers = range(first, first + place.config.seeds)
-        seeds = {seed: Workdir.open(place.path / seed_folder(seed)) for seed in numbers}
-    for seed, one in seeds.items():
-        if one.results() is None:
-            raise UserError(f"{one.path}: not finished; seed {seed} of a finished run is expected")
-    models = _models(seeds[first])
+    first, several = place.config.seed, place.config.seeds > 1
+    numbers = range(first, first + place.config.seeds)
+    folders = {seed: place.path / seed_folder(seed) if several else place.path for seed in numbers}
+    seeds = {
+        seed: run
+        for seed, folder in folders.items()
+        if (folder / CONFIG).is_file() and (run := Workdir.open(folder)).results() is not None
+    }
+    if not seeds:
+        which = "one of its seeds" if several else f"seed {first} of a finished run"
+        raise UserError(f"{place.path}: not finished; {which} is expected")
+    missing = tuple(seed for seed in numbers if seed not in seeds)
+    models = _models(next(iter(seeds.values())))
     if not key:
         encoders = [name for name, model in models.items() if model.get("stage") == "encoder"]
         fit = encoders or list(models)
@@ -85,7 +91,8 @@ def find(given: str) -> Candidate:
         (key,) = fit
     if not all(key in _models(one) for one in seeds.values()):
         raise UserError(f"{given}: no model {key!r}; there are {', '.join(models)}")
-    return Candidate(given, f"{place.path.resolve().name}: {models[key]['name']}", key, seeds)
+    name = f"{place.path.resolve().name}: {models[key]['name']}"
+    return Candidate(given, name, key, seeds, missing)
 
 
 def _told_apart(everyone: Sequence[Candidate]) -> list[Candidate]:
@@ -172,7 +179,14 @@ def compare_runs(
         "models": models,
         "comparisons": comparisons(pairs, ranks, negatives, metrics=metrics, seed=seeds[0]),
         "groups": by_group(models, ranks, first.per_user(), pairs),
-        "notes": [note for pair in pairs if (note := _other_users(*pair, ranks))],
+        "notes": [
+            *[
+                f"{each.given}: left out, not finished: seeds {_listed(each.missing)}"
+                for each in everyone
+                if each.missing
+            ],
+            *[note for pair in pairs if (note := _other_users(*pair, ranks))],
+        ],
     }
 
 
@@ -185,7 +199,7 @@ def _other_users(model: str, base: str, ranks: dict[str, np.ndarray]) -> str:
     return f"{model} and {base} ranked different users: gains are over the {both:,} of both"
 
 
-def _listed(seeds: dict[int, Workdir]) -> str:
+def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
 
 

@@ -50,14 +50,16 @@ def registered() -> dict[str, tuple[str, Callable[..., Encoder]]]:
 
 
 def put_back(encoders: dict[str, tuple[str, Callable[..., Encoder]]]) -> None:
-    """Registers the encoders of an earlier moment again, in place of others of their names.
+    """Registers the encoders of an earlier moment again, in place of all that are here.
 
     A config file registers its own when it is read, and a file after it may do so by the same
-    name; the runs of each are of its own ones.
+    name, or none; the runs of each are of its own ones.
 
     Args:
       encoders: from ``registered``.
     """
+    encoders = dict(encoders)
+    _ENCODERS.clear()
     _ENCODERS.update(encoders)
 
 

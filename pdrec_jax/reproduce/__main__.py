@@ -107,15 +107,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    from pdrec_jax.encoders import registry
+
     _check(arguments, rest)
     flags = list(rest)
     flags += [] if arguments.seeds is None else [f"--config.seeds={arguments.seeds}"]
     names = arguments.datasets or (_PAIRS if arguments.table == "3" else _DATASETS)
+    before = registry.registered()
+
+    def read(name: str, own: Sequence[str] = ()) -> Setting:
+        registry.put_back(before)  # what another config has registered is not this one's
+        return _setting(name, arguments, [*flags, *own])
+
     # A table a protocol, for figures of two protocols do not belong into one.
     groups = [
-        [_setting(name, arguments, [*flags, *own]) for name in names]
+        [read(name, own) for name in names]
         for own in ([f"--config.protocol={each}"] for each in arguments.protocol or ())
-    ] or [[_setting(name, arguments, flags) for name in names]]
+    ] or [[read(name) for name in names]]
 
     for setting in groups[0]:
         domains, table = ("two domains", "3") if setting.config.data.mixed else ("one domain", "1")
@@ -124,7 +132,6 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
                 f"--datasets: {setting.path} is of {domains}; --table={table} is its table"
             )
     target = _target(arguments)
-    from pdrec_jax.encoders import registry
     from pdrec_jax.experiment import run
     from pdrec_jax.reproduce import figures
     from pdrec_jax.reproduce.targets import METRICS

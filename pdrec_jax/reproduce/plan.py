@@ -119,9 +119,12 @@ class Job:
         """Finds what would stop the job at its turn.
 
         Raises:
-          UserError: see ``results``; or the preferences of a finished run are gone.
+          UserError: see ``results``; or no such encoder is there; or the preferences of a finished
+            run are gone.
         """
         config = self.resolved[0]
+        if config.stage != "diffusion":
+            registry.find(config.encoder.name)
         if self.results is None and config.preferences_from and phases.needs_preferences(config):
             source = phases.of_seed(config.preferences_from, config.seed)
             finished = (source / "results.json").is_file()

@@ -45,6 +45,27 @@ def test_over_the_seeds_that_both_have(tmp_path, make, capsys):
     assert "tuned: SASREC+NNS less base: SASREC: gain" in (out / "comparison.md").read_text()
 
 
+def test_seeds_that_are_not_finished_are_left_out(tmp_path, make, capsys):
+    make("base", ["sasrec"], 3)
+    make("tuned", ["sasrec"], 4)
+    for seed in (0, 3):
+        (tmp_path / f"tuned/seed-{seed}/results.json").unlink()
+    (tmp_path / "tuned/seed-3/config.json").unlink()  # not begun
+    out = tmp_path / "out"
+    status, said, _ = run(tmp_path, capsys, "base", "tuned", f"--out={out}")
+    assert status == 0
+    note = f"{tmp_path}/tuned: left out, not finished: seeds 0, 3"
+    assert note in said.splitlines()
+    assert note in (out / "comparison.md").read_text()
+    assert json.loads((out / "comparison.json").read_text())["seeds"] == [1, 2]
+    for seed in (1, 2):
+        (tmp_path / f"tuned/seed-{seed}/results.json").unlink()
+    status, _, error = run(tmp_path, capsys, "base", "tuned")
+    assert (status, error) == (
+        2, f"error: {tmp_path}/tuned: not finished; one of its seeds is expected\n"
+    )  # fmt: skip
+
+
 def test_users_whose_ids_are_text(tmp_path, make, capsys):
     make("a", ["sasrec"], text=True)
     make("b", ["sasrec"], text=True)

@@ -124,7 +124,8 @@ def test_what_a_run_calls_its_model(reproduce, runs, real_log):
 
 
 def test_each_config_trains_the_encoder_that_it_registers(reproduce, runs, monkeypatch):
-    monkeypatch.setattr(registry, "_ENCODERS", registry.registered())
+    ours = registry.registered()
+    monkeypatch.setattr(registry, "_ENCODERS", dict(ours))
     text = Path("configs/toy.py").read_text()
     text = text.replace("def get_config():", "def get_config(factor='1'):")
     text = text.replace("    return config", "    return own(factor, config)")
@@ -134,8 +135,13 @@ def test_each_config_trains_the_encoder_that_it_registers(reproduce, runs, monke
         experiment, "run", lambda config, *_: trained.append(registry.find("mean")[1].factor)
     )
     flags = ("--table=1", "--encoders=mean", SIMULATED)
-    reproduce(*flags, "--datasets=mean:2,mean:4,toy")
-    assert trained == ["2"] * 2 + ["4"] * 2 + ["4"] * 2
+    reproduce(*flags, "--datasets=mean:2,mean:4")
+    assert trained == ["2"] * 2 + ["4"] * 2
+    for names in ("mean:2,toy", "toy,mean:2"):  # Toy's registers none
+        registry.put_back(ours)
+        refused = reproduce(*flags, f"--datasets={names}")
+        assert (refused.status, "'mean'" in refused.err) == (2, True), refused.err
+    assert len(trained) == 4
 
 
 def test_killed_and_run_again(reproduce, runs, real_log):
