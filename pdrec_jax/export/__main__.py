@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=some_path,
         metavar="DIR",
-        help="directory of the artifact; one that is there is replaced",
+        help="directory of the artifact; one that is there, with nothing else in it, is replaced",
     )
     parser.add_argument(
         "--k", type=_wanted, default=100, metavar="K", help="most items a user (100)"
@@ -77,9 +77,9 @@ def _run(given: argparse.Namespace) -> None:
     from pdrec_jax.recommend.recommender import Recommender
     from pdrec_jax.workdir import Workdir
 
-    require_free(given.out)
     place = Workdir.open(given.workdir)
     require_outside("--out", given.out, place.path)
+    require_free(given.out)
     if given.config is not None:
         load_config(given.config)
     # Before a model is loaded that is not exported.

@@ -23,6 +23,7 @@ from jax import Array, export
 from numpy.typing import NDArray
 
 from pdrec_jax import __version__
+from pdrec_jax.data.columns import shown
 from pdrec_jax.diffusion.selection import top
 from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.model import EncoderModel, Params
@@ -33,6 +34,7 @@ from pdrec_jax.files import (
     atomic_write,
     atomic_write_bytes,
     atomic_write_text,
+    read_json,
     replace_directory,
     require_elsewhere,
     write_errors,
@@ -41,6 +43,10 @@ from pdrec_jax.recommend.models import load_encoder, require_encoder
 from pdrec_jax.recommend.recommender import Recommender
 
 MANIFEST = "artifact.json"
+_OURS = {
+    *("README.md", "recommend.jax", "user_vectors.jax", "parameters.npz"),
+    *("item_ids.npy", "item_vectors.npy", "item_vectors.parquet", MANIFEST),
+}
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 Flat = dict[str, Array]
@@ -124,16 +130,33 @@ def _require_flatbuffers() -> None:
 
 
 def require_free(out: Path) -> None:
-    """Checks that a directory can be made, or holds an artifact, which may be replaced.
+    """Checks that a directory can be made, or holds an artifact alone, which may be replaced.
 
     Raises:
-      UserError: something else is in the way.
+      UserError: something else is in the way, or would be deleted.
     """
     with write_errors(out):
         require_elsewhere(out)
-        empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not empty and not (out / MANIFEST).is_file():
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return
+        ours = _is_artifact(out)
+        names = sorted(path.name for path in out.iterdir()) if ours else []
+    if not ours:
         raise UserError(f"{out}: is there and is no artifact; name another --out")
+    if strange := [name for name in names if name not in _OURS]:
+        raise UserError(
+            f"{out}: holds {shown(strange[0])}, which is no part of an artifact and would be "
+            "deleted; move it, or name another --out"
+        )
+
+
+def _is_artifact(path: Path) -> bool:
+    """Whether a directory's manifest is one that this command wrote."""
+    try:
+        written_by = (read_json(path / MANIFEST) or {}).get("written_by")
+    except UserError:  # somebody else's file of that name
+        return False
+    return isinstance(written_by, dict) and "pdrec_jax" in written_by
 
 
 def require_finite(parameters: Flat, path: Path) -> None:

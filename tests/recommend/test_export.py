@@ -215,7 +215,7 @@ class TestPlace:
         self, made: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shutil.copytree(made, tmp_path / "old")
-        (tmp_path / "old" / "of_before").touch()
+        (tmp_path / "old" / "recommend.jax").write_text("of before")
         (tmp_path / "link").symlink_to("old")
         monkeypatch.chdir(tmp_path)
         assert main([f"--workdir={texts}", "--out=link", "--k=20"]) == 0
@@ -285,6 +285,18 @@ class TestMistakes:
         self.refused(capsys, "is no artifact", f"--workdir={run}", f"--out={tmp_path}/mine.txt")
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
+    @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"written_by": "me"}'])
+    def test_somebody_elses_manifest(self, run: Path, tmp_path: Path, capsys, text: str) -> None:
+        (tmp_path / "artifact.json").write_text(text)
+        self.refused(capsys, "is no artifact", f"--workdir={run}", f"--out={tmp_path}")
+
+    def test_what_would_be_deleted(self, made: Path, texts: Path, tmp_path: Path, capsys) -> None:
+        shutil.copytree(made, tmp_path / "out")
+        (tmp_path / "out" / "thesis.tex").touch()
+        complaint = "out: holds 'thesis.tex', which is no part of an artifact and would be deleted"
+        self.refused(capsys, complaint, f"--workdir={texts}", f"--out={tmp_path}/out")
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "thesis.tex"}
+
     def test_within_the_run(self, run: Path, capsys) -> None:
         self.refused(capsys, "is within the run", f"--workdir={run}", f"--out={run}/artifact")
         assert not (run / "artifact").exists()
@@ -323,7 +335,7 @@ class TestMistakes:
     ) -> None:
         out = tmp_path / "artifact"
         out.mkdir()
-        (out / artifact.MANIFEST).write_text("{}")
+        (out / artifact.MANIFEST).write_text('{"written_by": {"pdrec_jax": "0.1"}}')
         live = Recommender.load(texts)
 
         def fail(*_: object) -> None:
