@@ -155,6 +155,7 @@ class Job:
             return self
         config = self.config.copy_and_resolve_references()
         finished = (self.workdir / "results.json").is_file()
+        put_back = set()
         for field in changed:
             # Ours name a folder beside this one, so two parts tell it from all others. What is not
             # finished would go on from the old place.
@@ -165,7 +166,9 @@ class Job:
             )
             if moved or field.startswith(unread):
                 put(config, field, get(saved, field))
-        return dataclasses.replace(self, config=config, by_hand={*self.by_hand, *changed})
+                put_back.add(field)
+        # None but these: an override that was set since must still be seen to differ.
+        return dataclasses.replace(self, config=config, by_hand={*self.by_hand, *put_back})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

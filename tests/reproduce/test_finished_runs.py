@@ -43,6 +43,21 @@ def test_another_config_or_source(reproduce, runs, real_log, changed, message, m
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_an_override_that_was_set_since(reproduce, runs, real_log, tmp_path, more):
+    assert reproduce(*FLAGS, real_log).status == 0
+    file = tmp_path / "configs" / "toy.py"
+    override = '"progress": False, "strict_overrides": (("hbr.clip", 2.0),)'
+    file.write_text(file.read_text().replace('"progress": False', override))
+    done = reproduce(*FLAGS, real_log, *more)
+    assert (done.status, len(runs)) == (2, 2)
+    # The diffusion run, which does not read it, is as finished as before.
+    assert done.err == (
+        f"error: {REFUSED}sasrec: holds a run with another config, which differs in hbr.clip; "
+        "name another --out or remove it\n"
+    )
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
 def test_another_content_of_the_log(reproduce, runs, real_log, tmp_path, more):
     assert reproduce(*FLAGS, real_log).status == 0
     log = tmp_path / "amazon_toy.csv"
