@@ -125,7 +125,8 @@ def require_model(given: Given, workdir: Path) -> None:
     if config.stage != "encoder" and config.preferences_by == "diffusion":
         section = config.diffusion
         diffusion_stage.schedule_of(section, diffusion_stage.num_slots(section, given.split))
-    if config.diffusion_from and any(_lacks_model(Store(workdir / key)) for key in _models(config)):
+    keys = diffusion_models(config)
+    if config.diffusion_from and any(_lacks_model(Store(workdir / key)) for key in keys):
         _source_of_model(given, seeded(given.config, "diffusion"))
 
 
@@ -147,13 +148,13 @@ def _source_of_model(given: Given, section: ConfigDict) -> Path:
                 f"config.diffusion_from: the model in {source} was trained with another {name} "
                 f"({_shown(made[name])}), expected {_shown(expected)}"
             )
-    for key in _models(given.config):
+    for key in diffusion_models(given.config):
         if Store(source / key).step("best") is None:
             raise UserError(f"config.diffusion_from: {source / key}: no trained model is there")
     return source
 
 
-def _models(config: ConfigDict) -> list[str]:
+def diffusion_models(config: ConfigDict) -> list[str]:
     """The diffusion models of a run, by the names of their phases."""
     return ["diffusion", *[f"diffusion-{other_weighting(config)}"] * bool(config.diffusion.both)]
 

@@ -119,20 +119,31 @@ class Job:
         """Finds what would stop the job at its turn.
 
         Raises:
-          UserError: see ``results``; or no such encoder is there; or the preferences of a finished
-            run are gone.
+          UserError: see ``results``; or no such encoder is there; or the preferences or models of a
+            finished run are gone.
         """
         config = self.resolved[0]
         if config.stage != "diffusion":
             registry.find(config.encoder.name)
-        if self.results is None and config.preferences_from and phases.needs_preferences(config):
+        if self.results is not None:
+            return
+        if config.preferences_from and phases.needs_preferences(config):
             source = phases.of_seed(config.preferences_from, config.seed)
-            finished = (source / "results.json").is_file()
-            if finished and Store(source).step("preferences") is None:
-                raise UserError(
-                    f"{self.workdir}: not finished, and the preferences that it would read are not "
-                    f"in {source} (what pdrec_jax.keep has kept has none); name another --out"
-                )
+            self._require("preferences", source, Store(source).step("preferences"))
+        if config.diffusion_from:
+            source = phases.of_seed(config.diffusion_from, config.seed)
+            own = phases.of_seed(str(self.workdir), config.seed)
+            for key in phases.diffusion_models(config):
+                if Store(own / key).step("best") is None:
+                    self._require("models", source, Store(source / key).step("best"))
+
+    def _require(self, what: str, source: Path, step: int | None) -> None:
+        """Refuses a run that is finished, and so would leave no save where there is none."""
+        if step is None and (source / "results.json").is_file():
+            raise UserError(
+                f"{self.workdir}: not finished, and the {what} that it would read are not in "
+                f"{source} (what pdrec_jax.keep has kept has none); name another --out"
+            )
 
     def as_begun(self, unread: tuple[str, ...] = ()) -> Job:
         """The job with its folder's own values where they change nothing for it.

@@ -129,6 +129,9 @@ def runs(monkeypatch):
         place.save_per_user({"users": np.arange(3)})
         if config.stage != "encoder":
             Store(workdir).save("preferences", 0, {"top": np.zeros(3)}, {})
+            for key in keys_of(config):
+                if key.startswith("diffusion"):
+                    Store(Path(workdir) / key).save("best", 0, {"bias": np.zeros(3)}, {})
         place.finish(results)
 
     monkeypatch.setattr(experiment, "run", run)

@@ -123,7 +123,7 @@ def test_fewer_seeds_replace_no_results_of_more(reproduce, runs, real_log):
     )
 
 
-def test_what_was_kept_has_no_preferences(reproduce, runs, real_log):
+def test_what_was_kept_has_neither_preferences_nor_models(reproduce, runs, real_log):
     assert reproduce(*FLAGS, real_log).status == 0
     assert keep.main([str(OUT), "--out=kept"]) == 0
     for more in ((), ("--dry-run",)):
@@ -132,6 +132,9 @@ def test_what_was_kept_has_no_preferences(reproduce, runs, real_log):
         assert (
             "the preferences that it would read are not in kept/toy-strict-0/diffusion" in done.err
         )
+        done = reproduce("--sweep=dpa.coarse=5", "--out=kept", real_log, *more)
+        assert (done.status, len(runs)) == (2, 2)
+        assert "the models that it would read are not in kept/toy-strict-0/diffusion" in done.err
 
 
 def test_a_moved_folder_is_not_what_is_in_the_way(reproduce, runs, real_log, tmp_path):
