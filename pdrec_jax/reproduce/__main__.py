@@ -176,12 +176,21 @@ def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
       UserError: the first of them.
     """
     sweep = arguments.sweep is not None or arguments.figure == "5"
+    swept = (arguments.sweep or "").partition("=")[0]
+    of_a_sweep = _OF_A_SWEEP[1:] if arguments.encoders else _OF_A_SWEEP
     for argument in rest:
         if not argument.startswith("--config."):
             raise UserError(f"unexpected argument {argument!r}")
         field = argument.removeprefix("--config.").partition("=")[0]
-        if field in _OF_A_RUN and not (sweep and field in _OF_A_SWEEP):
+        if field in _OF_A_RUN and not (sweep and field in of_a_sweep):
             raise UserError(f"--config.{field}: {_OF_A_RUN[field]}; leave it out")
+        if field == swept:
+            raise UserError(f"--config.{field}: --sweep has its values; leave it out")
+        if (field, swept) == ("dpa.drawn", "dpa.fine"):
+            raise UserError(
+                "--config.dpa.drawn: a sweep of dpa.fine has 0, for drawn candidates are no picks; "
+                "leave it out"
+            )
         if field in ("seeds", "protocol") and getattr(arguments, field) is not None:
             raise UserError(f"--config.{field}: --{field} says it already; leave one out")
 

@@ -324,6 +324,18 @@ def test_results_that_name_no_time(reproduce, runs, real_log):
         ),
         (("--figure=4", "--config.encoder.variants=('base',)"), "--config.encoder.variants: each"),
         (("--sweep=hbr.clip=1", "--config.stage=all"), "--config.stage: each run has its own"),
+        (
+            ("--sweep=hbr.clip=1,3", "--config.hbr.clip=2"),
+            "--config.hbr.clip: --sweep has its values; leave it out",
+        ),
+        (
+            ("--sweep=dpa.fine=1,3", "--config.dpa.drawn=1"),
+            "--config.dpa.drawn: a sweep of dpa.fine has 0, for drawn candidates are no picks; ",
+        ),
+        (
+            ("--figure=5", "--encoders=gru4rec", "--config.encoder.name=sasrec"),
+            "--config.encoder.name: --encoders=NAME,.. chooses them; leave it out",
+        ),
         (("--figure=5", "--config.diffusion.both=False"), "--config.diffusion.both: both models"),
         (
             ("--table=1", "--seeds=5", "--config.seeds=2"),
