@@ -297,7 +297,7 @@ def sweep_jobs(
 
     Raises:
       UserError: the field decides on the diffusion model, which the setting shares, or on a log
-        that is not simulated.
+        that is not simulated; or there is no model to share.
     """
     if field.startswith("simulation.") and setting.config.data.source == "real":
         raise UserError(f"--sweep: nothing reads {field} of a real log")
@@ -311,20 +311,25 @@ def sweep_jobs(
         raise UserError(
             f"--share-diffusion: {field} decides on the diffusion model itself; leave it out"
         )
+    # A SASRec that fills the preferences is no diffusion model, and is trained by each run.
+    alone = field in _OF_POOLS and setting.config.preferences_by == "sasrec"
+    if setting.shared and alone:
+        raise UserError(
+            f"--share-diffusion: with preferences_by='sasrec' and a sweep of {field} there is no "
+            "model to share; leave it out"
+        )
     for value in values:
         fields: dict[str, Any] = {field: value} | of_encoder | {field: value}
         if field == "dpa.fine":
             fields["dpa.drawn"] = 0  # which a config may set for strict; N is then unread
         source = str(setting.models)
         if field in _OF_POOLS:
-            # A SASRec that filled them is no diffusion model, and is trained by each run.
-            by_diffusion = setting.config.preferences_by == "diffusion"
-            fields |= {"diffusion_from": source} if by_diffusion else {}
+            fields |= {} if alone else {"diffusion_from": source}
         elif borrowed:
             fields |= {"stage": "encoder", "preferences_from": source}
         name = f"sweep-{encoder}-{field}={slug(value)}"
         jobs.append(setting.job(name, f"{encoder}, {field} = {value!r}", fields))
-    return ([diffusion_job(setting)] if borrowed else []) + jobs
+    return ([diffusion_job(setting)] if borrowed and not alone else []) + jobs
 
 
 def known_encoders(asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Which runs a sweep needs, and what they take of one another."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,16 @@ def test_what_a_sweep_takes_of_one_diffusion_run(field, values, taken) -> None:
 def test_where_a_sasrec_fills_the_preferences() -> None:
     setting = Setting("toy", "toy.py", default_config(), (), Path("runs"))
     setting.config.preferences_by = "sasrec"
-    first, *others = sweep_jobs(setting, "dpa.coarse", (10, 20))
+    first, *others = sweep_jobs(setting, "hbr.clip", (1.0, 2.0))
     assert (first.what, first.config.diffusion.both) == ("toy: SASRec", False)
-    # A SASRec of another run is no diffusion model to borrow.
-    assert {job.config.diffusion_from for job in others} == {""}
-    assert {job.config.stage for job in others} == {"all"}
+    assert {job.config.preferences_from for job in others} == {str(first.workdir)}
+    # A SASRec of another run is no diffusion model to borrow, so none is trained for the others.
+    jobs = sweep_jobs(setting, "dpa.coarse", (10, 20))
+    assert [job.changed.get("dpa.coarse") for job in jobs] == [10, 20]
+    assert {(job.config.stage, job.config.diffusion_from) for job in jobs} == {("all", "")}
+    setting = dataclasses.replace(setting, shared=True)
+    with pytest.raises(UserError, match=r"^--share-diffusion: with preferences_by='sasrec' and a"):
+        sweep_jobs(setting, "dpa.coarse", (10, 20))
 
 
 def test_a_sweep_over_diffusion_shares_no_model() -> None:
