@@ -248,15 +248,18 @@ class Setting:
 def diffusion_job(setting: Setting) -> Job:
     """Both diffusion models, and the preferences that every other job reads.
 
-    T-DiffRec alone where a config weighs by position: its log has no times, or stand-ins for them.
-    Neither where a SASRec fills the preferences.
+    T-DiffRec alone where the log has no times, or a config weighs by position, as one does whose
+    times are stand-ins. Neither where a SASRec fills the preferences.
     """
     weighting = "diffusion.weighting"
     by_sasrec = setting.config.preferences_by == "sasrec"
     both = get(setting.config, weighting) == "time" or weighting in setting.by_hand
-    both &= not by_sasrec
+    timeless = not setting.config.data.time  # by time and by position are then the same
+    both &= not by_sasrec and not timeless
     fields = {"stage": "diffusion", "diffusion.both": both, **setting.of_diffusion}
-    unread = () if by_sasrec else _OF_ENCODER
+    unread: tuple[str, ...] = () if by_sasrec else _OF_ENCODER
+    if timeless:
+        unread += ("diffusion.both",)  # a run of before has the same model twice
     what = "TI-DiffRec and T-DiffRec" if both else "SASRec" if by_sasrec else "T-DiffRec"
     return setting.job("diffusion", what, fields, unread)
 

@@ -183,7 +183,7 @@ def _swept(job: Job, field: str, value: Any, several: bool) -> list[Row]:
 
 def _diffusion_rows(job: Job) -> list[Row]:
     """T- and TI-DiffRec, of which the run's own weighting is the one without a suffix."""
-    own = job.config.diffusion.weighting
+    own = job.config.diffusion.weighting if job.config.data.time else "position"
     return _rows(
         job,
         {

@@ -116,11 +116,26 @@ def test_weighed_by_position(reproduce, runs, real_log):
 
 
 def test_what_a_run_calls_its_model(reproduce, runs, real_log):
-    runs.names = {"diffusion": "T-DiffRec"}  # a log without times
+    runs.names = {"diffusion": "T-DiffRec"}
     assert reproduce("--table=1", "--encoders=sasrec", real_log).status == 0
     text = TABLE.read_text()
     assert text.count("| T-DiffRec |") == 2
     assert "0.1823" not in text
+
+
+def test_one_diffusion_model_of_a_log_without_times(reproduce, runs, real_log):
+    flags = ("--table=1", "--encoders=sasrec", "--config.data.time=", real_log)
+    assert "missing  toy: T-DiffRec\n" in reproduce(*flags, "--dry-run").out
+    runs.names = {"diffusion": "T-DiffRec"}
+    assert reproduce(*flags).status == 0
+    assert [config.diffusion.both for config in runs.configs.values()] == [False, False]
+    rows = [line for line in TABLE.read_text().splitlines() if "-DiffRec |" in line]
+    assert [row.count("0.2300") for row in rows] == [6, 0]
+    assert [row.split(" |")[0] for row in rows] == ["| T-DiffRec", "| TI-DiffRec"]
+    # A run of before trained both.
+    saved = OUT / "toy-strict-0" / "diffusion" / "config.json"
+    saved.write_text(saved.read_text().replace('"both": false', '"both": true'))
+    assert reproduce(*flags, "--dry-run").out.endswith("0 of 2 runs are left\n")
 
 
 def test_each_config_trains_the_encoder_that_it_registers(reproduce, runs, monkeypatch):
