@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -237,12 +238,15 @@ def _target(arguments: argparse.Namespace) -> Target:
 
 
 def _swept(values: Sequence[Any]) -> str:
-    """Values as part of a file's name: of many the first, the last and their number."""
+    """Values as part of a file's name: of many the first, the last, their number and a hash."""
     from pdrec_jax.reproduce.plan import slug
 
     texts = [slug(value) for value in values]
     text = ",".join(texts)
-    return text if len(text) <= _LONGEST else f"{texts[0]}..{texts[-1]}-{len(texts)}values"
+    if len(text) <= _LONGEST:
+        return text
+    whole = hashlib.sha256(repr(tuple(values)).encode()).hexdigest()
+    return f"{texts[0]}..{texts[-1]}-{len(texts)}values-{whole[:6]}"
 
 
 def _values(text: str) -> tuple[str, tuple[Any, ...]]:

@@ -78,6 +78,16 @@ def test_a_sweep(reproduce, runs, real_log):
     assert [Path(workdir).name[:9] for workdir in runs] == ["sweep-sas", "sweep-sas"]
 
 
+def test_sweeps_of_many_values_have_a_file_each(reproduce, runs, real_log):
+    for middle in ("0.7", "0.8"):
+        swept = f"0.1000000000000001,{middle}000000000000001,0.9000000000000001,1.0000000000000002"
+        assert reproduce(f"--sweep=hbr.scale={swept}", real_log).status == 0
+    names = sorted(path.name for path in (OUT / "strict").glob("*.csv"))
+    assert len(names) == 2
+    start = "sweep-hbr.scale=0.1000000000000001..1.0000000000000002-4values-"
+    assert all(name.startswith(start) for name in names)
+
+
 def test_a_variant_whose_plugins_are_named_in_another_order(reproduce, runs, real_log):
     flags = ("--config.encoder.variants=('dpa+nns', 'base')", real_log)
     assert reproduce("--sweep=hbr.clip=1", *flags).status == 0
