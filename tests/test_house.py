@@ -62,10 +62,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
     | {"run_models", "given", "experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
-    # Runs experiments as the command line does; nobody may know it.
+    # Runs experiments as the command line does; nobody may know it. Of `prepare` it takes Table 2.
     "reproduce": SHARED
     | {"data", "encoders", "evaluation", "report", "phases", "experiment", "main"}
-    | {"reproduce"},
+    | {"prepare", "reproduce"},
     # Explains one user of a run; nobody may know it.
     "inspect": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}

@@ -42,8 +42,10 @@ class Cell:
 
     @property
     def flagged(self) -> bool:
-        """Whether the difference exceeds the paper's own tolerance."""
-        return self.difference is not None and abs(self.difference) > TOLERANCE + 1e-12
+        """Whether the difference exceeds the paper's own tolerance, which is of metrics alone."""
+        if self.difference is None or self.decimals == 0:
+            return False
+        return abs(self.difference) > TOLERANCE + 1e-12
 
     def lines(self, plus_minus: str) -> list[str]:
         """Paper, ours, difference; empty where there is none."""
@@ -52,7 +54,7 @@ class Cell:
             ours += f" {plus_minus} {self._text(self.deviation)}"
         change = ""
         if self.difference is not None:
-            change = f"{self.difference:+.{self.decimals}f}" + f" {FLAG}" * self.flagged
+            change = f"{self.difference:+,.{self.decimals}f}" + f" {FLAG}" * self.flagged
         return [self._text(self.paper), ours, change]
 
     def _text(self, value: float | None) -> str:
@@ -141,7 +143,8 @@ def comma_separated(table: Table) -> str:
         for column, cell in zip(table.columns, row.cells, strict=True):
             numbers = (cell.paper, cell.ours, cell.deviation, cell.difference)
             texts = ["" if number is None else _plain(number, cell.decimals) for number in numbers]
-            flagged = "" if cell.difference is None else str(cell.flagged).lower()
+            of_metric = cell.difference is not None and cell.decimals > 0
+            flagged = str(cell.flagged).lower() if of_metric else ""
             writer.writerow([row.dataset, row.name, column, *texts, flagged, *about])
     return out.getvalue()
 

@@ -91,6 +91,11 @@ def test_whole_numbers():
     table = dataclasses.replace(table, columns=("users",))
     assert ",7,," in comma_separated(table)
     assert Cell(ours=37868.0, decimals=0).lines("±") == ["", "37,868", ""]
+    # The paper's tolerance is one of metrics.
+    cell = Cell(37868.0, 36868.0, decimals=0)
+    assert (cell.lines("±"), cell.flagged) == (["37,868", "36,868", "-1,000"], False)
+    table = dataclasses.replace(table, rows=[Row("toy", "log", [cell])])
+    assert ",37868,36868,,-1000,,strict" in comma_separated(table)
 
 
 def test_files(tmp_path):

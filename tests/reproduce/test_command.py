@@ -238,10 +238,26 @@ def test_statistics(reproduce, runs, real_log):
     assert runs == []
     rows = (OUT / "strict" / "table2-toy.csv").read_text().splitlines()
     assert rows[1:4] == [
-        "toy,target domain,users,,9,,,,strict,seed 0,real",
-        "toy,target domain,items,,270,,,,strict,seed 0,real",
-        "toy,target domain,events,,270,,,,strict,seed 0,real",
+        "toy,target domain,users,7996,9,,-7987,,strict,seed 0,real",
+        "toy,target domain,items,37868,270,,-37598,,strict,seed 0,real",
+        "toy,target domain,events,114487,270,,-114217,,strict,seed 0,real",
     ]  # fmt: skip
+
+
+def test_statistics_are_of_the_whole_log(reproduce, runs, real_log, tmp_path):
+    log = tmp_path / "amazon_toy.csv"
+    log.write_text(log.read_text() + "who,once,1\n")  # too few events to be used
+    assert reproduce("--table=2", real_log).status == 0
+    rows = (OUT / "strict" / "table2-toy.csv").read_text().splitlines()
+    assert [row.split(",")[4] for row in rows[1:4]] == ["10", "271", "271"]
+
+
+@pytest.mark.parametrize("flag", [SIMULATED, "--config.data.target=mine.csv"])
+def test_statistics_of_another_log_than_the_papers(reproduce, runs, real_log, tmp_path, flag):
+    (tmp_path / "amazon_toy.csv").rename(tmp_path / "mine.csv")
+    assert reproduce("--table=2", real_log, flag).status == 0
+    rows = (OUT / "strict" / "table2-toy.csv").read_text().splitlines()
+    assert [row.split(",")[3] for row in rows[1:4]] == ["", "", ""]
 
 
 def test_simulated_figures_stand_beside_none_of_the_paper(reproduce, runs, simulated):
