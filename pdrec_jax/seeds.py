@@ -32,7 +32,7 @@ from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.report import is_written, write_report
 from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
-from pdrec_jax.training import Run
+from pdrec_jax.training import Diverged, Run
 from pdrec_jax.training_together import fit_together
 from pdrec_jax.workdir import PER_USER, Workdir, seed_folder
 
@@ -195,7 +195,11 @@ def _run_all(
     paths: Sequence[Path],
     run_one: RunOne,
 ) -> dict[str, Any]:
-    """Runs what is left of all seeds, see ``run``; returns the results of all."""
+    """Runs what is left of all seeds, see ``run``; returns the results of all.
+
+    Raises:
+      Diverged: the first encoder that did; all other seeds are finished.
+    """
     configs, data = [given.config for given, _ in prepared], prepared[0][1]
     if config.stage != "encoder":
         for own, one, where in zip(configs, prepared, paths, strict=True):
@@ -205,13 +209,19 @@ def _run_all(
     # On a mesh all devices work for one seed, and the data of a mapped log is for one at a time.
     alone = prepared[0][0].mesh is not None or prepared[0][0].split.train.mapped
     at_once = 1 if alone else config.seeds_at_once
+    diverged: dict[int, Diverged] = {}  # by seed
     if config.stage != "diffusion" and at_once != 1:
         for variant in config.encoder.variants:
-            _train_together(config, variant, prepared, paths)
-    results = [
-        run_one(own, files, where, one)
-        for own, one, where in zip(configs, prepared, paths, strict=True)
-    ]
+            diverged = {**_train_together(config, variant, prepared, paths), **diverged}
+    results = []
+    for own, one, where in zip(configs, prepared, paths, strict=True):
+        if own.seed not in diverged:
+            try:
+                results.append(run_one(own, files, where, one))
+            except Diverged as error:
+                diverged[own.seed] = error
+    if diverged:
+        raise next(iter(diverged.values()))
     places = [
         Workdir(where, own, data["source"]) for where, own in zip(paths, configs, strict=True)
     ]
@@ -241,11 +251,15 @@ def _run_all(
 
 def _train_together(
     config: ConfigDict, variant: str, prepared: Sequence[Prepared], paths: Sequence[Path]
-) -> None:
-    """Trains a variant of the encoder for all seeds that lack it, up to its best parameters."""
+) -> dict[int, Diverged]:
+    """Trains a variant of the encoder for all seeds that lack it, up to its best parameters.
+
+    Returns:
+      what has ended the training of those that diverged, by seed.
+    """
     key = phases.encoder_key(config, variant)
     with contextlib.ExitStack() as stack:
-        trainings, logs = [], []
+        trainings, logs, numbers = [], [], []
         for (given, data), path in zip(prepared, paths, strict=True):
             place = Workdir(path, given.config, data["source"])
             # Of a run that was kept there are results, and no phases.
@@ -262,16 +276,21 @@ def _train_together(
                 preferences = phases.own_preferences(given, path, log)
             trainings.append(phases.encoder_training(given, variant, preferences, path))
             logs.append(log)
-        if len(trainings) > 1:
-            began = time.monotonic()
-            train_together(trainings, logs, config.seeds_at_once, key)
-            spent = time.monotonic() - began
-            logs[0].phase(f"{key}: {len(trainings)} seeds side by side in {spent:.0f} s")
+            numbers.append(given.config.seed)
+        if len(trainings) < 2:
+            return {}
+        began = time.monotonic()
+        ended = train_together(trainings, logs, config.seeds_at_once, key)
+        spent = time.monotonic() - began
+        logs[0].phase(f"{key}: {len(trainings)} seeds side by side in {spent:.0f} s")
+        return {
+            seed: error for seed, error in zip(numbers, ended, strict=True) if error is not None
+        }
 
 
 def train_together(
     trainings: Sequence[phases.EncoderTraining], logs: Sequence[MetricLog], at_once: int, label: str
-) -> None:
+) -> list[Diverged | None]:
     """Trains one variant of several seeds, and leaves each as ``phases.encoder_phase`` leaves it.
 
     On an accelerator the seeds of a group share one program; on a processor, which such a program
@@ -283,23 +302,29 @@ def train_together(
       at_once: seeds in a group, 0 to choose: what fits an accelerator's memory, or a processor's
         cores.
       label: for the progress bar.
+
+    Returns:
+      of each seed what has ended its training, None where it came to its end.
     """
     shared = jax.default_backend() != "cpu"
-    runs = [
+    every = [
         Run(made.task, made.settings, made.store, log)
         for made, log in zip(trainings, logs, strict=True)
     ]
-    runs = [run for run in runs if not run.finished]
+    runs = [run for run in every if not run.finished]
     if not runs:
-        return
+        return [None] * len(every)
     if not at_once:
         at_once = together.seeds_that_fit(runs[0].state) if shared else _cores()
-    if shared:
-        groups = [runs[i : i + at_once] for i in range(0, len(runs), at_once)]
-        for group in groups:
-            fit_together(group, label, together.run_epochs)
-    else:
-        fit_together(runs, label, workers=min(at_once, len(runs)))
+    width = at_once if shared else len(runs)
+    for begin in range(0, len(runs), width):
+        group = runs[begin : begin + width]
+        with contextlib.suppress(Diverged):  # the runs have it, and the other groups their turn
+            if shared:
+                fit_together(group, label, together.run_epochs)
+            else:
+                fit_together(group, label, workers=min(at_once, len(group)))
+    return [run.diverged for run in every]
 
 
 def _cores() -> int:

@@ -58,6 +58,10 @@ def epoch_values(losses: np.ndarray, rate: float) -> dict[str, float]:
     return values
 
 
+class Diverged(UserError):
+    """Losses, scores or parameters have left the range of floats."""
+
+
 class Task(Protocol):
     """What the loop trains."""
 
@@ -178,11 +182,13 @@ class Run:
       state: of the last epoch, whose arrays the next epoch may take.
       course: how far the run has come.
       shown: what a progress bar shows beside its count.
+      diverged: what has ended it before its time, beside others that train on; None of any other.
     """
 
     def __init__(self, task: Task, settings: LoopSettings, store: Store, log: MetricLog):
         self.task, self.settings, self.store, self.log = task, settings, store, log
         self.shown: dict[str, float] = {}
+        self.diverged: Diverged | None = None
         like = task.abstract()  # only shapes: two states may be more than fits
         self.state: Tree = None
         best = self._restored("best", like["params"])
@@ -236,7 +242,8 @@ class Run:
           seconds: that the epoch took.
 
         Raises:
-          UserError: a loss that is not finite, or parameters that would be kept.
+          Diverged: a loss that is not finite, or parameters that would be kept.
+          UserError: the state is due, and cannot be saved.
         """
         settings, course = self.settings, self.course
         epoch, self.state = course.epoch + 1, state
@@ -265,7 +272,7 @@ class Run:
         if processes.any_of(time.monotonic() - self._saved_at >= settings.save_seconds):
             self.save(behind=settings.save_behind)
 
-    def _diverged(self, what: str, values: dict[str, float] | None = None) -> UserError:
+    def _diverged(self, what: str, values: dict[str, float] | None = None) -> Diverged:
         """What is raised where numbers have left the range of floats."""
         if values is not None:
             what += f" at learning rate {values['learning_rate']:.3g}"
@@ -273,7 +280,7 @@ class Run:
         if self._last_saved is not None:
             kept = f"the last good state is that of epoch {self._last_saved} in "
             kept += f"{self.store.directory / 'state'}"
-        return UserError(
+        return Diverged(
             f"{self.task.name}: {what}; {kept}. A smaller learning rate in another workdir usually "
             "helps"
         )
@@ -282,8 +289,9 @@ class Run:
         """Saves the state, by the number of its steps.
 
         Raises:
-          UserError: parameters or losses are not finite; they are not to take the place of those
+          Diverged: parameters or losses are not finite; they are not to take the place of those
             that are.
+          UserError: see ``Store.save``.
         """
         course, step = self.course, self._step()
         if step == self._saved_step:
@@ -347,7 +355,7 @@ def fit(task: Task, settings: LoopSettings, store: Store, log: MetricLog) -> Fit
       The parameters of the best epoch.
 
     Raises:
-      UserError: a loss that is not finite.
+      Diverged: a loss that is not finite.
       Interrupted: a signal came; the state is saved.
     """
     with interrupts.deferred(), store.finishing():

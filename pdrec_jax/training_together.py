@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pdrec_jax import interrupts
-from pdrec_jax.errors import UserError
-from pdrec_jax.training import Run, Tree
+from pdrec_jax.errors import UserError, warn
+from pdrec_jax.training import Diverged, Run, Tree
 
 # From the tasks of a group, their states and the epoch to the new states and values.
 RunEpochs = Callable[[Sequence[Any], Sequence[Tree], int], list[tuple[Tree, dict[str, float]]]]
@@ -21,8 +21,10 @@ def fit_together(
 ) -> None:
     """Trains several runs side by side, each to its own end, as ``fit`` would one after another.
 
-    A run that stops leaves the group at once, and its store is then what ``fit`` leaves. Runs that
-    a kill has left at different epochs first come level: those that are behind go alone.
+    A run that stops leaves the group at once, and its store is then what ``fit`` leaves. So does
+    one that diverges: its error is warned of, kept in ``Run.diverged`` and raised once the others
+    have come to their end. Runs that a kill has left at different epochs first come level: those
+    that are behind go alone.
 
     Args:
       runs: of tasks with the same number of steps; finished ones are passed over.
@@ -31,7 +33,8 @@ def fit_together(
       workers: threads that train and evaluate tasks at the same time.
 
     Raises:
-      UserError: a loss that is not finite.
+      Diverged: the first that did; the others are trained.
+      UserError: a state cannot be saved.
       Interrupted: a signal came; the states are saved.
     """
 
@@ -54,7 +57,7 @@ def fit_together(
     ):
         for run in runs:
             stores.enter_context(run.store.finishing())
-        while going := [run for run in runs if not run.close_if_stopped()]:
+        while going := [r for r in runs if r.diverged is None and not r.close_if_stopped()]:
             epoch = 1 + min(run.course.epoch for run in going)
             group = [run for run in going if run.course.epoch + 1 == epoch]
             begun = time.monotonic()
@@ -70,16 +73,27 @@ def fit_together(
             compiled = True
             share = (time.monotonic() - begun) / len(group)
             for run, (state, values) in zip(group, trained, strict=True):
-                run.settle(state, values, share)
+                try:
+                    run.settle(state, values, share)
+                except Diverged as error:
+                    run.diverged, run.state = error, None  # what it takes is for the others
+                    if len(going) > 1:
+                        warn(f"{run.store.directory}: {error}; the seeds beside it train on")
                 bar.update(run.task.steps, **run.shown)
             if interrupts.pending():
-                saved, diverged = [], []
+                saved, unsaved = [], _diverged(runs)
                 for run in runs:
-                    if not run.close_if_stopped():
+                    if run.diverged is None and not run.close_if_stopped():
                         try:
                             saved.append(run.interrupt())
                         except UserError as error:  # the others are saved all the same
-                            diverged.append(error)
-                if diverged:
-                    raise diverged[0]
+                            unsaved.append(error)
+                if unsaved:
+                    raise unsaved[0]
                 interrupts.stop("; ".join(saved))
+    if found := _diverged(runs):
+        raise found[0]
+
+
+def _diverged(runs: Sequence[Run]) -> list[UserError]:
+    return [run.diverged for run in runs if run.diverged is not None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from pdrec_jax.encoders.stage import build, loop_settings
 from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.evaluation.protocol import STRICT
 from pdrec_jax.metric_log import MetricLog
-from pdrec_jax.training import Run, fit
+from pdrec_jax.training import Diverged, Run, fit
 from pdrec_jax.training_together import fit_together
 
 EVERYTHING = "hbr+nns+dpa"
@@ -166,6 +167,33 @@ class TestToTheEnd:
             assert again.course == course
             epochs.append(course.epoch)
         assert len(set(epochs)) > 1  # a seed stopped while another went on
+
+    @pytest.mark.parametrize(("vmapped", "workers"), [(True, 1), (False, 2)])
+    def test_one_that_diverges_leaves_the_others(
+        self, tasks, settings, tmp_path, vmapped, workers, capsys, monkeypatch
+    ):
+        made = tasks("base")
+        settings = dataclasses.replace(settings, epochs=3, save_seconds=0.0)
+        stores = [Store(tmp_path / str(i)) for i in range(3)]
+        measure = Run.measure
+
+        def broken(run: Run, state, values) -> None:
+            if (run.store, run.course.epoch) == (stores[1], 1):
+                values["loss"] = math.nan
+            measure(run, state, values)
+
+        monkeypatch.setattr(Run, "measure", broken)
+        runs = [Run(made[i], settings, stores[i], log(None)) for i in range(3)]
+        with pytest.raises(Diverged, match=r"^x: the loss is nan in epoch 2"):
+            fit_together(runs, "x", together.run_epochs if vmapped else None, workers)
+        warning = f"warning: {stores[1].directory}: x: the loss is nan in epoch 2 "
+        assert capsys.readouterr().err.startswith(warning)
+        assert [store.step("best") is None for store in stores] == [False, True, False]
+        assert stores[1].step("state") == made[0].steps  # the last good one
+        for index in (0, 2):
+            expected = fit(made[index], settings, Store(tmp_path / f"a{index}"), log(None)).course
+            assert runs[index].fitted.course.best_epoch == expected.best_epoch
+            assert runs[index].fitted.course.best == pytest.approx(expected.best, abs=1e-5)
 
     def test_killed_between_two_saves(self, tasks, settings, tmp_path):
         made = tasks("base")

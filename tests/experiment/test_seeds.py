@@ -1,6 +1,7 @@
 """Several seeds in one run: what each is, what they come to, and what happens when it is killed."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pdrec_jax import keep, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
+from pdrec_jax.training import Run
 
 KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
 SEEDS = "--config.seeds=2"
@@ -194,6 +196,29 @@ def test_killed_while_two_train(two, call, tmp_path, monkeypatch, vmapped):
         assert ours["best_epoch"] == expected["best_epoch"]
         assert ours["sampled"] == pytest.approx(expected["sampled"], abs=1e-5)
     assert done.half_written == []
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_one_that_diverges_leaves_the_others(two, call, tmp_path, monkeypatch, at_once):
+    measure = Run.measure
+
+    def broken(run: Run, state: Any, values: dict[str, float]) -> None:
+        if "seed-0/encoders/sasrec+" in str(run.store.directory):
+            values["loss"] = math.nan
+        measure(run, state, values)
+
+    flags = [SEEDS, SAME_LOG, f"--config.seeds_at_once={at_once}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "measure", broken)
+        done = call(tmp_path, *flags)
+    assert done.status == 2
+    assert f"error: {KEYS[2]}: the loss is nan in epoch 1 at learning rate" in done.err
+    assert not (tmp_path / "results.json").exists()
+    assert json.loads((tmp_path / "seed-0/results.json").read_text())["stage"] == "diffusion"
+    found = json.loads((tmp_path / "seed-1/results.json").read_text())
+    for model, expected in zip(found["models"], two.results["models"], strict=True):
+        ours = expected["by_seed"]["sampled"]["NDCG@10"][1]
+        assert model["sampled"]["NDCG@10"] == pytest.approx(ours, abs=1e-5)
 
 
 def test_killed_while_a_seed_is_mended(two, call, tmp_path, monkeypatch):
