@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases, processes, run_models
+from pdrec_jax import memory, phases, processes, run_models
+from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.encoders import together
@@ -219,7 +220,7 @@ def _run_all(
             try:
                 results.append(run_one(own, files, where, one))
             except Diverged as error:
-                diverged[own.seed] = error
+                diverged[own.seed] = error.with_traceback(None)
     if diverged:
         raise next(iter(diverged.values()))
     places = [
@@ -254,77 +255,89 @@ def _train_together(
 ) -> dict[int, Diverged]:
     """Trains a variant of the encoder for all seeds that lack it, up to its best parameters.
 
+    Each is left as ``phases.encoder_phase`` leaves it. Seeds go in groups of ``seeds_at_once``, and
+    a group's data, states and best parameters are gone before the next one's are made.
+
     Returns:
       what has ended the training of those that diverged, by seed.
     """
-    key = phases.encoder_key(config, variant)
-    with contextlib.ExitStack() as stack:
-        trainings, logs, numbers = [], [], []
-        for (given, data), path in zip(prepared, paths, strict=True):
-            place = Workdir(path, given.config, data["source"])
-            # Of a run that was kept there are results, and no phases.
-            if place.results_of("encoder") is not None or place.phases.find(key) is not None:
-                continue
-            stack.enter_context(place.held(data))
-            log = stack.enter_context(open_log(given.config, place))
-            preferences = None
-            if variant != "base" and config.preferences_from:
-                preferences = phases.read_preferences(
-                    given, phases.of_seed(config.preferences_from, given.config.seed)
-                )
-            elif variant != "base":
-                preferences = phases.own_preferences(given, path, log)
-            trainings.append(phases.encoder_training(given, variant, preferences, path))
-            logs.append(log)
-            numbers.append(given.config.seed)
-        if len(trainings) < 2:
-            return {}
-        began = time.monotonic()
-        ended = train_together(trainings, logs, config.seeds_at_once, key)
-        spent = time.monotonic() - began
-        logs[0].phase(f"{key}: {len(trainings)} seeds side by side in {spent:.0f} s")
-        return {
-            seed: error for seed, error in zip(numbers, ended, strict=True) if error is not None
-        }
+    key, left = phases.encoder_key(config, variant), []
+    for (given, data), path in zip(prepared, paths, strict=True):
+        place = Workdir(path, given.config, data["source"])
+        # Of a run that was kept there are results, and no phases.
+        done = place.results_of("encoder") is not None or place.phases.find(key) is not None
+        if not done and Store(path / "encoders" / key).step("best") is None:
+            left.append((given, data, place))
+    if len(left) < 2:
+        return {}
+    at_once = config.seeds_at_once
+    if not at_once and not _share_a_program():
+        at_once = _cores()
+    diverged: dict[int, Diverged] = {}
+    while left:
+        with contextlib.ExitStack() as stack:
+            group: list[tuple[phases.EncoderTraining, MetricLog]] = []
+            numbers = []
+            while left and len(group) < (at_once or 1):
+                given, data, place = left.pop(0)
+                stack.enter_context(place.held(data))
+                log = stack.enter_context(open_log(given.config, place))
+                group.append((_training(given, variant, place.path, log), log))
+                numbers.append(given.config.seed)
+                if not at_once:  # the first one tells
+                    task = group[0][0].task
+                    at_once = together.seeds_that_fit(task.abstract(), task.data)
+                    del task
+            ended = train_together(group, key)
+            del group
+        diverged |= {seed: error for seed, error in zip(numbers, ended, strict=True) if error}
+        memory.release()
+    return diverged
+
+
+def _training(given: Given, variant: str, path: Path, log: MetricLog) -> phases.EncoderTraining:
+    """Builds what trains a variant of a seed; of its preferences it keeps what the steps read."""
+    config, preferences = given.config, None
+    if variant != "base" and config.preferences_from:
+        source = phases.of_seed(config.preferences_from, config.seed)
+        preferences = phases.read_preferences(given, source)
+    elif variant != "base":
+        preferences = phases.own_preferences(given, path, log)
+    return phases.encoder_training(given, variant, preferences, path)
 
 
 def train_together(
-    trainings: Sequence[phases.EncoderTraining], logs: Sequence[MetricLog], at_once: int, label: str
+    group: Sequence[tuple[phases.EncoderTraining, MetricLog]], label: str
 ) -> list[Diverged | None]:
-    """Trains one variant of several seeds, and leaves each as ``phases.encoder_phase`` leaves it.
+    """Trains one variant of several seeds at the same time.
 
-    On an accelerator the seeds of a group share one program; on a processor, which such a program
-    keeps no busier, a thread each.
+    On an accelerator they share one program; on a processor, which such a program keeps no busier,
+    each has a thread.
 
     Args:
-      trainings: a seed each.
-      logs: of the seeds' runs.
-      at_once: seeds in a group, 0 to choose: what fits an accelerator's memory, or a processor's
-        cores.
+      group: of each seed its training and the log of its run.
       label: for the progress bar.
 
     Returns:
       of each seed what has ended its training, None where it came to its end.
     """
-    shared = jax.default_backend() != "cpu"
-    every = [
-        Run(made.task, made.settings, made.store, log)
-        for made, log in zip(trainings, logs, strict=True)
-    ]
-    runs = [run for run in every if not run.finished]
-    if not runs:
-        return [None] * len(every)
-    if not at_once:
-        at_once = together.seeds_that_fit(runs[0].state) if shared else _cores()
-    width = at_once if shared else len(runs)
-    for begin in range(0, len(runs), width):
-        group = runs[begin : begin + width]
-        with contextlib.suppress(Diverged):  # the runs have it, and the other groups their turn
-            if shared:
-                fit_together(group, label, together.run_epochs)
-            else:
-                fit_together(group, label, workers=min(at_once, len(group)))
-    return [run.diverged for run in every]
+    began = time.monotonic()
+    runs = [Run(made.task, made.settings, made.store, log) for made, log in group]
+    with contextlib.suppress(Diverged):  # the run has it
+        if _share_a_program():
+            fit_together(runs, label, together.run_epochs)
+        else:
+            fit_together(runs, label, workers=len(runs))
+    if len(runs) > 1:
+        spent = time.monotonic() - began
+        runs[0].log.phase(f"{label}: {len(runs)} seeds side by side in {spent:.0f} s")
+    # A traceback would hold on to all that the group has.
+    return [error and error.with_traceback(None) for error in (run.diverged for run in runs)]
+
+
+def _share_a_program() -> bool:
+    """Whether seeds train side by side in one program, see ``encoders.together``."""
+    return jax.default_backend() != "cpu"
 
 
 def _cores() -> int:

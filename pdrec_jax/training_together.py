@@ -76,7 +76,8 @@ def fit_together(
                 try:
                     run.settle(state, values, share)
                 except Diverged as error:
-                    run.diverged, run.state = error, None  # what it takes is for the others
+                    # A traceback would hold on to what the others may need.
+                    run.diverged, run.state = error.with_traceback(None), None
                     if len(going) > 1:
                         warn(f"{run.store.directory}: {error}; the seeds beside it train on")
                 bar.update(run.task.steps, **run.shown)

@@ -93,21 +93,27 @@ def run_epochs(
     return [trained[index] for index in range(len(tasks))]
 
 
-def seeds_that_fit(state: dict[str, Any]) -> int:
+def seeds_that_fit(state: dict[str, Any], data: TrainingData) -> int:
     """How many seeds the accelerator's free memory holds at once, at least 1.
 
     Args:
-      state: of one seed. A seed needs it about six times: as it is, before and after the epoch,
-        stacked before and after, and once for gradients, the best parameters and the step's own
-        arrays.
+      state: of one seed, or its shapes. A seed needs it about six times: as it is, before and after
+        the epoch, stacked before and after, and once for gradients, the best parameters and the
+        step's own arrays.
+      data: of one seed, which needs it about three times: as it is, stacked, and once for what the
+        epochs are evaluated on.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return 1
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return max(1, int(free // (6 * size)))
+    return max(1, int(free // (6 * _size(state) + 3 * _size(data))))
+
+
+def _size(tree: Any) -> int:
+    """Bytes of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _own(data: TrainingData) -> tuple[Array, Array, Array]:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import types
 
 import jax
 import numpy as np
@@ -133,6 +134,21 @@ def test_row_by_row_goes_alone(tasks, monkeypatch):
     monkeypatch.setattr(EncoderTask, "run_epoch", lambda task, *_: (task.config.seed, values))
     states = [task.initial() for task in made]
     assert together.run_epochs(made, states, 1) == [(seed, values) for seed in range(3)]
+
+
+def test_seeds_that_fit(tasks, monkeypatch):
+    (task,) = tasks(EVERYTHING, seeds=(0,))
+    sizes = [
+        sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (task.initial(), task.data)
+    ]
+    stats = {"bytes_limit": 4 * (6 * sizes[0] + 3 * sizes[1]) + 999, "bytes_in_use": 1000}
+    device = types.SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(together.jax, "local_devices", lambda: [device])
+    assert together.seeds_that_fit(task.abstract(), task.data) == 3
+    stats["bytes_in_use"] -= 1
+    assert together.seeds_that_fit(task.abstract(), task.data) == 4
+    stats["bytes_in_use"] = stats["bytes_limit"]
+    assert together.seeds_that_fit(task.abstract(), task.data) == 1
 
 
 class TestToTheEnd:

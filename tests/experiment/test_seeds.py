@@ -1,15 +1,17 @@
 """Several seeds in one run: what each is, what they come to, and what happens when it is killed."""
 
+import gc
 import json
 import math
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pdrec_jax import keep, seeds
+from pdrec_jax import keep, phases, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
@@ -219,6 +221,31 @@ def test_one_that_diverges_leaves_the_others(two, call, tmp_path, monkeypatch, a
     for model, expected in zip(found["models"], two.results["models"], strict=True):
         ours = expected["by_seed"]["sampled"]["NDCG@10"][1]
         assert model["sampled"]["NDCG@10"] == pytest.approx(ours, abs=1e-5)
+
+
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_a_group_at_a_time(call, tmp_path, monkeypatch, vmapped):
+    if vmapped:
+        monkeypatch.setattr(seeds.jax, "default_backend", lambda: "gpu")
+    alive: list[weakref.ref] = []
+    groups, build, fit = [], phases.encoder_training, seeds.fit_together
+
+    def counted(*arguments: Any) -> phases.EncoderTraining:
+        made = build(*arguments)
+        alive.append(weakref.ref(made.task))
+        return made
+
+    def noted(runs: list[Run], *arguments: Any, **named: Any) -> None:
+        gc.collect()
+        groups.append(len(runs))
+        assert sum(each() is not None for each in alive) == len(runs)
+        fit(runs, *arguments, **named)
+
+    monkeypatch.setattr(phases, "encoder_training", counted)
+    monkeypatch.setattr(seeds, "fit_together", noted)
+    flags = ["--config.seeds=3", "--config.stage=encoder", "--config.encoder.variants=('base',)"]
+    done = call(tmp_path, *flags, SAME_LOG, "--config.seeds_at_once=2")
+    assert (done.status, groups) == (0, [2, 1]), done.err
 
 
 def test_killed_while_a_seed_is_mended(two, call, tmp_path, monkeypatch):
