@@ -29,7 +29,7 @@ from pdrec_jax.report.report import write_report
 from pdrec_jax.report.tables import results_table, title
 from pdrec_jax.seeds import complete_report, open_log, preferences_at_hand, run_head
 from pdrec_jax.settings import apply_overrides, apply_protocol, validate
-from pdrec_jax.workdir import PER_USER, Workdir
+from pdrec_jax.workdir import CONFIG, PER_USER, Workdir
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -54,6 +54,8 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
     config, files = resolve(config, by_hand)
     compilation.use_cache(config.compilation_cache)
     path = Path(workdir or default_workdir(config, files is None))
+    if not (path / CONFIG).is_file():  # what was begun goes on as it is
+        phases.require_like_source(config, by_hand)
     if config.seeds == 1:
         return run_one(config, files, path)
     return seeds.run(config, files, path, run_one)

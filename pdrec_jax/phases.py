@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pdrec_jax.checkpoints import NoCheckpoint, Store
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.preferences import (
     Preferences,
+    identity,
     load_preferences,
     save_preferences,
 )
@@ -37,6 +38,10 @@ _FEW_ITEMS = 8  # enough to see whether an encoder is one
 # Fields of a diffusion model's section that do not decide what is trained. Another seed trains
 # another model of the same kind.
 _OF_NO_MODEL = ("seed", "block", "both")
+# Those beside them that need not have made other preferences: when training looks at itself and
+# stops, and the weighting, of which it counts what came of it on the log.
+_OF_NO_PREFERENCES = (*_OF_NO_MODEL, "patience", "evaluate_every", "weighting")
+_IDENTITY = "identity"  # of borrowed preferences, in the record of their phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +236,11 @@ def _by_sasrec(given: Given, workdir: Path, log: MetricLog) -> Preferences:
 def borrowed_phase(
     given: Given, preferences: Preferences, workdir: Path, log: MetricLog
 ) -> Outcome:
-    """Stands in for the preferences phase where they are another run's."""
+    """Stands in for the preferences phase where they are another run's, and notes which."""
     del workdir
-    return _effects(given, preferences, log)
+    outcome = _effects(given, preferences, log)
+    outcome.record[_IDENTITY] = identity(preferences)
+    return outcome
 
 
 def _effects(given: Given, preferences: Preferences, log: MetricLog) -> Outcome:
@@ -277,6 +284,51 @@ def read_preferences(given: Given, workdir: Path) -> Preferences:
                 f"({_shown(made[name])}), expected {_shown(expected)}"
             )
     return load_preferences(store, given.split, pool_rules(given.config, given.protocol))
+
+
+def read_borrowed(given: Given, place: Workdir) -> Preferences:
+    """Reads the preferences of another run for the run that is in a directory.
+
+    Raises:
+      UserError: see ``read_preferences``; or the run has begun with others, which were in their
+        place before.
+    """
+    source = of_seed(given.config.preferences_from, given.config.seed)
+    preferences = read_preferences(given, source)
+    begun = (place.phases.find("preferences") or {}).get(_IDENTITY)
+    if begun is not None and begun != identity(preferences):
+        raise UserError(
+            f"config.preferences_from: the preferences in {source} are others than those that the "
+            f"run in {place.path} was begun with; name another --workdir, or put those back"
+        )
+    return preferences
+
+
+def require_like_source(config: ConfigDict, by_hand: Collection[str]) -> None:
+    """Checks that no field set by hand says otherwise of preferences than the run they are from.
+
+    Args:
+      config: of a run that is to begin.
+      by_hand: the fields that the command line sets; what a config file has is not held against
+        another run, which may have been made with another variant of it.
+
+    Raises:
+      UserError: one does.
+    """
+    borrowed = config.preferences_from and needs_preferences(config)
+    if not borrowed or config.preferences_by != "diffusion":
+        return
+    source = of_seed(config.preferences_from, config.seed)
+    saved = saved_config(source)
+    if saved is None or saved.preferences_by != "diffusion":
+        return
+    for name, value in config.diffusion.items():
+        other = saved.diffusion[name]
+        if f"diffusion.{name}" in by_hand and name not in _OF_NO_PREFERENCES and other != value:
+            raise UserError(
+                f"config.preferences_from: the preferences in {source} were made with "
+                f"diffusion.{name} {other!r}, expected {value!r}"
+            )
 
 
 def _origin(given: Given) -> dict[str, Any]:

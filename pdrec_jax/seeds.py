@@ -88,7 +88,7 @@ def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
     if config.stage != "encoder" or not phases.needs_preferences(config):
         return None
     if config.preferences_from:
-        return phases.read_preferences(given, phases.of_seed(config.preferences_from, config.seed))
+        return phases.read_borrowed(given, place)
     done = place.phases.find("preferences") is not None
     if not done and not phases.can_compute_preferences(config, place):
         raise UserError(
@@ -282,7 +282,7 @@ def _train_together(
                 given, data, place = left.pop(0)
                 stack.enter_context(place.held(data))
                 log = stack.enter_context(open_log(given.config, place))
-                group.append((_training(given, variant, place.path, log), log))
+                group.append((_training(given, variant, place, log), log))
                 numbers.append(given.config.seed)
                 if not at_once:  # the first one tells
                     task = group[0][0].task
@@ -295,15 +295,14 @@ def _train_together(
     return diverged
 
 
-def _training(given: Given, variant: str, path: Path, log: MetricLog) -> phases.EncoderTraining:
+def _training(given: Given, variant: str, place: Workdir, log: MetricLog) -> phases.EncoderTraining:
     """Builds what trains a variant of a seed; of its preferences it keeps what the steps read."""
-    config, preferences = given.config, None
-    if variant != "base" and config.preferences_from:
-        source = phases.of_seed(config.preferences_from, config.seed)
-        preferences = phases.read_preferences(given, source)
+    preferences = None
+    if variant != "base" and given.config.preferences_from:
+        preferences = phases.read_borrowed(given, place)
     elif variant != "base":
-        preferences = phases.own_preferences(given, path, log)
-    return phases.encoder_training(given, variant, preferences, path)
+        preferences = phases.own_preferences(given, place.path, log)
+    return phases.encoder_training(given, variant, preferences, place.path)
 
 
 def train_together(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -327,6 +328,15 @@ def load_preferences(store: Store, split: Split, rules: PoolRules) -> Preference
     }
     tree, _ = store.restore("preferences", like)
     return Preferences(**{name: np.asarray(value) for name, value in tree.items()})
+
+
+def identity(preferences: Preferences) -> str:
+    """Tells preferences from others by what is in them, wherever and whenever they were saved."""
+    digest = hashlib.sha256()
+    for name, array in _tree(preferences).items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _tree(preferences: Preferences) -> dict[str, np.ndarray]:

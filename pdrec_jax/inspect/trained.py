@@ -78,7 +78,10 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
         origin = Workdir.open(source) if (source / "config.json").is_file() else None
     preferences = None
     if place.phases.require_sound("preferences") is not None:
-        preferences = phases.read_preferences(given, source)
+        own = source == path
+        preferences = (
+            phases.read_preferences(given, path) if own else phases.read_borrowed(given, place)
+        )
     return TrainedRun(place, given, data, models, preferences, origin)
 
 

@@ -4,7 +4,12 @@ import shutil
 
 import pytest
 
+from pdrec_jax import phases
 from pdrec_jax.checkpoints import Store
+from pdrec_jax.errors import UserError
+from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.phase_records import PhaseRecords
+from pdrec_jax.workdir import Workdir
 
 KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
 DIFFUSION, ENCODER = "--config.stage=diffusion", "--config.stage=encoder"
@@ -97,6 +102,52 @@ class TestPreferencesOfAnotherRun:
         assert done.err.startswith(start)
         assert done.err.count("\n") == 1
         assert not (tmp_path / "run").exists()
+
+    def test_that_are_others_since(self, strict, call, tmp_path, monkeypatch) -> None:
+        source, run = tmp_path / "source", tmp_path / "run"
+        shutil.copytree(strict.path, source)
+        flags = [ENCODER, f"--config.preferences_from={source}"]
+        flags += ["--config.encoder.variants=('hbr','nns')"]
+        write = MetricLog.write
+
+        def write_and_die(log: MetricLog, name: str, epoch: int, **values: float) -> None:
+            write(log, name, epoch, **values)
+            if name == "sasrec+nns":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MetricLog, "write", write_and_die)
+            assert call(run, *flags).status == 130
+        other = call(tmp_path / "other", DIFFUSION, "--config.diffusion.learning_rate=0.01")
+        shutil.rmtree(source / "preferences")
+        shutil.copytree(other.path / "preferences", source / "preferences")
+        refused = call(run, *flags)
+        assert refused.status == 2
+        assert refused.err.endswith(
+            f"error: config.preferences_from: the preferences in {source} are others than those "
+            f"that the run in {run} was begun with; name another --workdir, or put those back\n"
+        )
+        # Nothing is known of what an earlier version has begun with.
+        records = PhaseRecords(run / "phases")
+        record = records.find("preferences")
+        assert record.pop("identity")
+        records.finish("preferences", record)
+        assert call(run, *flags).status == 0
+
+    def test_a_field_by_hand_that_contradicts_them(self, strict, call, flags, tmp_path) -> None:
+        done = call(tmp_path / "run", *flags, "--config.diffusion.w_min=0.4")
+        assert (done.status, (tmp_path / "run").exists()) == (2, False)
+        assert done.err == (
+            f"error: config.preferences_from: the preferences in {strict.path} were made with "
+            "diffusion.w_min 0.5, expected 0.4\n"
+        )
+        config = Workdir.open(strict.path).config
+        config.preferences_from = str(strict.path)
+        config.diffusion.update(w_min=0.4, patience=3, both=True)
+        by_hand = {"diffusion.patience", "diffusion.both", "encoder.epochs"}
+        phases.require_like_source(config, by_hand)  # a config file's own are another variant's
+        with pytest.raises(UserError, match=r"diffusion\.w_min"):
+            phases.require_like_source(config, {*by_hand, "diffusion.w_min"})
 
 
 class TestDiffusionModelOfAnotherRun:
