@@ -312,13 +312,16 @@ def _slow_json(wanted: Columns, skipped: Skipped, block: bytes) -> Batch:
         if record is None:
             skipped["not a JSON object"] += 1
             continue
-        values = [record.get(name) for name in wanted.names]
-        odd = [name for name, value in zip(wanted.names, values, strict=True) if not _plain(value)]
+        values = {name: record.get(name) for name in wanted.names}
+        for name, value in values.items():
+            if name != wanted.time and isinstance(value, float) and value.is_integer():
+                values[name] = int(value)  # 3.0 is who 3 is in the next line
+        odd = [name for name, value in values.items() if not _plain(value, name == wanted.time)]
         if odd:
             expected = "number" if odd[0] == wanted.time else "integer"
             skipped[f"field {shown(odd[0])}: neither {expected} nor text"] += 1
             continue
-        for name, value in zip(wanted.names, values, strict=True):
+        for name, value in values.items():
             columns[name].append(None if value is None else str(value))
     return {
         name: pa.array(
@@ -329,9 +332,12 @@ def _slow_json(wanted: Columns, skipped: Skipped, block: bytes) -> Batch:
     }
 
 
-def _plain(value: object) -> bool:
+def _plain(value: object, is_time: bool) -> bool:
     """Whether a value can be an id or a time, or is none at all."""
-    return value is None or (isinstance(value, str | int | float) and not isinstance(value, bool))
+    if value is None or isinstance(value, str):
+        return True
+    number = isinstance(value, int) or (is_time and isinstance(value, float))
+    return number and not isinstance(value, bool)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -94,6 +94,23 @@ def test_parquet(tmp_path) -> None:
     assert read(tmp_path / "log.parquet") == (EXPECTED, Skipped())
 
 
+def test_ids_of_json_lines_that_are_floats(write) -> None:
+    lines = [
+        '{"user": 3, "item": 7, "time": 1.5}',
+        '{"user": 3.0, "item": 7e0, "time": 2.5}',
+        '{"user": 3.5, "item": 7, "time": 3.5}',
+        '{"user": 3, "item": NaN, "time": 3.5}',
+        '{"user": 3, "item": -Infinity, "time": 3.5}',
+    ]
+    for first in (lines, lines[1:] + lines[:1]):
+        rows, skipped = read(write("log.jsonl", "\n".join(first)))
+        assert sorted(rows) == [("3", "7", "1.5"), ("3", "7", "2.5")]
+        assert skipped == {
+            "field 'user': neither integer nor text": 1,
+            "field 'item': neither integer nor text": 2,
+        }
+
+
 class TestText:
     def test_quotes_line_ends_and_a_byte_order_mark(self, write) -> None:
         text = '\ufeffuser,item,time\r\n"a, b","x ""y""",1\r\n"two\nlines",z,2\r\n\r\n'
