@@ -28,7 +28,7 @@ from pdrec_jax.phases import Outcome
 from pdrec_jax.report.report import write_report
 from pdrec_jax.report.tables import results_table, title
 from pdrec_jax.seeds import complete_report, open_log, preferences_at_hand, run_head
-from pdrec_jax.settings import apply_overrides, apply_protocol, validate
+from pdrec_jax.settings import apply_overrides, validate
 from pdrec_jax.workdir import CONFIG, PER_USER, Workdir
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -70,9 +70,7 @@ def resolve(config: ConfigDict, by_hand: Collection[str]) -> tuple[ConfigDict, l
     Raises:
       UserError: anything the user can mend.
     """
-    # What was chosen for the log at hand counts for more than what suits the paper's.
-    config = sources.adopt(apply_protocol(config, by_hand), by_hand)
-    validate(config)
+    config = sources.validated(config, by_hand)
     files = sources.find_files(config)
     if files is None:
         config = apply_overrides(config, by_hand)

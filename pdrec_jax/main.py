@@ -20,8 +20,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pdrec_jax.command import answered, leave
+from pdrec_jax.data.sources import validated
 from pdrec_jax.errors import UserError
-from pdrec_jax.settings import FIELDS, misfit, require_field, validate
+from pdrec_jax.settings import FIELDS, misfit, require_field
 
 _HELP = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 
@@ -67,7 +68,7 @@ def _main(argv: list[str]) -> None:
         print(help_text())
         return
     command = parse(argv)
-    validate(command.config, command.by_hand)
+    validated(command.config, command.by_hand)
     # Imported here, so that a mistyped flag is answered before JAX is loaded.
     from pdrec_jax import processes
 

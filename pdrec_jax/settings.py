@@ -302,13 +302,23 @@ def misfit(path: str, value: Any, where: str = "config.") -> UserError:
     return UserError(f"{where}{path}: {FIELDS[path].expected} is expected, got {value!r}")
 
 
-def validate(config: ConfigDict, by_hand: Collection[str] | None = None) -> None:
+def validate(config: ConfigDict) -> None:
     """Checks every field's name, type and range, and what must hold between fields.
 
     Args:
-      config: to be checked.
-      by_hand: the fields that the command line sets, where the settings for the protocol are still
-        to be applied: what must hold between fields is then asked of the config with them.
+      config: as a run has it, with the settings for its protocol and its log.
+
+    Raises:
+      UserError: the first that is wrong.
+    """
+    require_fields(config)
+    require_consistent(config)
+    for path in (*_OF_PROTOCOLS, "simulation.overrides"):
+        _overrides_of(config, path)
+
+
+def require_fields(config: ConfigDict) -> None:
+    """Checks every field's name, type and range.
 
     Raises:
       UserError: the first that is wrong.
@@ -321,10 +331,6 @@ def validate(config: ConfigDict, by_hand: Collection[str] | None = None) -> None
             raise UserError(f"config.{path}: missing, {field.expected} is expected")
         if not field.fits(found[path]):
             raise misfit(path, found[path])
-    applied = config if by_hand is None else apply_protocol(config, by_hand)
-    require_consistent(applied)
-    for path in (*_OF_PROTOCOLS, "simulation.overrides"):
-        _overrides_of(applied, path)
 
 
 def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:

@@ -405,6 +405,7 @@ class TestStart:
         [
             ("--config.sed=1", "config.sed: unknown field, did you mean config.seed?"),
             ("--config.seed=-1", "config.seed: an integer of at least 0 and at most 2147483647"),
+            ("--config.data.path=none", "config.data.path: none/prepared.json: cannot be read"),
         ],
     )
     def test_a_mistyped_flag_is_answered_before_the_heavy_imports(self, flag, message) -> None:

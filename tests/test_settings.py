@@ -367,11 +367,11 @@ def test_settings_for_reference() -> None:
 def test_settings_for_strict_count_where_fields_must_agree() -> None:
     chosen = (("encoder.negatives", 4),)
     config = config_with(strict_overrides=chosen, nns__placement="instead")
-    validate(config, {"nns.placement"})
+    validate(apply_protocol(config, {"nns.placement"}))
     with pytest.raises(UserError, match=r"above nns\.drawn"):
         validate(config)
     with pytest.raises(UserError, match=r"above nns\.drawn"):
-        validate(config, {"nns.placement", "encoder.negatives"})
+        validate(apply_protocol(config, {"nns.placement", "encoder.negatives"}))
     config.encoder.variants = ("base", "hbr")  # no safe negatives are drawn
     validate(config)
     with pytest.raises(UserError, match="an integer of at least 1 is expected"):

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.data.sources import validated
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
-from pdrec_jax.settings import validate
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace, rest: Sequence[str]) -> str:
     command = parse(["convert", *rest])
-    validate(command.config, command.by_hand)
+    validated(command.config, command.by_hand)
     from pdrec_jax import experiment, run_models
     from pdrec_jax.convert import names
     from pdrec_jax.convert.torch_files import read_tensors, write_tensors

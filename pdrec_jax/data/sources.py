@@ -18,7 +18,7 @@ from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import expanded
-from pdrec_jax.settings import FIELDS, fill, misfit
+from pdrec_jax.settings import FIELDS, apply_protocol, fill, misfit, require_fields, validate
 
 # What `python -m pdrec_jax.prepare` leaves in the directory of a log of one's own.
 PREPARED, PREPARED_LOG = "prepared.json", "log.parquet"
@@ -42,6 +42,24 @@ def directories(config: ConfigDict) -> list[Path]:
             if not found[-1].is_dir():
                 raise UserError(f"{what}: {place} is no directory")
     return [*found, Path("data")]
+
+
+def validated(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
+    """The config with the settings for its protocol and for its prepared log, checked as a whole.
+
+    What was chosen for the log at hand counts for more than what suits the paper's.
+
+    Args:
+      config: resolved.
+      by_hand: the fields that the command line sets; they stay as they are.
+
+    Raises:
+      UserError: the first field that is wrong; or see ``adopt``.
+    """
+    require_fields(config)
+    config = adopt(apply_protocol(config, by_hand), by_hand)
+    validate(config)
+    return config
 
 
 def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:

@@ -25,10 +25,11 @@ import re
 from collections.abc import Sequence
 
 from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.data.sources import find_files, validated
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.plan.hardware import parse_mesh, parse_topology
-from pdrec_jax.settings import apply_overrides, apply_protocol, validate
+from pdrec_jax.settings import apply_overrides, validate
 
 TOO_LARGE = 3
 _MOST = 1e15  # far beyond any log, and exact as a float
@@ -74,18 +75,14 @@ def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     for flag in ("workdir", "coordinator", "num_processes", "process_id"):
         if getattr(command, flag) is not None:
             raise UserError(f"--{flag}: says nothing to a plan, which runs nothing; leave it out")
-    config = command.config
-    validate(config, command.by_hand)
+    config = validated(command.config, command.by_hand)
     if arguments.price is not None and not 0 <= arguments.price < math.inf:
         raise UserError(f"--price: at least 0 is expected, got {arguments.price:g}")
     shape = parse_mesh(arguments.mesh or ",".join(map(str, config.mesh)), topology.count)
     # Imported here, so that a mistyped flag is answered before JAX is loaded.
-    from pdrec_jax.data.sources import adopt, find_files
     from pdrec_jax.plan import search
     from pdrec_jax.plan.sizes import require_planned, sizes_of
 
-    config = adopt(apply_protocol(config, command.by_hand), command.by_hand)
-    validate(config)
     given = [arguments.users, arguments.items, arguments.events]
     if None in given and find_files(config) is None:
         if given == [None] * 3:  # the shortened run on a simulated log

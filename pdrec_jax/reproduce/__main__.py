@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
-from pdrec_jax.settings import FIELDS, FREE_FIELDS, get, misfit, require_field, validate
+from pdrec_jax.settings import FIELDS, FREE_FIELDS, get, misfit, require_field
 
 if TYPE_CHECKING:
     from pdrec_jax.reproduce.plan import Job, Setting
@@ -197,7 +197,7 @@ def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _setting(name: str, arguments: argparse.Namespace, flags: Sequence[str]) -> Setting:
-    from pdrec_jax.data.sources import adopt
+    from pdrec_jax.data.sources import adopt, validated
     from pdrec_jax.reproduce.plan import Setting
 
     file, colon, argument = name.partition(":")
@@ -206,8 +206,8 @@ def _setting(name: str, arguments: argparse.Namespace, flags: Sequence[str]) -> 
     config, by_hand = command.config, set(command.by_hand)
     if "data.source" not in by_hand:
         config.data.source = "real"  # a table of the paper is no place for a simulated log
+    validated(config, by_hand)
     config = adopt(config, by_hand)
-    validate(config, by_hand)
     safe = "".join(c if c.isalnum() or c in ".-_" else "-" for c in name)
     return Setting(safe, path, config, by_hand, arguments.out, arguments.share_diffusion)
 

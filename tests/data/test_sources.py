@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from pdrec_jax.data.sources import adopt, directories, find_files, load
+from pdrec_jax.data.sources import adopt, directories, find_files, load, validated
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import default_config
 
@@ -228,6 +228,17 @@ class TestPrepared:
         with pytest.raises(UserError) as caught:
             adopt(config, ())
         assert str(caught.value) == f"config.data.path: mine/prepared.json: {message}"
+
+    def test_they_are_checked_with_its_settings(self, config, prepared) -> None:
+        prepared({"config": {"dpa.coarse": 120}})
+        config.dpa.fine, config.dpa.coarse = 60, 50
+        config.strict_overrides = (("dpa.coarse", 40),)
+        assert validated(config, {"dpa.fine"}).dpa.coarse == 120
+        with pytest.raises(UserError, match=r"^config\.dpa\.fine: at most dpa\.coarse \(50\)"):
+            validated(config, {"dpa.fine", "dpa.coarse"})
+        config.dpa.fine = 0
+        with pytest.raises(UserError, match=r"^config\.dpa\.fine: an integer of at least 1"):
+            validated(config, ())
 
     def test_a_missing_one(self, config) -> None:
         config.data.path = "none"
