@@ -187,6 +187,7 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
     Raises:
       UserError: anything wrong with a file.
     """
+    data = config.data
     if files is None:
         simulation = config.simulation
         made = simulate(
@@ -197,12 +198,11 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
             source_items=simulation.num_source_items,
         )
         found: dict[str, Any] = {"source": "simulated", "files": []}
-        if config.data.source == "auto" and config.data.target:
-            found["note"] = (
-                f"no real log was found ({config.data.target}): a simulated one took its place"
-            )
-        return made.log, found
-    data = config.data
+        if data.source == "auto" and data.target:
+            found["note"] = f"no real log was found ({data.target}): a simulated one took its place"
+        # As a log that is read has none then; `recommend` goes by the field alone.
+        log = made.log if data.time else dataclasses.replace(made.log, times=None)
+        return log, found
     if files[0].is_dir():
         log = read_mapped(files[0], ids=data.ids)
         if data.time and log.times is None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -181,6 +182,15 @@ class TestLoad:
         other, source = load(config, None)
         assert other.items.tolist() != log.items.tolist()
         assert "note" not in source
+
+    def test_a_simulated_log_without_times(self, config) -> None:
+        config.simulation.num_users, config.simulation.num_items = 20, 200
+        whole, _ = load(config, None)
+        config.data.time = ""
+        log, _ = load(config, None)
+        assert whole.times is not None
+        assert log.times is None
+        np.testing.assert_array_equal(log.items, whole.items)
 
 
 class TestPrepared:
