@@ -96,6 +96,7 @@ def require_planned(config: ConfigDict) -> None:
         "preferences_by": "diffusion",
         "diffusion_from": "",
         "diffusion.both": False,
+        "diffusion.source_slots": False,
         "data.mixed": False,
     }.items():
         if get(config, field) != planned:

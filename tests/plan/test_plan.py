@@ -264,6 +264,10 @@ def test_a_plan_for_gpus_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -
             "config.diffusion.both: False is planned alone, got True",
         ),
         (
+            ["--topology=h100:8x2", *SIZES, "--config.diffusion.source_slots"],
+            "config.diffusion.source_slots: False is planned alone, got True",
+        ),
+        (
             ["--topology=h100:8x2", *SIZES, "--config.diffusion_from=runs/a"],
             "config.diffusion_from: '' is planned alone, got 'runs/a'",
         ),
