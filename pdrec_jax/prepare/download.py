@@ -176,29 +176,38 @@ def _download(url: str, path: Path, remote: Remote, patience: Patience, verify: 
     stamp = path.with_name(f".{path.name}.part.version")
     failures, most = 0, _kept(part, stamp)[0]
     while True:
+        wrong, whole = None, False
         try:
-            _transfer(url, part, stamp, patience.timeout)
-            break
+            whole = _transfer(url, part, stamp, patience.timeout)
         except (_Cut, OSError, http.client.HTTPException) as error:
             reason = _reason(error)
+        else:
+            wrong = _misfit(part, remote) if verify else None
+            if wrong is None:
+                break
+            reason = f"wrong checksum: {wrong}"
         # More than the last time is not enough: a server without parts that is cut here and there
         # begins anew each time, and would for ever.
         size = part.stat().st_size if part.exists() else 0
         failures = 0 if size > most else failures + 1
         most = max(most, size)
+        # An answer that named no length may have been cut short unseen.
+        if wrong is not None and (whole or failures >= patience.attempts):
+            _remove(part, stamp)
+            raise _Wrong(f"{reason}; nothing was kept")
         if failures >= patience.attempts:
             raise _Unreachable(f"{reason}, {failures} times")
         patience.sleep(min(60.0, patience.wait * 2 ** max(failures - 1, 0)))
-    if verify and (wrong := _misfit(part, remote)) is not None:
-        _remove(part, stamp)
-        raise _Wrong(f"wrong checksum: {wrong}; nothing was kept")
     with write_errors(path):
         os.replace(part, path)
     _remove(stamp)
 
 
-def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> None:
+def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> bool:
     """Gets what is missing of a file.
+
+    Returns:
+        Whether the file is known to be whole; not where the answer named no length.
 
     Raises:
         _Unreachable: an answer that will not change.
@@ -216,7 +225,7 @@ def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have and error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # all of it is there, which a kill before its checksum leaves
+            return True  # all of it is there, which a kill before its checksum leaves
         if error.code == 416:
             _remove(part, stamp)
             raise _Cut("the server knows no such part") from error
@@ -239,6 +248,7 @@ def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> None:
             # A weak tag is no promise of equal bytes.
             atomic_write_text(stamp, "" if new.startswith("W/") else new)
         _append(answer, part, have, total)
+    return total is not None
 
 
 def _append(answer: http.client.HTTPResponse, part: Path, have: int, total: int | None) -> None:

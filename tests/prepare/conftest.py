@@ -73,6 +73,7 @@ class Server:
         files: content by path.
         ranges: whether parts can be asked for.
         lengths: whether it says how long a file is of which a part is asked for that is none.
+        sizes: whether it says how much it is about to send.
         tags: whether it says which version a file is of.
         cuts: bytes after which the connections of the next requests end.
         statuses: answers of the next requests.
@@ -81,7 +82,7 @@ class Server:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.ranges = self.lengths = self.tags = True
+        self.ranges = self.lengths = self.sizes = self.tags = True
         self.cuts: list[int] = []
         self.statuses: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
@@ -111,7 +112,8 @@ class Server:
             handler.send_response(200)
         if self.tags:
             handler.send_header("ETag", tag)
-        handler.send_header("Content-Length", str(len(content) - start))
+        if self.sizes:
+            handler.send_header("Content-Length", str(len(content) - start))
         handler.end_headers()
         end = start + self.cuts.pop(0) if self.cuts else len(content)
         handler.wfile.write(content[start:end])

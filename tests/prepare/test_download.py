@@ -143,6 +143,29 @@ def test_a_wrong_checksum(remote, server, tmp_path, patience) -> None:
     assert checksum_note(path, remote, verify=False) == note
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_cut_that_cannot_be_seen(remote, server, tmp_path, patience, waits, ranges) -> None:
+    server.sizes, server.ranges = False, ranges
+    server.cuts = [300_000, 200_000]
+    assert fetch(remote, tmp_path, patience).read_bytes() == CONTENT
+    # What a server without parts sent is there to be asked for, and sent anew.
+    assert server.requests[2][1] == ("bytes=500000-" if ranges else "bytes=200000-")
+    assert names(tmp_path) == ["data.bin"]
+
+
+@pytest.mark.parametrize(("tags", "requests"), [(True, 2), (False, 4)])
+def test_another_file_of_no_named_length(
+    remote, server, tmp_path, patience, waits, tags, requests
+) -> None:
+    server.files["data.bin"] = b"something else"
+    server.sizes, server.tags = False, tags
+    with pytest.raises(UserError, match=r"wrong checksum: SHA-256 .*; nothing was kept$"):
+        fetch(remote, tmp_path, patience)
+    # With a version the rest is asked for, of which there is none.
+    assert len(server.requests) == requests
+    assert names(tmp_path) == []
+
+
 def test_after_a_wrong_checksum_the_next_address_is_tried(
     remote, server, tmp_path, patience
 ) -> None:
