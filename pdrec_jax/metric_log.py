@@ -161,7 +161,7 @@ class MetricLog:
 
         Args:
             label: What is going on.
-            total: Units of work in all.
+            total: Units of work in all; 0 where nobody knows.
             unit: The name of one unit ("epoch", "step", "user").
             initial: Units done before (a resumed run).
 
@@ -240,12 +240,15 @@ class Progress:
             self._bar.refresh()
         else:
             seconds = self._shown - self._start
-            parts = [f"{self._label}: {self._done:,}/{self._total:,} {self._unit}"]
+            known = self._done <= self._total
+            of_all = f"/{self._total:,}" if known else ""
+            parts = [f"{self._label}: {self._done:,}{of_all} {self._unit}"]
             if last:
                 parts.append(f"in {_clock(seconds)}")
             elif (rate := (self._done - self._initial) / max(seconds, 1e-9)) > 0:
                 parts.append(f"{rate:.3g} {self._unit}/s")
-                parts.append(f"{_clock((self._total - self._done) / rate)} left")
+                if known:
+                    parts.append(f"{_clock((self._total - self._done) / rate)} left")
             print(", ".join([*parts, values] if values else parts), file=self._stream, flush=True)
         self._shown_done = self._done
 

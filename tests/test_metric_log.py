@@ -287,6 +287,15 @@ def test_a_resumed_loop_rates_only_its_own_work(clock: Clock) -> None:
     assert stream.getvalue().splitlines()[0] == "a: 1,060/2,000 step, 2 step/s, 7:50 left"
 
 
+@pytest.mark.parametrize("total", [0, 50])
+def test_progress_beyond_what_was_known_has_no_end(clock: Clock, total: int) -> None:
+    stream = io.StringIO()
+    with MetricLog(None, stream=stream).progress("a", total, "KiB") as progress:
+        clock.now += 30
+        progress.update(60)
+    assert stream.getvalue().splitlines() == ["a: 60 KiB, 2 KiB/s", "a: 60 KiB, in 0:30"]
+
+
 def test_no_progress_yet_has_no_rate(clock: Clock) -> None:
     stream = io.StringIO()
     with MetricLog(None, stream=stream) as log, log.progress("a", 5, "step") as progress:
