@@ -44,6 +44,18 @@ def some_path(text: str) -> Path:
     return Path(some_text(text))
 
 
+def some_files(names: str) -> list[Path]:
+    """The files of a flag that takes several with commas.
+
+    Args:
+      names: as they were typed; a comma may be part of the name of a file or directory that is
+        there, which then is the only one.
+    """
+    # Path.exists raises where a list is too long for a name.
+    whole = os.path.exists(names)
+    return [Path(name) for name in ([names] if whole else names.split(",")) if name]
+
+
 def answered(work: Callable[[], int | None], going_on: str) -> int:
     """Does a command's work, and turns what stops it into a line and a status.
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave, some_path, some_text
+from pdrec_jax.command import Parser, answered, leave, some_files, some_path, some_text
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import (
     atomic_write_text,
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    log = [Path(name) for name in (given.log or "").split(",") if name]
+    log = some_files(given.log or "")
     if given.log is not None and not log:
         raise UserError("--log: a file is expected")
     if given.config is not None:

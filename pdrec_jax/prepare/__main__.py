@@ -7,12 +7,11 @@ python -m pdrec_jax.prepare --dataset=amazon [--origin=raw] [--downloads=DIR] --
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_files
 from pdrec_jax.errors import UserError
 
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core", "mapped")
@@ -124,12 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _files(names: str) -> list[Path]:
-    """The files of an --input; a comma may be part of a name that is there."""
-    whole = os.path.isfile(names)  # Path.is_file raises where a list is too long for a name
-    return [Path(name) for name in ([names] if whole else names.split(",")) if name]
-
-
 def _run(given: argparse.Namespace) -> None:
     flags = vars(given)
     if not flags.get("out", "").strip():
@@ -156,7 +149,7 @@ def _run(given: argparse.Namespace) -> None:
         from pdrec_jax.data.columns import Columns
         from pdrec_jax.prepare.own import Rules, prepare
 
-        paths = [path for names in flags["input"] for path in _files(names)]
+        paths = [path for names in flags["input"] for path in some_files(names)]
         if not paths:
             raise UserError("--input: a file is expected")
         wanted = Columns(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pdrec_jax.command import Parser, answered, leave, some_path, some_text
+from pdrec_jax.command import Parser, answered, leave, some_files, some_path, some_text
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.main import load_config
 
@@ -174,7 +174,7 @@ def _inputs(given: argparse.Namespace) -> dict[str, list[Path]]:
 
 
 def _paths(flags: Sequence[str]) -> list[Path]:
-    return [Path(name) for names in flags for name in names.split(",") if name]
+    return [path for names in flags for path in some_files(names)]
 
 
 def _histories(

@@ -91,6 +91,15 @@ def test_a_log_of_a_run_that_simulated_its_own(tmp_path) -> None:
         log_files(simulated, [tmp_path / "log.csv"])
 
 
+def test_a_moved_log_whose_name_has_a_comma(workdir, config, tmp_path) -> None:
+    moved = tmp_path / "log, 2026.csv"
+    moved.write_bytes((config.parent / "log.csv").read_bytes())
+    flags = [f"--workdir={workdir}", "--user=nobody", f"--log={moved}", f"--config={config}"]
+    status, _, err = call(*flags)
+    assert status == 2
+    assert "has no user 'nobody'" in err  # who was looked for in the log
+
+
 def test_an_input_is_not_overwritten(workdir, config, tmp_path) -> None:
     log, link = config.parent / "log.csv", tmp_path / "link.html"
     link.symlink_to(log)

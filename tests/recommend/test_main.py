@@ -70,6 +70,8 @@ class TestUsers:
         Path("ids.txt").write_text("u1")
         flags = ["--users=ids.txt", "--k=2", "--out=recs.csv", "--include_seen"]
         assert call(texts, *flags, "--log=moved.csv").out[0].startswith("real data | tiny | ")
+        shutil.copy("moved.csv", "moved, 2026.csv")
+        assert call(texts, *flags, "--log=moved, 2026.csv").status == 0
         assert call(texts, *flags, "--log=none.csv").err.startswith("error: none.csv: the log ")
 
     def test_a_moved_directory_of_a_prepared_log(
@@ -89,7 +91,7 @@ class TestUsers:
 
 class TestHistories:
     def test_new_users(self, texts: Path, call: Call) -> None:
-        Path("new.jsonl").write_text(
+        Path("ann, bob.jsonl").write_text(
             "".join(
                 json.dumps({"who": who, "what": what, "when": when}) + "\n"
                 for who, what, when in [
@@ -101,7 +103,7 @@ class TestHistories:
                 ]
             )
         )
-        flags = ["--histories=new.jsonl", "--user=who", "--item=what", "--time=when", "--k=5"]
+        flags = ["--histories=ann, bob.jsonl", "--user=who", "--item=what", "--time=when", "--k=5"]
         done = call(texts, *flags, "--out=recs.jsonl")
         assert done.status == 0
         assert done.out[1:] == [
