@@ -14,6 +14,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.evaluation.over_seeds import BLOCKS, METRICS, comparisons, over_seeds
@@ -249,7 +250,9 @@ def _parser() -> argparse.ArgumentParser:
         default=METRICS,
         help="with commas; choose them before you look: p-values are corrected for those alone",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {_FILE}.md and .json there")
+    parser.add_argument(
+        "--out", type=some_path, metavar="DIR", help=f"write {_FILE}.md and .json there"
+    )
     return parser
 
 
@@ -269,6 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(set(given)) < len(given):
             raise UserError("a model is named twice")
         base, *others = map(find, given)
+        if arguments.out is not None:
+            _require_place(arguments.out)
         results = compare_runs(base, others, arguments.metrics)
         text, page = seeds_table(results), _page(results)
         print(text)
@@ -298,6 +303,22 @@ def _of_seeds(results: dict[str, Any]) -> list[str]:
     """What the figures are, where they are of several seeds."""
     seeds = results.get("seeds")
     return [f"Mean and standard deviation over {len(seeds)} seeds."] if seeds else []
+
+
+def _require_place(out: Path) -> None:
+    """Checks that a directory is there or can be made, before the work; it makes none.
+
+    Raises:
+      UserError: something else has its name, or it cannot be written to.
+    """
+    with write_errors(out):
+        there = out
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise UserError(f"--out: {out}: a directory is expected, and {there} is none")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"--out: {out}: cannot write ({there} is not writable)")
 
 
 def _write(out: Path, page: str, results: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Models of different runs, compared user by user: runs of made-up ranks."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +121,30 @@ def test_what_cannot_be_compared(tmp_path, make, capsys, other, word, expected):
     assert error.startswith("error: ")
     assert expected in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("base.txt", "--out: {}: a directory is expected, and {} is none"),
+        ("base.txt/out", "--out: {}/out: a directory is expected, and {} is none"),
+        ("locked", "--out: {}: cannot write ({} is not writable)"),
+        ("locked/new/out", "--out: {}/new/out: cannot write ({} is not writable)"),
+    ],
+)
+def test_a_place_that_is_none_is_found_first(tmp_path, make, capsys, monkeypatch, out, message):
+    make("base", ["sasrec"])
+    make("run", ["sasrec"])
+    (tmp_path / "base.txt").touch()
+    (tmp_path / "locked").mkdir()
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.setattr(compare, "compare_runs", lambda *_: pytest.fail("compared"))
+    # To a superuser every directory is open.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "locked")
+    status, said, error = run(tmp_path, capsys, "base", "run", f"--out={tmp_path / out}")
+    top = tmp_path / Path(out).parts[0]
+    assert (status, said, error) == (2, "", f"error: {message.format(top, top)}\n")
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_run_of_several_models_needs_a_name(tmp_path, make, capsys):
