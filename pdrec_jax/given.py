@@ -101,6 +101,8 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
     data_axis, model_axis = config.mesh
     make_mesh((data_axis, model_axis))  # one that does not fit is refused here
     if config.stage != "encoder" or set(config.encoder.variants) != {"base"}:
+        if files is not None:
+            sources.require_times(config)
         require_room(
             split,
             users.preferences,

@@ -25,6 +25,9 @@ PREPARED, PREPARED_LOG = "prepared.json", "log.parquet"
 # In place of the log's file, where it was prepared to be mapped.
 PREPARED_COLUMNS = "log"
 
+# The column that `prepare` gives Music's log for want of times: it says what came first, no more.
+STAND_INS = "order"
+
 _VARIABLE = "PDREC_DATA"
 
 
@@ -255,6 +258,29 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 
 def _found(config: ConfigDict, log: Interactions, files: list[dict[str, str]]) -> dict[str, Any]:
     found: dict[str, Any] = {"source": "real", "files": files}
+    weighed = "behaviours are weighed by position, as in T-DiffRec"
     if log.times is None and config.diffusion.weighting == "time":
-        found["note"] = "the log has no times: behaviours are weighed by position, as in T-DiffRec"
+        found["note"] = f"the log has no times: {weighed}"
+    elif config.data.time == STAND_INS and config.diffusion.weighting == "position":
+        found["note"] = f"the log has stand-ins for times, which say the order alone: {weighed}"
     return found
+
+
+def require_times(config: ConfigDict) -> None:
+    """Checks that a real log has times, and not stand-ins, where a diffusion model weighs by them.
+
+    Args:
+      config: resolved.
+
+    Raises:
+      UserError: it has stand-ins.
+    """
+    if config.data.time != STAND_INS or config.preferences_by != "diffusion":
+        return
+    for field, expected in (("weighting", "position"), ("both", False)):
+        if config.diffusion[field] != expected:
+            raise UserError(
+                f"config.diffusion.{field}: {expected!r} is expected with "
+                f"data.time={STAND_INS!r}, a column that says what came first and not when, got "
+                f"{config.diffusion[field]!r}; a column of times needs another name"
+            )

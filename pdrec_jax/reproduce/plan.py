@@ -254,8 +254,10 @@ def diffusion_job(setting: Setting) -> Job:
     weighting = "diffusion.weighting"
     by_sasrec = setting.config.preferences_by == "sasrec"
     both = get(setting.config, weighting) == "time" or weighting in setting.by_hand
-    timeless = not setting.config.data.time  # by time and by position are then the same
-    both &= not by_sasrec and not timeless
+    data = setting.config.data
+    timeless = not data.time  # by time and by position are then the same
+    stand_ins = data.time == sources.STAND_INS and data.source != "simulated"
+    both &= not (by_sasrec or timeless or stand_ins)
     fields = {"stage": "diffusion", "diffusion.both": both, **setting.of_diffusion}
     unread: tuple[str, ...] = () if by_sasrec else _OF_ENCODER
     if timeless:

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pdrec_jax.data.sources import adopt, directories, find_files, load, validated
+from pdrec_jax.data.sources import (
+    adopt,
+    directories,
+    find_files,
+    load,
+    require_times,
+    validated,
+)
 from pdrec_jax.errors import UserError
 from pdrec_jax.settings import default_config
 
@@ -167,6 +174,25 @@ class TestLoad:
         config.data.ids = "integer"
         with pytest.raises(UserError, match=r"log\.csv: row 2, field 'who': "):
             load(config, [path])
+
+    def test_stand_ins_for_times(self, config, place) -> None:
+        path = place("data") / "log.csv"
+        path.write_text(ROWS.replace("timestamp", "order"))
+        require_times(config)
+        config.data.time = "order"
+        with pytest.raises(
+            UserError, match=r"^config\.diffusion\.weighting: 'position' is expected"
+        ):
+            require_times(config)
+        config.diffusion.weighting, config.diffusion.both = "position", True
+        with pytest.raises(
+            UserError, match=r"^config\.diffusion\.both: False is expected with data"
+        ):
+            require_times(config)
+        config.diffusion.both = False
+        require_times(config)
+        note = load(config, [path])[1]["note"]
+        assert "stand-ins for times, which say the order alone: behaviours are weighed by" in note
 
     def test_simulated(self, config) -> None:
         config.simulation.num_users, config.simulation.num_items = 20, 200

@@ -112,6 +112,16 @@ class TestTwoDomains:
         assert done.err.startswith("error: config.diffusion.noise_")
         assert not (tmp_path / "run").exists()
 
+    def test_stand_ins_for_times_are_no_times(self, call, tmp_path) -> None:
+        rows = [f"{u},{u + i},{i}\n" for u in range(40) for i in range(30)]
+        (tmp_path / "log.csv").write_text("user_id,item_id,order\n" + "".join(rows))
+        flags = (f"--config.data.target={tmp_path / 'log.csv'}", "--config.data.time=order")
+        flags += ("--config.diffusion.weighting=position", "--config.diffusion.both")
+        done = call(tmp_path / "run", *flags)
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert done.err.startswith("error: config.diffusion.both: False is expected with data.time")
+        assert not (tmp_path / "run").exists()
+
     def test_one_domain_is_not_enough(self, call, tmp_path) -> None:
         done = call(tmp_path / "run", "--config.data.mixed")
         assert done.status == 2

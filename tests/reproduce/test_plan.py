@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pdrec_jax.errors import UserError
-from pdrec_jax.reproduce.plan import Setting, sweep_jobs
+from pdrec_jax.reproduce.plan import Setting, diffusion_job, sweep_jobs
 from pdrec_jax.settings import apply_protocol, default_config
 
 
@@ -50,6 +50,15 @@ def test_where_a_sasrec_fills_the_preferences() -> None:
     setting = dataclasses.replace(setting, shared=True)
     with pytest.raises(UserError, match=r"^--share-diffusion: with preferences_by='sasrec' and a"):
         sweep_jobs(setting, "dpa.coarse", (10, 20))
+
+
+@pytest.mark.parametrize(("source", "both"), [("real", False), ("simulated", True)])
+def test_stand_ins_for_times_make_no_second_model(source, both) -> None:
+    config = default_config()
+    config.data.time, config.data.source = "order", source
+    by_hand = {"diffusion.weighting"}
+    setting = Setting("music", "music.py", config, by_hand, Path("runs"))
+    assert diffusion_job(setting).config.diffusion.both == both
 
 
 def test_a_sweep_over_diffusion_shares_no_model() -> None:
