@@ -6,7 +6,8 @@
 
 The settings stand in data/mine/report.txt; any --config.FIELD=VALUE wins over them. The plugins'
 own, for which statistics say nothing, are those that Toy's validation chose (under ``strict``), or
-the paper's (variant ``paper``, and under ``reference``). A log that needs no preparation can be
+the paper's (variant ``paper``, and under ``reference``), where the log's number of candidates for
+DPA is the most and not the number. A log that needs no preparation can be
 named with --config.data.target=FILE instead, and runs with the defaults.
 """
 

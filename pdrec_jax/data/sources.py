@@ -18,7 +18,7 @@ from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import expanded
-from pdrec_jax.settings import FIELDS, apply_protocol, fill, misfit, require_fields, validate
+from pdrec_jax.settings import FIELDS, apply_protocol, fill, get, misfit, require_fields, validate
 
 # What `python -m pdrec_jax.prepare` leaves in the directory of a log of one's own.
 PREPARED, PREPARED_LOG = "prepared.json", "log.parquet"
@@ -27,6 +27,9 @@ PREPARED_COLUMNS = "log"
 
 # The column that `prepare` gives Music's log for want of times: it says what came first, no more.
 STAND_INS = "order"
+
+# Those of them that say how many a catalogue allows: docs/search.md chose that many to draw from.
+_CAPS = ("dpa.coarse", "dpa.fine")
 
 _VARIABLE = "PDREC_DATA"
 
@@ -68,6 +71,9 @@ def validated(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
 def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     """Takes over the settings that were chosen for a prepared log.
 
+    Where the config does not draw DPA's positives, for which the log's many candidates were chosen,
+    it keeps its own number of them, as far as the catalogue allows.
+
     Args:
       config: resolved; without ``data.path`` it comes back as it is.
       by_hand: the fields that the command line sets; they stay as they are.
@@ -106,8 +112,19 @@ def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
             raise UserError(f"{where}: there is no field {field!r}")
         if not FIELDS[field].fits(value):
             raise misfit(field, value, f"{where}: ")
+    if not _draws(config):
+        caps = [field for field in _CAPS if field in values]
+        values |= {field: min(values[field], get(config, field)) for field in caps}
     columns = {"data.user": "user_id", "data.item": "item_id", "data.auxiliary": ""}
     return fill(config, {**values, **columns}, by_hand)
+
+
+def _draws(config: ConfigDict) -> bool:
+    """Whether a config's settings for its protocol draw DPA's positives at every position.
+
+    What is set by hand does not count: runs with and without can then share preferences.
+    """
+    return bool(dict(config[f"{config.protocol}_overrides"]).get("dpa.drawn"))
 
 
 def find_files(config: ConfigDict) -> list[Path] | None:

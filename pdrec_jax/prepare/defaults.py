@@ -33,7 +33,8 @@ def suggest(figures: Figures, times: bool) -> dict[str, Any]:
     steps = math.ceil(users / batch)
     # Half of the items that nobody can have seen at once, so that every user has their candidates.
     free = items - figures.widest
-    # 500 on Toy and on Game, where 120 came out lower than 500: docs/search.md, docs/game.md.
+    # 500 to draw from on Toy and on Game, where 120 came out lower: docs/search.md, docs/game.md.
+    # Where the encoder picks among them, a config's own number counts, and this is the most.
     coarse = max(1, min(500, items // 25 or 1, free // 2 or 1))
     return {
         "encoder.max_length": next((n for n in _LENGTHS if n >= figures.high), _LENGTHS[-1]),

@@ -126,6 +126,18 @@ def test_what_suits_a_log_counts_for_more_than_settings_for_strict(tmp_path) -> 
     assert resolve(config, {"dpa.coarse"})[0].dpa.coarse == config.dpa.coarse == 50
 
 
+@pytest.mark.parametrize(
+    ("variant", "protocol", "coarse"),
+    [("", "strict", 400), ("", "reference", 50), (":paper", "strict", 50)],
+)
+def test_custom_draws_from_as_many_as_the_log_allows(tmp_path, variant, protocol, coarse) -> None:
+    (tmp_path / "prepared.json").write_text('{"config": {"dpa.coarse": 400, "dpa.fine": 5}}')
+    config = config_of("custom", variant)
+    config.data.path, config.protocol = str(tmp_path), protocol
+    found, _ = resolve(config, ())
+    assert (found.dpa.coarse, found.dpa.fine) == (coarse, 5)
+
+
 def test_roles() -> None:
     toy, game = config_of("toy"), config_of("game")
     assert (game.data.target, game.data.auxiliary) == (toy.data.auxiliary, toy.data.target)

@@ -18,7 +18,7 @@ from pdrec_jax.data.sources import (
     validated,
 )
 from pdrec_jax.errors import UserError
-from pdrec_jax.settings import default_config
+from pdrec_jax.settings import apply_protocol, default_config
 
 ROWS = "user_id,item_id,timestamp\n" + "".join(f"{u},{u + i},{i}\n" for u in (1, 2) for i in (1, 2))
 
@@ -248,6 +248,18 @@ class TestPrepared:
         assert find_files(found) == [Path("mine/log.parquet")]
         config.data.source = "simulated"
         assert find_files(config) is None
+
+    @pytest.mark.parametrize(
+        ("protocol", "coarse", "expected"),
+        [("strict", 400, 400), ("strict", 8, 8), ("reference", 400, 50), ("reference", 8, 8)],
+    )
+    def test_candidates_to_draw_from(self, config, prepared, protocol, coarse, expected) -> None:
+        prepared({"config": {"dpa.coarse": coarse, "dpa.fine": 4}})
+        config.protocol, config.strict_overrides = protocol, (("dpa.drawn", 1),)
+        for by_hand in ((), {"dpa.drawn"}):  # a sweep of it shares preferences
+            found = adopt(apply_protocol(config, by_hand), by_hand)
+            assert (found.dpa.coarse, found.dpa.fine) == (expected, 4)
+        assert adopt(config, {"dpa.coarse"}).dpa.coarse == 50
 
     @pytest.mark.parametrize(
         ("content", "message"),
