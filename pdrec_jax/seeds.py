@@ -138,7 +138,9 @@ def run(
     done = place.results_of(config.stage)
     seeds = [Workdir(path / seed_folder(own.seed), own, head["data"]["source"]) for own in configs]
     damaged = [run_models.damaged(own, one) for own, one in zip(configs, seeds, strict=True)]
-    if done is not None and not any(damaged) and done.get("seeds") == numbers:
+    whole = done is not None and not any(damaged) and done.get("seeds") == numbers
+    if _found(whole, place):
+        assert done is not None
         place.require_log(sources.listed(files))
         with place.reading_results():
             text = seeds_table(done)
@@ -150,17 +152,20 @@ def run(
         print(text, flush=True)
         return done
 
+    finished = []
     for own, one, broken in zip(configs, seeds, damaged, strict=True):
-        finished = one.results_of(config.stage)
-        if finished is not None and not broken:
-            _require_ranks(own.seed, one, finished)
+        results = one.results_of(config.stage)
+        finished.append(_found(results is not None and not broken, one))
+        if finished[-1]:
+            assert results is not None
+            _require_ranks(own.seed, one, results)
     place.require_unlocked()
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = prepare(configs[0], files)
     prepared = [(with_seed(given, own), data) for own in configs]
     paths = [one.path for one in seeds]
-    for (each, _), one, broken in zip(prepared, seeds, damaged, strict=True):
-        if broken or one.results_of(config.stage) is None:  # a finished seed asks for nothing
+    for (each, _), one, done_already in zip(prepared, seeds, finished, strict=True):
+        if not done_already:  # a finished seed asks for nothing
             preferences_at_hand(each, one)
     with place.held(data):
         if any(damaged) and processes.is_first():
@@ -171,6 +176,11 @@ def run(
         place.finish(summary)
     print(seeds_table(summary), flush=True)
     return summary
+
+
+def _found(here: bool, place: Workdir) -> bool:
+    """Whether the first process finds a run finished; each must ask, see ``found_by_first``."""
+    return processes.found_by_first(here, str(place.path / "results.json"))
 
 
 def _require_ranks(seed: int, place: Workdir, done: dict[str, Any]) -> None:

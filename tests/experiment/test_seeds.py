@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdrec_jax import keep, phases, seeds
+from pdrec_jax import keep, phases, processes, seeds
 from pdrec_jax.data import sources
+from pdrec_jax.errors import UserError
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
 from pdrec_jax.training import Run
@@ -89,6 +90,23 @@ def test_again(two, call, monkeypatch):
     assert (done.status, done.err) == (0, "")
     assert "finished, these are its results" in done.out
     assert two.stamps == before
+
+
+def test_the_first_process_says_what_is_finished(two, call, monkeypatch):
+    """A file system may show the others a new file late."""
+    asked: list[str] = []
+
+    def late(here: bool, what: str) -> bool:
+        asked.append(what)
+        assert here
+        if what == str(two.path / "results.json"):
+            return False  # the first process has looked before it was there
+        raise UserError(what)
+
+    monkeypatch.setattr(processes, "found_by_first", late)
+    done = call(two.path, SEEDS, SAME_LOG)
+    assert done.status == 2
+    assert asked == [str(two.path / "results.json"), str(two.path / "seed-0/results.json")]
 
 
 def test_fewer_do_not_replace_more(two, call):
