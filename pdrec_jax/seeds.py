@@ -266,7 +266,9 @@ def _train_together(
     """Trains a variant of the encoder for all seeds that lack it, up to its best parameters.
 
     Each is left as ``phases.encoder_phase`` leaves it. Seeds go in groups of ``seeds_at_once``, and
-    a group's data, states and best parameters are gone before the next one's are made.
+    a group's data, states and best parameters are gone before the next one's are made. Where that
+    is left open, a processor has all of them in one group: a core whose seed has ended takes the
+    next one.
 
     Returns:
       what has ended the training of those that diverged, by seed.
@@ -280,9 +282,9 @@ def _train_together(
             left.append((given, data, place))
     if len(left) < 2:
         return {}
-    at_once = config.seeds_at_once
+    at_once, workers = config.seeds_at_once, config.seeds_at_once or _cores()
     if not at_once and not _share_a_program():
-        at_once = _cores()
+        at_once = len(left)
     diverged: dict[int, Diverged] = {}
     while left:
         with contextlib.ExitStack() as stack:
@@ -298,7 +300,7 @@ def _train_together(
                     task = group[0][0].task
                     at_once = together.seeds_that_fit(task.abstract(), task.data)
                     del task
-            ended = train_together(group, key)
+            ended = train_together(group, key, workers)
             del group
         diverged |= {seed: error for seed, error in zip(numbers, ended, strict=True) if error}
         memory.release()
@@ -316,16 +318,17 @@ def _training(given: Given, variant: str, place: Workdir, log: MetricLog) -> pha
 
 
 def train_together(
-    group: Sequence[tuple[phases.EncoderTraining, MetricLog]], label: str
+    group: Sequence[tuple[phases.EncoderTraining, MetricLog]], label: str, workers: int
 ) -> list[Diverged | None]:
-    """Trains one variant of several seeds at the same time.
+    """Trains one variant of several seeds side by side.
 
     On an accelerator they share one program; on a processor, which such a program keeps no busier,
-    each has a thread.
+    threads take one after the other.
 
     Args:
       group: of each seed its training and the log of its run.
       label: for the progress bar.
+      workers: how many threads, on a processor.
 
     Returns:
       of each seed what has ended its training, None where it came to its end.
@@ -336,7 +339,7 @@ def train_together(
         if _share_a_program():
             fit_together(runs, label, together.run_epochs)
         else:
-            fit_together(runs, label, workers=len(runs))
+            fit_together(runs, label, workers=min(workers, len(runs)))
     if len(runs) > 1:
         spent = time.monotonic() - began
         runs[0].log.phase(f"{label}: {len(runs)} seeds side by side in {spent:.0f} s")
