@@ -280,10 +280,12 @@ class TestPrepared:
     def test_they_are_checked_with_its_settings(self, config, prepared) -> None:
         prepared({"config": {"dpa.coarse": 120}})
         config.dpa.fine, config.dpa.coarse = 60, 50
-        config.strict_overrides = (("dpa.coarse", 40),)
-        assert validated(config, {"dpa.fine"}).dpa.coarse == 120
+        # A config that draws has the log's candidates, with picks set by hand too.
+        config.strict_overrides = (("dpa.coarse", 40), ("dpa.drawn", 1))
+        by_hand = {"dpa.fine", "dpa.drawn"}
+        assert validated(config, by_hand).dpa.coarse == 120
         with pytest.raises(UserError, match=r"^config\.dpa\.fine: at most dpa\.coarse \(50\)"):
-            validated(config, {"dpa.fine", "dpa.coarse"})
+            validated(config, {*by_hand, "dpa.coarse"})
         config.dpa.fine = 0
         with pytest.raises(UserError, match=r"^config\.dpa\.fine: an integer of at least 1"):
             validated(config, ())
