@@ -4,8 +4,9 @@
   python -m pdrec_jax.main --config=configs/book.py
   python -m pdrec_jax.main --config=configs/book.py:variant=paper
 
-SASRec's values are those of the public code's README; the variant ``paper`` takes those of the
-paper's Sec. 5.1 where they differ (learning rate and omega_r). Of the auxiliary log, Music, the
+The values are those of the public code's README, which has a learning rate and an omega_r for
+SASRec and others for GRU4Rec (CL4SRec gets SASRec's); the variant ``paper`` takes those of the
+paper's Sec. 5.1 for all. Of the auxiliary log, Music, the
 column ``order`` is read, which says where its records stand among Book's: that is all that decides
 on the users. Without the logs the job runs, shortened, on a simulated one.
 """
@@ -48,6 +49,7 @@ def get_config(variant: str = "readme") -> ConfigDict:
         config.encoder.learning_rate, config.hbr.rank_weight = 0.005, 0.3
     elif variant == "readme":
         config.encoder.learning_rate, config.hbr.rank_weight = 0.001, 0.5
+        config.gru4rec_overrides = (("encoder.learning_rate", 0.01), ("hbr.rank_weight", 0.3))
     else:
         raise UserError(
             f"configs/book.py: variant 'paper' or 'readme' is expected, got {variant!r}"

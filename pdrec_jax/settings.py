@@ -27,6 +27,8 @@ from pdrec_jax.fields import widths as _widths
 
 _OF_STAGES = ("diffusion.", "hbr.", "nns.", "dpa.", "encoder.")
 _OF_PROTOCOLS = ("strict_overrides", "reference_overrides")
+_OF_ENCODERS = {"gru4rec": "gru4rec_overrides"}  # the public code's README has values for it
+_OVERRIDES = (*_OF_PROTOCOLS, *_OF_ENCODERS.values())
 
 FIELDS: dict[str, Field] = {
     "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
@@ -40,6 +42,9 @@ FIELDS: dict[str, Field] = {
     ),
     "strict_overrides": _overrides("settings under protocol strict; a field set by hand wins"),
     "reference_overrides": _overrides("settings under protocol reference; likewise"),
+    "gru4rec_overrides": _overrides(
+        "settings of encoder gru4rec; likewise, and one of the protocol's wins"
+    ),
     "stage": _among("all", ("all", "diffusion", "encoder"), "which stages to run"),
     "preferences_from": _text(
         "", "workdir whose preferences the encoder stage reads; empty for this run's own"
@@ -222,6 +227,7 @@ FREE_FIELDS = (
     "stage",
     "strict_overrides",  # what they set is compared
     "reference_overrides",
+    "gru4rec_overrides",
     "seeds_at_once",
     "mesh",
     "save_seconds",
@@ -313,7 +319,7 @@ def validate(config: ConfigDict) -> None:
     """
     require_fields(config)
     require_consistent(config)
-    for path in (*_OF_PROTOCOLS, "simulation.overrides"):
+    for path in (*_OVERRIDES, "simulation.overrides"):
         _overrides_of(config, path)
 
 
@@ -346,7 +352,7 @@ def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:
     for path, value in pairs:
         if path not in FIELDS:
             raise UserError(f"{where}there is no field {path!r}")
-        if field in _OF_PROTOCOLS and not path.startswith(_OF_STAGES):
+        if field in _OVERRIDES and not path.startswith(_OF_STAGES):
             raise UserError(
                 f"{where}a field of {', '.join(name[:-1] for name in _OF_STAGES)} is expected, "
                 f"got {path!r}"
@@ -357,7 +363,7 @@ def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:
 
 
 def apply_protocol(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
-    """Returns the config with its settings for its protocol.
+    """Returns the config with its settings for its protocol, and those for its encoder.
 
     Args:
       config: as resolved, command line included.
@@ -366,7 +372,10 @@ def apply_protocol(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     Raises:
       UserError: a setting that cannot be.
     """
-    return fill(config, _overrides_of(config, f"{config.protocol}_overrides"), by_hand)
+    of_protocol = _overrides_of(config, f"{config.protocol}_overrides")
+    encoder = fill(config, of_protocol, by_hand).encoder.name
+    of_encoder = _overrides_of(config, _OF_ENCODERS[encoder]) if encoder in _OF_ENCODERS else {}
+    return fill(config, {**of_encoder, **of_protocol}, by_hand)
 
 
 def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:

@@ -48,6 +48,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "simulation.overrides": ("seed", 1),
     "strict_overrides": ("seed", 1),
     "reference_overrides": ("seed", 1),
+    "gru4rec_overrides": ("seed", 1),
     "diffusion.schedule": "quadratic",
     "diffusion.noise_scale": -0.1,
     "diffusion.noise_min": -0.1,
@@ -362,6 +363,21 @@ def test_settings_for_reference() -> None:
         config = config_with(protocol=protocol, reference_overrides=chosen)
         assert apply_protocol(config, ()).encoder.batch_repeat == times
         assert apply_protocol(config, {"encoder.batch_repeat"}).encoder.batch_repeat == 1
+
+
+def test_settings_for_an_encoder() -> None:
+    own = (("hbr.clip", 5.0), ("dpa.weight", 0.4))
+    for name, weight in (("sasrec", 0.5), ("gru4rec", 0.4)):
+        config = config_with(
+            encoder__name=name, gru4rec_overrides=own, strict_overrides=(("hbr.clip", 2.0),)
+        )
+        config.dpa.weight = 0.5
+        settled = apply_protocol(config, ())
+        # The protocol's count for more.
+        assert (settled.dpa.weight, settled.hbr.clip) == (weight, 2.0)
+        assert apply_protocol(config, {"dpa.weight", "hbr.clip"}).to_dict() == config.to_dict()
+        config.protocol = "reference"
+        assert apply_protocol(config, ()).hbr.clip == (5.0 if name == "gru4rec" else 3.0)
 
 
 def test_settings_for_strict_count_where_fields_must_agree() -> None:

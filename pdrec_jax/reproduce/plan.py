@@ -267,14 +267,29 @@ def diffusion_job(setting: Setting) -> Job:
 
 
 def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIANTS) -> Job:
-    """An encoder without and with plugins, on the preferences of ``diffusion_job``."""
-    fields = {
-        "stage": "encoder",
-        "encoder.name": encoder,
-        "encoder.variants": tuple(variants),
-        "preferences_from": str(setting.models),
-    }
+    """An encoder without and with plugins, on the models of ``diffusion_job``."""
+    fields = {"encoder.name": encoder, "encoder.variants": tuple(variants)}
+    fields |= _borrowing(setting, fields)
     return setting.job(encoder, f"{encoder}: {', '.join(variants)}", fields)
+
+
+def _borrowing(setting: Setting, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job takes of ``diffusion_job``: its preferences, or the model where its pools differ.
+
+    They do where it sweeps a field of theirs, or a config has other values for its encoder. A
+    SASRec that fills the preferences is no diffusion model: each such run trains it.
+    """
+    config = setting.config.copy_and_resolve_references()
+    for path, value in fields.items():
+        put(config, path, value)
+    own, theirs = (
+        resolve(given, {*setting.by_hand, *by_hand})[0]
+        for given, by_hand in ((config, fields), (setting.config, ()))
+    )
+    source = str(setting.models)
+    if not any(field in fields or get(own, field) != get(theirs, field) for field in _OF_POOLS):
+        return {"stage": "encoder", "preferences_from": source}
+    return {"diffusion_from": source} if own.preferences_by == "diffusion" else {}
 
 
 def ablation_job(setting: Setting) -> Job:
@@ -327,11 +342,7 @@ def sweep_jobs(
         fields: dict[str, Any] = {field: value} | of_encoder | {field: value}
         if field == "dpa.fine":
             fields["dpa.drawn"] = 0  # which a config may set for strict; N is then unread
-        source = str(setting.models)
-        if field in _OF_POOLS:
-            fields |= {} if alone else {"diffusion_from": source}
-        elif borrowed:
-            fields |= {"stage": "encoder", "preferences_from": source}
+        fields |= _borrowing(setting, fields) if borrowed else {}
         name = f"sweep-{encoder}-{field}={slug(value)}"
         jobs.append(setting.job(name, f"{encoder}, {field} = {value!r}", fields))
     return ([diffusion_job(setting)] if borrowed and not alone else []) + jobs

@@ -68,6 +68,40 @@ def test_toy_is_tuned_under_strict_alone() -> None:
     assert differences(reference, apply_protocol(readme, ())) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder", "values"),
+    [  # learning rate, then c_w, omega_f, omega_r, omega_m and omega_d of its commands
+        ("toy", "gru4rec", (0.005, 3.0, 2.0, 0.1, 0.5, 0.3)),
+        ("game", "gru4rec", (0.005, 3.0, 2.0, 0.1, 0.5, 0.3)),
+        ("toy_game", "gru4rec", (0.005, 3.0, 2.0, 0.1, 0.5, 0.3)),
+        ("toy", "sasrec", (0.005, 1.0, 4.0, 0.1, 0.9, 0.05)),
+        ("toy", "cl4srec", (0.005, 1.0, 4.0, 0.1, 0.9, 0.05)),
+        ("toy:paper", "sasrec", (0.005, 3.0, 2.0, 0.1, 0.5, 0.3)),
+        ("book", "gru4rec", (0.01, 3.0, 4.0, 0.3, 0.8, 0.01)),
+        ("music:times", "gru4rec", (0.01, 3.0, 4.0, 0.3, 0.8, 0.01)),
+        ("book", "sasrec", (0.001, 3.0, 4.0, 0.5, 0.8, 0.01)),
+        ("book:paper", "gru4rec", (0.005, 3.0, 4.0, 0.3, 0.8, 0.01)),
+    ],
+)
+def test_values_of_the_public_readme(name, encoder, values) -> None:
+    name, colon, variant = name.partition(":")
+    config = config_of(name, colon + variant)
+    config.protocol, config.encoder.name = "reference", encoder
+    config = apply_protocol(config, ())
+    assert values == (
+        config.encoder.learning_rate,
+        *(config.hbr.clip, config.hbr.scale, config.hbr.rank_weight),
+        *(config.nns.first_fraction, config.dpa.weight),
+    )
+
+
+def test_under_strict_all_encoders_are_tuned_alike() -> None:
+    gru4rec = config_of("toy")
+    gru4rec.encoder.name = "gru4rec"
+    differing = differences(apply_protocol(gru4rec, ()), apply_protocol(config_of("toy"), ()))
+    assert differing == ["encoder.name"]
+
+
 @pytest.mark.parametrize("name", ["toy", "toy:readme", "game:paper", "music", "custom", *PAIRS])
 def test_reference_delivers_batches_as_the_public_code_does(name) -> None:
     """Three times each; the diffusion model's once."""

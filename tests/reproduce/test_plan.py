@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pdrec_jax.errors import UserError
-from pdrec_jax.reproduce.plan import Setting, diffusion_job, sweep_jobs
+from pdrec_jax.reproduce.plan import Setting, diffusion_job, encoder_job, sweep_jobs
 from pdrec_jax.settings import apply_protocol, default_config
 
 
@@ -35,6 +35,24 @@ def test_what_a_sweep_takes_of_one_diffusion_run(field, values, taken) -> None:
             expected = str(shared[0]) if name == taken else ""
             assert job.config[name] == expected
         assert job.config.stage == ("encoder" if taken == "preferences_from" else "all")
+
+
+@pytest.mark.parametrize("field", ["nns.first_fraction", "hbr.clip"])
+def test_an_encoder_with_pools_of_its_own_takes_the_diffusion_model(field) -> None:
+    config = default_config()
+    config.gru4rec_overrides = ((field, 0.25),)
+    setting = Setting("toy", "toy.py", config, (), Path("runs"))
+    models = str(setting.models)
+    for encoder, by_hand in (("gru4rec", ()), ("gru4rec", (field,)), ("sasrec", ())):
+        setting = Setting("toy", "toy.py", config, by_hand, Path("runs"))
+        other_pools = (encoder, by_hand, field) == ("gru4rec", (), "nns.first_fraction")
+        taken, stage = ("diffusion_from", "all") if other_pools else ("preferences_from", "encoder")
+        for job in (
+            encoder_job(setting, encoder),
+            sweep_jobs(setting, "encoder.patience", (5,), encoder)[1],
+        ):
+            assert (job.config.stage, job.config[taken]) == (stage, models)
+            assert job.config.diffusion_from + job.config.preferences_from == models
 
 
 def test_where_a_sasrec_fills_the_preferences() -> None:
