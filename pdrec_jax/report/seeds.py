@@ -144,6 +144,5 @@ def _cell(value: Any, field: str) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     if field.startswith("p_"):
-        text = "<.001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)
-        return f"{text}*" if value < _LEVEL else text
+        return tables.p_value(value) + "*" * (value < _LEVEL)
     return f"{value:+.4f}".replace("0.", ".", 1)

@@ -197,6 +197,13 @@ def number(value: Any, short: bool = False) -> str:
     return (text[1:] if text.startswith("0.") else text[:5]) if short else text
 
 
+def p_value(value: float) -> str:
+    """Writes a p-value to three digits, ``-`` where there is none."""
+    if not math.isfinite(value):
+        return "-"
+    return "<.001" if value < 0.001 else f"{value:.3f}".replace("0.", ".", 1)
+
+
 def _block(results: Mapping[str, Any], models: Sequence[Any], block: str) -> list[str]:
     has_paper = _has_paper(results, models)
     columns: list[tuple[str, Callable[[Any], Any] | None, str]] = []

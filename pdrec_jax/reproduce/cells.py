@@ -1,4 +1,7 @@
-"""A table of the paper: three lines a cell, as Markdown, CSV and LaTeX."""
+"""A table of the paper: three lines a cell, as Markdown, CSV and LaTeX.
+
+Below it, of several seeds, what each variant gains over its base, three lines a cell as well.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,37 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pdrec_jax.evaluation.paper import TOLERANCE
 from pdrec_jax.files import atomic_write_text, write_errors
-from pdrec_jax.report.tables import markdown_rows
+from pdrec_jax.report.tables import markdown_rows, p_value
 
 FLAG = "!"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """A variant's figure less its base's.
+
+    Attributes:
+      difference: mean over users and seeds.
+      p_users: of a paired t-test over users; NaN where there is none.
+      p_seeds: likewise over seeds.
+    """
+
+    difference: float
+    p_users: float
+    p_seeds: float
+
+    def lines(self, decimals: int) -> list[str]:
+        """Gain, p over users, p over seeds."""
+        return [
+            f"{self.difference:+.{decimals}f}",
+            f"p {p_value(self.p_users)}",
+            f"p {p_value(self.p_seeds)}",
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +51,14 @@ class Cell:
       ours: ours, a mean where there are several seeds; None where it was not run.
       deviation: its standard deviation over seeds; None of a single seed.
       decimals: digits after the point.
+      gain: over the base; None of a base, a single seed or another model.
     """
 
     paper: float | None = None
     ours: float | None = None
     deviation: float | None = None
     decimals: int = 4
+    gain: Gain | None = None
 
     @property
     def difference(self) -> float | None:
@@ -112,6 +140,11 @@ class Table:
     notes: Sequence[str] = ()
 
     @property
+    def gaining(self) -> list[Row]:
+        """The rows that have a gain."""
+        return [row for row in self.rows if any(cell.gain for cell in row.cells)]
+
+    @property
     def title(self) -> str:
         """With the protocol and the seeds, and the source of the logs where it is no real one."""
         simulated = ["SIMULATED DATA"] * (self.source == "simulated")
@@ -129,6 +162,13 @@ def markdown(table: Table) -> str:
         ]
         rows = [["" if cell in ("", "<br><br>") else cell for cell in row] for row in rows]
         parts += [f"## {dataset}", markdown_rows(["model", *table.columns], rows)]
+        gains = [
+            [row.name, *("<br>".join(_gain_lines(cell)) for cell in row.cells)]
+            for row in table.gaining
+            if row.dataset == dataset
+        ]
+        if gains:
+            parts.append(markdown_rows(["gain over the base", *table.columns], gains))
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,37 +177,48 @@ def comma_separated(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["dataset", "model", "column", "paper", "ours", "deviation", "difference", "flagged"]
-    writer.writerow([*head, "protocol", "seeds", "data"])
+    writer.writerow([*head, "gain", "p_users", "p_seeds", "protocol", "seeds", "data"])
     about = [table.protocol, table.seeds, table.source]
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             numbers = (cell.paper, cell.ours, cell.deviation, cell.difference)
             texts = ["" if number is None else _plain(number, cell.decimals) for number in numbers]
             of_metric = cell.difference is not None and cell.decimals > 0
-            flagged = str(cell.flagged).lower() if of_metric else ""
-            writer.writerow([row.dataset, row.name, column, *texts, flagged, *about])
+            texts.append(str(cell.flagged).lower() if of_metric else "")
+            gains = [] if cell.gain is None else dataclasses.astuple(cell.gain)
+            texts += [repr(float(f"{n:.6g}")) if math.isfinite(n) else "" for n in gains]
+            texts += [""] * (3 - len(gains))
+            writer.writerow([row.dataset, row.name, column, *texts, *about])
     return out.getvalue()
 
 
 def latex(table: Table) -> str:
-    """Writes a table as LaTeX, which needs the package booktabs."""
+    """Writes a table as LaTeX, which needs the package booktabs; gains as a second one."""
+    lines = [f"% {table.title}", *(f"% {note}" for note in table.notes)]
+    lines += _tabular(table, table.rows, "model", lambda cell: cell.lines(r"$\pm$"))
+    if table.gaining:
+        lines += ["", *_tabular(table, table.gaining, "gain over the base", _gain_lines)]
+    return "\n".join(lines) + "\n"
+
+
+def _tabular(
+    table: Table, rows: Sequence[Row], heading: str, lines_of: Callable[[Cell], list[str]]
+) -> list[str]:
     lines = [
-        f"% {table.title}",
-        *(f"% {note}" for note in table.notes),
         r"\begin{tabular}{ll" + "r" * len(table.columns) + "}",
         r"\toprule",
         *_said_of_data(table),
-        " & ".join(["dataset", "model", *map(_escaped, table.columns)]) + r" \\",
+        " & ".join(["dataset", heading, *map(_escaped, table.columns)]) + r" \\",
     ]
     before = None
-    for row in table.rows:
+    for row in rows:
         if row.dataset != before:
             lines.append(r"\midrule")
         shown = _escaped(row.dataset) if row.dataset != before else ""
-        cells = [_stacked(cell) for cell in row.cells]
+        cells = [_stacked(lines_of(cell)) for cell in row.cells]
         lines.append(" & ".join([shown, _escaped(row.name), *cells]) + r" \\")
         before = row.dataset
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
 def write(table: Table, folder: Path, name: str) -> list[Path]:
@@ -185,8 +236,13 @@ def write(table: Table, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def _stacked(cell: Cell) -> str:
-    lines = cell.lines(r"$\pm$")
+def _gain_lines(cell: Cell) -> list[str]:
+    return cell.gain.lines(cell.decimals) if cell.gain else []
+
+
+def _stacked(lines: Sequence[str]) -> str:
+    """Lines of a cell above each other; what is special to LaTeX is as they have it."""
+    lines = [line.replace("<", r"\textless{}") for line in lines]
     return r"\shortstack[r]{" + r"\\".join(lines) + "}" if any(lines) else ""
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax.data import sources
 from pdrec_jax.encoders import registry
 from pdrec_jax.evaluation.paper import TOLERANCE, published
+from pdrec_jax.evaluation.significance import holm
 from pdrec_jax.phases import encoder_key
 from pdrec_jax.prepare.origins import PAIRS
 from pdrec_jax.report.tables import duration
-from pdrec_jax.reproduce.cells import FLAG, Cell, Point, Row, Table
+from pdrec_jax.reproduce.cells import FLAG, Cell, Gain, Point, Row, Table
 from pdrec_jax.reproduce.plan import (
     SWEEPS,
     Job,
@@ -42,6 +45,10 @@ _NOTES = (
 _SHARED = (
     "All seeds share the diffusion models of the first: what is trained on them varies by its own "
     "chance and by the candidates, and figures of theirs are of one seed."
+)
+_GAINS = (
+    "A gain: over the same encoder without plugins; p of paired t-tests over users, then over "
+    "seeds, each corrected (Holm) over the {count} gains of this table."
 )
 _SIMULATED = "SIMULATED DATA: not comparable with figures of any real log."
 
@@ -240,12 +247,46 @@ def _rows(job: Job, names: Mapping[str, str], *, paper: bool = True) -> list[Row
             known = published(job.config, name) if paper and not simulated else {}
             ours = model.get("sampled", {})
             deviations = model.get("deviation", {}).get("sampled", {})
+            gains = _gains(results, key)
             cells = [
-                Cell(known.get(metric), _number(ours, metric), _number(deviations, metric))
+                Cell(
+                    known.get(metric),
+                    _number(ours, metric),
+                    _number(deviations, metric),
+                    gain=gains.get(metric),
+                )
                 for metric in METRICS.values()
             ]
             rows.append(Row(job.dataset, name, cells))
     return rows
+
+
+def _gains(results: Mapping[str, Any], key: str) -> dict[str, Gain]:
+    """What a model of several seeds gains over its base by metric, p-values not corrected."""
+    found = {}
+    for each in results.get("comparisons", []):
+        if (each["key"], each["block"]) == (key, "sampled"):
+            p_values = (each[name] for name in ("p_users", "p_seeds"))
+            users, seeds = (math.nan if p is None else float(p) for p in p_values)
+            found[str(each["metric"])] = Gain(float(each["difference"]), users, seeds)
+    return found
+
+
+def _corrected(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their gains' p-values corrected over all of them, users and seeds apart."""
+    gains = [cell.gain for row in rows for cell in row.cells if cell.gain]
+    users, seeds = (
+        iter(holm(np.array([getattr(gain, name) for gain in gains])).tolist())
+        for name in ("p_users", "p_seeds")
+    )
+
+    def corrected(cell: Cell) -> Cell:
+        if cell.gain is None:
+            return cell
+        gain = Gain(cell.gain.difference, next(users), next(seeds))
+        return dataclasses.replace(cell, gain=gain)
+
+    return [dataclasses.replace(row, cells=[corrected(cell) for cell in row.cells]) for row in rows]
 
 
 def _number(figures: Mapping[str, Any], metric: str) -> float | None:
@@ -266,6 +307,9 @@ def _table(
     simulated = _simulated(settings)
     notes = [*_NOTES, *([_SHARED] if shared else []), *_by_hand(settings), *simulated]
     notes += _time_taken([job for setting in settings for job in jobs(setting)])
+    count = sum(cell.gain is not None for row in rows for cell in row.cells)
+    notes += [_GAINS.format(count=count)] * (count > 0)
+    rows = _corrected(rows)
     source = "simulated" if simulated else "real"
     return Table(title, config.protocol, seeds, source, tuple(METRICS), rows, notes)
 

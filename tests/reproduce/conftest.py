@@ -91,13 +91,14 @@ def keys_of(config) -> list[str]:
 def runs(monkeypatch):
     """The runs that were asked for; each leaves results at once.
 
-    `runs.die_at` kills one, `runs.names` says what a run calls the model of a key, and
-    `runs.configs` has the config of each, by workdir.
+    `runs.die_at` kills one, `runs.names` says what a run calls the model of a key, those of several
+    seeds have `runs.comparisons`, and `runs.configs` has the config of each, by workdir.
     """
 
     class Runs(list):
         die_at = None
         names: ClassVar[dict[str, str]] = {}
+        comparisons: ClassVar[list[dict[str, Any]]] = []
         configs: ClassVar[dict[str, ConfigDict]] = {}
 
     made = Runs()
@@ -126,6 +127,7 @@ def runs(monkeypatch):
                    "device": "cpu x1"}  # fmt: skip
         if len(seeds) > 1:
             results["seeds"] = seeds
+            results["comparisons"] = made.comparisons
         place.save_per_user({"users": np.arange(3)})
         if config.stage != "encoder":
             Store(workdir).save("preferences", 0, {"top": np.zeros(3)}, {})

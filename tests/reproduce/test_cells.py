@@ -4,7 +4,16 @@ import csv
 import dataclasses
 import io
 
-from pdrec_jax.reproduce.cells import Cell, Row, Table, comma_separated, latex, markdown, write
+from pdrec_jax.reproduce.cells import (
+    Cell,
+    Gain,
+    Row,
+    Table,
+    comma_separated,
+    latex,
+    markdown,
+    write,
+)
 
 TABLE = Table(
     "Table 1",
@@ -18,6 +27,17 @@ TABLE = Table(
         Row("game", "SASRec", [Cell(), Cell()]),
     ],
     ["A note."],
+)
+
+
+GAINING = dataclasses.replace(
+    TABLE,
+    rows=[
+        *TABLE.rows[:1],
+        Row("toy", "SASRec+HBR", [Cell(None, 0.24, gain=Gain(0.0087, 0.0004, 0.0312)), Cell()]),
+        *TABLE.rows[2:],
+        Row("game", "A_B", [Cell(), Cell(gain=Gain(-0.001, float("nan"), 1.0))]),
+    ],
 )
 
 
@@ -48,10 +68,31 @@ def test_comma_separated():
     assert rows[0] == {
         "dataset": "toy", "model": "SASRec", "column": "N@10", "paper": "0.202",
         "ours": "0.2313", "deviation": "0.0012", "difference": "0.0293", "flagged": "true",
+        "gain": "", "p_users": "", "p_seeds": "",
         "protocol": "strict", "seeds": "seeds 0 to 1", "data": "real",
     }  # fmt: skip
     assert rows[2]["paper"] == "0.2286"
     assert rows[2]["ours"] == rows[2]["difference"] == rows[2]["flagged"] == ""
+
+
+def test_gains():
+    lines = markdown(GAINING).splitlines()
+    assert lines.count("| gain over the base | N@10 | AUC |") == 2
+    assert "| SASRec+HBR | +0.0087<br>p <.001<br>p .031 |  |" in lines
+    assert lines[-1] == "| A_B |  | -0.0010<br>p -<br>p 1.000 |"
+    assert "gain over the base" not in markdown(TABLE)
+    rows = list(csv.DictReader(io.StringIO(comma_separated(GAINING))))
+    assert [rows[2][name] for name in ("gain", "p_users", "p_seeds")] == [
+        "0.0087",
+        "0.0004",
+        "0.0312",
+    ]
+    assert [rows[-1][name] for name in ("gain", "p_users", "p_seeds")] == ["-0.001", "", "1.0"]
+    first, second = latex(GAINING).split("\n\n")
+    assert "gain over the base" not in first
+    assert r"toy & SASRec+HBR & \shortstack[r]{+0.0087\\p \textless{}.001\\p .031} &  \\" in second
+    assert second.count(r"\midrule") == 2
+    assert "\n\n" not in latex(TABLE)
 
 
 def test_latex():
