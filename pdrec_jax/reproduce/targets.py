@@ -325,7 +325,8 @@ def _by_hand(settings: Sequence[Setting]) -> list[str]:
         f"{field}={get(setting.config, field)}"
         for setting in settings
         for field in setting.by_hand
-        if field not in (*FREE_FIELDS, "seed", "seeds", "protocol", "data.target")
+        if field not in ("seed", "seeds", "protocol", "data.target")
+        and (field not in FREE_FIELDS or field.endswith("_overrides"))
     }
     return [f"Set by hand: {', '.join(sorted(told))}."] if told else []
 
