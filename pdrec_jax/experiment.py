@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import compilation, memory, phases, processes, run_models, seeds
+from pdrec_jax import compilation, memory, other_runs, phases, processes, run_models, seeds
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, save_catalogue
 from pdrec_jax.diffusion.preferences import Preferences
@@ -54,8 +54,9 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
     config, files = resolve(config, by_hand)
     compilation.use_cache(config.compilation_cache)
     path = Path(workdir or default_workdir(config, files is None))
-    if not (path / CONFIG).is_file():  # what was begun goes on as it is
-        phases.require_like_source(config, by_hand)
+    begun = (path / CONFIG).is_file()  # which goes on as it is
+    if phases.needs_preferences(config) and not begun:
+        other_runs.require_like_source(config, by_hand)
     if config.seeds == 1:
         return run_one(config, files, path)
     return seeds.run(config, files, path, run_one)
@@ -228,7 +229,7 @@ def _makers(config: ConfigDict) -> dict[str, Callable[..., Outcome]]:
     else:
         makers["diffusion"] = phases.diffusion_phase
         if config.diffusion.both:
-            other = f"diffusion-{phases.other_weighting(config)}"
+            other = f"diffusion-{other_runs.other_weighting(config)}"
             makers[other] = phases.other_diffusion_phase
     return makers
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,7 @@ from ml_collections import ConfigDict
 from pdrec_jax import processes
 from pdrec_jax.checkpoints import NoCheckpoint, Store
 from pdrec_jax.diffusion import stage as diffusion_stage
-from pdrec_jax.diffusion.preferences import (
-    Preferences,
-    identity,
-    load_preferences,
-    save_preferences,
-)
+from pdrec_jax.diffusion.preferences import Preferences, identity, save_preferences
 from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.inference import infer_preferences
@@ -29,19 +23,20 @@ from pdrec_jax.evaluation.paper import published
 from pdrec_jax.evaluation.ranking import Scorer
 from pdrec_jax.given import Given, pool_rules
 from pdrec_jax.metric_log import MetricLog
+from pdrec_jax.other_runs import (
+    IDENTITY,
+    diffusion_models,
+    origin,
+    other_weighting,
+    read_preferences,
+    source_of_model,
+)
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import abstract
 from pdrec_jax.training import Course, Fitted, LoopSettings, fit
-from pdrec_jax.workdir import Workdir, saved_config, seed_folder
+from pdrec_jax.workdir import Workdir
 
 _FEW_ITEMS = 8  # enough to see whether an encoder is one
-# Fields of a diffusion model's section that do not decide what is trained. Another seed trains
-# another model of the same kind.
-_OF_NO_MODEL = ("seed", "block", "both")
-# Those beside them that need not have made other preferences: when training looks at itself and
-# stops, and the weighting, of which it counts what came of it on the log.
-_OF_NO_PREFERENCES = (*_OF_NO_MODEL, "patience", "evaluate_every", "weighting")
-_IDENTITY = "identity"  # of borrowed preferences, in the record of their phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +50,6 @@ class Outcome:
 def diffusion_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
     """Trains and evaluates the diffusion model."""
     return _diffusion(given, "diffusion", given.config.diffusion.weighting, workdir, log)
-
-
-def other_weighting(config: ConfigDict) -> str:
-    """The weighting that ``diffusion.both`` asks for beside the run's own."""
-    return "position" if config.diffusion.weighting == "time" else "time"
 
 
 def other_diffusion_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
@@ -102,23 +92,6 @@ def _lacks_model(store: Store) -> bool:
     return bool(broken_for_all)
 
 
-def of_seed(path: str, seed: int) -> Path:
-    """Where a seed reads what another run left: in that run's folder of the same seed.
-
-    A run of a single seed has one folder for all, so what it left is shared.
-
-    Raises:
-      UserError: the run has several seeds, and not this one.
-    """
-    own = Path(path) / seed_folder(seed)
-    if own.is_dir():
-        return own
-    saved = saved_config(Path(path))
-    if saved is not None and saved.seeds > 1:
-        raise UserError(f"{path}: a run of several seeds, without seed {seed}, which is to read it")
-    return Path(path)
-
-
 def require_model(given: Given, workdir: Path) -> None:
     """Checks that the diffusion model can be made, and that of another run taken where it is to be.
 
@@ -132,41 +105,12 @@ def require_model(given: Given, workdir: Path) -> None:
         diffusion_stage.schedule_of(section, diffusion_stage.num_slots(section, given.split))
     keys = diffusion_models(config)
     if config.diffusion_from and any(_lacks_model(Store(workdir / key)) for key in keys):
-        _source_of_model(given, seeded(given.config, "diffusion"))
-
-
-def _source_of_model(given: Given, section: ConfigDict) -> Path:
-    """The run whose diffusion model serves for a section of the config, see ``require_model``."""
-    source = of_seed(given.config.diffusion_from, given.config.seed)
-    other = seeded(Workdir.open(source).config, "diffusion")
-    for name, value in section.items():
-        if name not in _OF_NO_MODEL and other[name] != value:
-            raise UserError(
-                f"config.diffusion_from: the model in {source} has diffusion.{name} "
-                f"{other[name]!r}, expected {value!r}"
-            )
-    made = Store(source).restore_meta("preferences")
-    for name in ("protocol", "split", "weighting"):
-        expected = _origin(given)[name]
-        if made.get(name, expected) != expected:
-            raise UserError(
-                f"config.diffusion_from: the model in {source} was trained with another {name} "
-                f"({_shown(made[name])}), expected {_shown(expected)}"
-            )
-    for key in diffusion_models(given.config):
-        if Store(source / key).step("best") is None:
-            raise UserError(f"config.diffusion_from: {source / key}: no trained model is there")
-    return source
-
-
-def diffusion_models(config: ConfigDict) -> list[str]:
-    """The diffusion models of a run, by the names of their phases."""
-    return ["diffusion", *[f"diffusion-{other_weighting(config)}"] * bool(config.diffusion.both)]
+        source_of_model(given, seeded(given.config, "diffusion"))
 
 
 def _take_model(given: Given, key: str, task: DiffusionTask, store: Store) -> None:
     """Copies a diffusion model of another run, as if it had been trained here."""
-    source = _source_of_model(given, seeded(given.config, "diffusion"))
+    source = source_of_model(given, seeded(given.config, "diffusion"))
     params, meta = Store(source / key).restore("best", task.abstract()["params"])
     course = dataclasses.replace(Course.read(meta), origin=meta.get("origin") or str(source))
     store.delete("best")  # what is damaged may be of a later epoch, and would be read first
@@ -187,7 +131,7 @@ def preferences_phase(given: Given, workdir: Path, log: MetricLog) -> Outcome:
         warn(f"{error}; the model is {anew} for the preferences")
         train(given, workdir, log)
         preferences = infer(given, workdir, log)
-    save_preferences(Store(workdir), preferences, _origin(given))
+    save_preferences(Store(workdir), preferences, origin(given))
     return _effects(given, preferences, log)
 
 
@@ -239,7 +183,7 @@ def borrowed_phase(
     """Stands in for the preferences phase where they are another run's, and notes which."""
     del workdir
     outcome = _effects(given, preferences, log)
-    outcome.record[_IDENTITY] = identity(preferences)
+    outcome.record[IDENTITY] = identity(preferences)
     return outcome
 
 
@@ -264,100 +208,6 @@ def own_preferences(given: Given, workdir: Path, log: MetricLog) -> Preferences:
         warn(f"{error}; the preferences are computed anew")
         preferences_phase(given, workdir, log)
         return read_preferences(given, workdir)
-
-
-def read_preferences(given: Given, workdir: Path) -> Preferences:
-    """Reads the preferences of this run or of another one.
-
-    What their maker did not write down is not compared, but for the shapes.
-
-    Raises:
-      UserError: there are none, or they were made from other data, by other rules, or under another
-        protocol, whose preferences may have seen what this one holds out.
-    """
-    store = Store(workdir)
-    made = store.restore_meta("preferences")
-    for name, expected in _origin(given).items():
-        if made.get(name, expected) != expected:
-            raise UserError(
-                f"{workdir}: its preferences were made with another {name} "
-                f"({_shown(made[name])}), expected {_shown(expected)}"
-            )
-    return load_preferences(store, given.split, pool_rules(given.config, given.protocol))
-
-
-def read_borrowed(given: Given, place: Workdir) -> Preferences:
-    """Reads the preferences of another run for the run that is in a directory.
-
-    Raises:
-      UserError: see ``read_preferences``; or the run has begun with others, which were in their
-        place before.
-    """
-    source = of_seed(given.config.preferences_from, given.config.seed)
-    preferences = read_preferences(given, source)
-    begun = (place.phases.find("preferences") or {}).get(_IDENTITY)
-    if begun is not None and begun != identity(preferences):
-        raise UserError(
-            f"config.preferences_from: the preferences in {source} are others than those that the "
-            f"run in {place.path} was begun with; name another --workdir, or put those back"
-        )
-    return preferences
-
-
-def require_like_source(config: ConfigDict, by_hand: Collection[str]) -> None:
-    """Checks that no field set by hand says otherwise of preferences than the run they are from.
-
-    Args:
-      config: of a run that is to begin.
-      by_hand: the fields that the command line sets; what a config file has is not held against
-        another run, which may have been made with another variant of it.
-
-    Raises:
-      UserError: one does.
-    """
-    borrowed = config.preferences_from and needs_preferences(config)
-    if not borrowed or config.preferences_by != "diffusion":
-        return
-    source = of_seed(config.preferences_from, config.seed)
-    saved = saved_config(source)
-    if saved is None or saved.preferences_by != "diffusion":
-        return
-    for name, value in config.diffusion.items():
-        other = saved.diffusion[name]
-        if f"diffusion.{name}" in by_hand and name not in _OF_NO_PREFERENCES and other != value:
-            raise UserError(
-                f"config.preferences_from: the preferences in {source} were made with "
-                f"diffusion.{name} {other!r}, expected {value!r}"
-            )
-
-
-def _origin(given: Given) -> dict[str, Any]:
-    split = given.split
-    digest = hashlib.sha256()
-    for array in (split.train.offsets, split.train.items, split.valid_items, split.test_items):
-        digest.update(np.ascontiguousarray(array).data)  # a view: of a mapped log no copy is made
-    weighting = "any"  # of a model without weights
-    if given.config.preferences_by == "diffusion":
-        weighting = "position"
-        if given.config.diffusion.weighting == "time" and split.train.times is not None:
-            times = np.ascontiguousarray(split.train.times).data
-            weighting = f"time {hashlib.sha256(times).hexdigest()[:7]}"
-    rules = dataclasses.asdict(pool_rules(given.config, given.protocol))
-    if not split.learns_source:
-        rules["catalogue"] = "target"
-    return {
-        "protocol": given.protocol.name,
-        "split": digest.hexdigest(),
-        "rules": rules,
-        "maker": given.config.preferences_by,
-        "weighting": weighting,
-    }
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
-    return str(value)[:12]
 
 
 def encoder_key(config: ConfigDict, variant: str) -> str:

@@ -15,12 +15,8 @@ from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.given import Given
-from pdrec_jax.phases import (
-    can_compute_preferences,
-    encoder_key,
-    needs_preferences,
-    other_weighting,
-)
+from pdrec_jax.other_runs import other_weighting
+from pdrec_jax.phases import can_compute_preferences, encoder_key, needs_preferences
 from pdrec_jax.settings import seeded
 from pdrec_jax.workdir import Workdir
 

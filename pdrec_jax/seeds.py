@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import memory, phases, processes, run_models
+from pdrec_jax import memory, other_runs, phases, processes, run_models
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
@@ -88,7 +88,7 @@ def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
     if config.stage != "encoder" or not phases.needs_preferences(config):
         return None
     if config.preferences_from:
-        return phases.read_borrowed(given, place)
+        return other_runs.read_borrowed(given, place)
     done = place.phases.find("preferences") is not None
     if not done and not phases.can_compute_preferences(config, place):
         raise UserError(
@@ -311,7 +311,7 @@ def _training(given: Given, variant: str, place: Workdir, log: MetricLog) -> pha
     """Builds what trains a variant of a seed; of its preferences it keeps what the steps read."""
     preferences = None
     if variant != "base" and given.config.preferences_from:
-        preferences = phases.read_borrowed(given, place)
+        preferences = other_runs.read_borrowed(given, place)
     elif variant != "base":
         preferences = phases.own_preferences(given, place.path, log)
     return phases.encoder_training(given, variant, preferences, place.path)

@@ -53,23 +53,25 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "encoders": SHARED | {"data", "evaluation", "plugins", "encoders", "diffusion"},
     "report": SHARED | {"data", "evaluation", "report"},
     "given": SHARED | {"data", "evaluation", "diffusion"},
-    "phases": SHARED | {"data", "evaluation", "plugins", "diffusion", "encoders", "given"},
-    "run_models": SHARED | {"diffusion", "encoders", "given", "phases"},
+    "other_runs": SHARED | {"diffusion", "given"},
+    "phases": SHARED
+    | {"data", "evaluation", "plugins", "diffusion", "encoders", "given", "other_runs"},
+    "run_models": SHARED | {"diffusion", "encoders", "given", "other_runs", "phases"},
     "seeds": SHARED
     | {"data", "evaluation", "diffusion", "encoders", "report", "phases", "run_models", "seeds"}
-    | {"given"},
+    | {"given", "other_runs"},
     "experiment": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
-    | {"run_models", "given", "experiment"},
+    | {"run_models", "given", "other_runs", "experiment"},
     "main": SHARED | {"data", "evaluation", "report", "experiment"},
     # Runs experiments as the command line does; nobody may know it. Of `prepare` it takes Table 2.
     "reproduce": SHARED
     | {"data", "encoders", "evaluation", "report", "phases", "experiment", "main"}
-    | {"prepare", "reproduce"},
+    | {"other_runs", "prepare", "reproduce"},
     # Explains one user of a run; nobody may know it.
     "inspect": SHARED
     | {"data", "evaluation", "plugins", "diffusion", "encoders", "report", "phases", "seeds"}
-    | {"recommend", "main", "given", "inspect"},
+    | {"recommend", "main", "given", "other_runs", "inspect"},
     # Reads what runs have left; nobody may know it.
     "compare": SHARED | {"evaluation", "report"},
     "keep": SHARED,

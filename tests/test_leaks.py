@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax import given as given_module
-from pdrec_jax import phases
+from pdrec_jax import other_runs, phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.interactions import TARGET
 from pdrec_jax.data.simulator import simulate
@@ -93,7 +93,7 @@ def what_training_sees(config, log, folder: Path) -> Seen:
     # As if it had been trained: the parameters are the same, if what they are trained on is.
     Store(folder / "diffusion").save("best", 1, params, {})
     phases.preferences_phase(given, folder, MetricLog(None, stream=io.StringIO(), progress=False))
-    preferences = phases.read_preferences(given, folder)
+    preferences = other_runs.read_preferences(given, folder)
     encoder, _ = encoder_stage.build(
         config,
         EVERYTHING,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pdrec_jax import phases
+from pdrec_jax import other_runs, phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.batches import extend_train
@@ -73,14 +73,16 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
     origin: Workdir | None = place
     source = path
     if config.preferences_from:
-        source = phases.of_seed(config.preferences_from, config.seed)
+        source = other_runs.of_seed(config.preferences_from, config.seed)
     if source != path:
         origin = Workdir.open(source) if (source / "config.json").is_file() else None
     preferences = None
     if place.phases.require_sound("preferences") is not None:
         own = source == path
         preferences = (
-            phases.read_preferences(given, path) if own else phases.read_borrowed(given, place)
+            other_runs.read_preferences(given, path)
+            if own
+            else other_runs.read_borrowed(given, place)
         )
     return TrainedRun(place, given, data, models, preferences, origin)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pdrec_jax import phases
+from pdrec_jax import other_runs, phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.encoders import registry
@@ -128,12 +128,12 @@ class Job:
         if self.results is not None:
             return
         if config.preferences_from and phases.needs_preferences(config):
-            source = phases.of_seed(config.preferences_from, config.seed)
+            source = other_runs.of_seed(config.preferences_from, config.seed)
             self._require("preferences", source, Store(source).step("preferences"))
         if config.diffusion_from:
-            source = phases.of_seed(config.diffusion_from, config.seed)
-            own = phases.of_seed(str(self.workdir), config.seed)
-            for key in phases.diffusion_models(config):
+            source = other_runs.of_seed(config.diffusion_from, config.seed)
+            own = other_runs.of_seed(str(self.workdir), config.seed)
+            for key in other_runs.diffusion_models(config):
                 if Store(own / key).step("best") is None:
                     self._require("models", source, Store(source / key).step("best"))
 

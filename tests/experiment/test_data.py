@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from pdrec_jax import phases
+from pdrec_jax import other_runs, phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.sources import load
@@ -79,13 +79,13 @@ class TestTwoDomains:
 
     def test_preferences_of_both_catalogues_are_refused(self, mixed, monkeypatch) -> None:
         run = open_run(mixed.path)
-        assert phases.read_preferences(run.given, mixed.path).users.any()
+        assert other_runs.read_preferences(run.given, mixed.path).users.any()
         store = Store(mixed.path)
         made = store.restore_meta("preferences")
         del made["rules"]["catalogue"]
         monkeypatch.setattr(Store, "restore_meta", lambda *_: made)
         with pytest.raises(UserError, match="made with another rules"):
-            phases.read_preferences(run.given, mixed.path)
+            other_runs.read_preferences(run.given, mixed.path)
 
     def test_ranks_are_among_target_items(self, mixed) -> None:
         per_user = np.load(mixed.path / "per_user.npz", allow_pickle=False)

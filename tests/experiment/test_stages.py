@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from pdrec_jax import phases
+from pdrec_jax import other_runs
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.errors import UserError
 from pdrec_jax.metric_log import MetricLog
@@ -145,9 +145,9 @@ class TestPreferencesOfAnotherRun:
         config.preferences_from = str(strict.path)
         config.diffusion.update(w_min=0.4, patience=3, both=True)
         by_hand = {"diffusion.patience", "diffusion.both", "encoder.epochs"}
-        phases.require_like_source(config, by_hand)  # a config file's own are another variant's
+        other_runs.require_like_source(config, by_hand)  # a config file's own are another variant's
         with pytest.raises(UserError, match=r"diffusion\.w_min"):
-            phases.require_like_source(config, {*by_hand, "diffusion.w_min"})
+            other_runs.require_like_source(config, {*by_hand, "diffusion.w_min"})
 
 
 class TestDiffusionModelOfAnotherRun:
