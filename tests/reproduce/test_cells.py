@@ -136,7 +136,7 @@ def test_whole_numbers():
     cell = Cell(37868.0, 36868.0, decimals=0)
     assert (cell.lines("±"), cell.flagged) == (["37,868", "36,868", "-1,000"], False)
     table = dataclasses.replace(table, rows=[Row("toy", "log", [cell])])
-    assert ",37868,36868,,-1000,,strict" in comma_separated(table)
+    assert ",37868,36868,,-1000,,,,,strict" in comma_separated(table)
 
 
 def test_files(tmp_path):

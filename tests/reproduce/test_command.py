@@ -238,9 +238,9 @@ def test_statistics(reproduce, runs, real_log):
     assert runs == []
     rows = (OUT / "strict" / "table2-toy.csv").read_text().splitlines()
     assert rows[1:4] == [
-        "toy,target domain,users,7996,9,,-7987,,strict,seed 0,real",
-        "toy,target domain,items,37868,270,,-37598,,strict,seed 0,real",
-        "toy,target domain,events,114487,270,,-114217,,strict,seed 0,real",
+        "toy,target domain,users,7996,9,,-7987,,,,,strict,seed 0,real",
+        "toy,target domain,items,37868,270,,-37598,,,,,strict,seed 0,real",
+        "toy,target domain,events,114487,270,,-114217,,,,,strict,seed 0,real",
     ]  # fmt: skip
 
 
