@@ -10,8 +10,6 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.settings import (
     FIELDS,
     FREE_FIELDS,
-    apply_overrides,
-    apply_protocol,
     default_config,
     differences,
     flatten,
@@ -321,77 +319,6 @@ def test_values_that_agree_pass() -> None:
     validate(config_with(diffusion__w_min=1.0, diffusion__sampling_steps=10, dpa__fine=50))
     validate(config_with(encoder__heads=64, preferences_from="runs/a", stage="encoder"))
     validate(config_with(diffusion__noise_fraction=0.5, diffusion__reweight=False))
-
-
-class TestOverrides:
-    @pytest.fixture
-    def config(self) -> ConfigDict:
-        overrides = (("diffusion.epochs", 3), ("diffusion.hidden", [16]), ("seed", 7))
-        config = config_with(simulation__overrides=overrides)
-        config.lock()
-        return config
-
-    def test_they_apply(self, config: ConfigDict) -> None:
-        short = apply_overrides(config, ())
-        validate(short)
-        assert (short.diffusion.epochs, short.diffusion.hidden, short.seed) == (3, (16,), 7)
-        assert differences(short, config) == ["diffusion.epochs", "diffusion.hidden", "seed"]
-        assert config.diffusion.epochs == FIELDS["diffusion.epochs"].default
-
-    def test_what_was_set_by_hand_stays(self, config: ConfigDict) -> None:
-        # By hand to the very value that the config file has, too.
-        short = apply_overrides(config, {"diffusion.epochs", "encoder.epochs"})
-        assert differences(short, config) == ["diffusion.hidden", "seed"]
-
-
-@pytest.mark.parametrize(("protocol", "negatives"), [("strict", 4), ("reference", 1)])
-def test_settings_for_strict(protocol: str, negatives: int) -> None:
-    chosen = (("encoder.negatives", 4), ("nns.placement", "instead"))
-    config = config_with(protocol=protocol, strict_overrides=chosen)
-    for by_hand in ((), {"nns.placement"}):
-        settled = apply_protocol(config, by_hand)
-        validate(settled)
-        instead = protocol == "strict" and not by_hand
-        assert settled.encoder.negatives == negatives
-        assert settled.nns.placement == ("instead" if instead else "beside")
-    assert config.encoder.negatives == 1
-
-
-def test_settings_for_reference() -> None:
-    chosen = (("encoder.batch_repeat", 3),)
-    for protocol, times in (("strict", 1), ("reference", 3)):
-        config = config_with(protocol=protocol, reference_overrides=chosen)
-        assert apply_protocol(config, ()).encoder.batch_repeat == times
-        assert apply_protocol(config, {"encoder.batch_repeat"}).encoder.batch_repeat == 1
-
-
-def test_settings_for_an_encoder() -> None:
-    own = (("hbr.clip", 5.0), ("dpa.weight", 0.4))
-    for name, weight in (("sasrec", 0.5), ("gru4rec", 0.4)):
-        config = config_with(
-            encoder__name=name, gru4rec_overrides=own, strict_overrides=(("hbr.clip", 2.0),)
-        )
-        config.dpa.weight = 0.5
-        settled = apply_protocol(config, ())
-        # The protocol's count for more.
-        assert (settled.dpa.weight, settled.hbr.clip) == (weight, 2.0)
-        assert apply_protocol(config, {"dpa.weight", "hbr.clip"}).to_dict() == config.to_dict()
-        config.protocol = "reference"
-        assert apply_protocol(config, ()).hbr.clip == (5.0 if name == "gru4rec" else 3.0)
-
-
-def test_settings_for_strict_count_where_fields_must_agree() -> None:
-    chosen = (("encoder.negatives", 4),)
-    config = config_with(strict_overrides=chosen, nns__placement="instead")
-    validate(apply_protocol(config, {"nns.placement"}))
-    with pytest.raises(UserError, match=r"above nns\.drawn"):
-        validate(config)
-    with pytest.raises(UserError, match=r"above nns\.drawn"):
-        validate(apply_protocol(config, {"nns.placement", "encoder.negatives"}))
-    config.encoder.variants = ("base", "hbr")  # no safe negatives are drawn
-    validate(config)
-    with pytest.raises(UserError, match="an integer of at least 1 is expected"):
-        apply_protocol(config_with(strict_overrides=(("encoder.negatives", "x"),)), ())
 
 
 def test_differences() -> None:
