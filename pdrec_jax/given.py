@@ -161,4 +161,5 @@ def pool_rules(config: ConfigDict, protocol: protocols.Protocol) -> PoolRules:
         first_fraction=config.nns.first_fraction,
         last_fraction=protocol.nns_last_fraction,
         ranks_among_all=protocol.nns_excludes_heldout,
+        whole_pools=config.nns.refresh_epochs > 0,
     )

@@ -155,6 +155,8 @@ def origin(given: Given) -> dict[str, Any]:
             times = np.ascontiguousarray(split.train.times).data
             weighting = f"time {hashlib.sha256(times).hexdigest()[:7]}"
     rules = dataclasses.asdict(pool_rules(given.config, given.protocol))
+    if not rules["whole_pools"]:
+        del rules["whole_pools"]  # as those wrote it that could not keep the pools
     if not split.learns_source:
         rules["catalogue"] = "target"
     return {

@@ -156,6 +156,9 @@ FIELDS: dict[str, Field] = {
         0.5, 0, 0.98, "omega_m, share of the ranking that is too likely to be negative"
     ),
     "nns.kept": _count(512, "R, negatives kept a user"),
+    "nns.refresh_epochs": _count(
+        0, "epochs after which R others are drawn from the user's whole pool, 0: never", least=0
+    ),
     "nns.drawn": _count(1, "safe negatives a position"),
     "nns.placement": _among(
         "beside",

@@ -97,7 +97,7 @@ STAGES = tuple(
     for name in ("stage", "task")
 )
 USERS_OF_STAGES = ("phases", "run_models", "benchmark", "recommend", "inspect", "plan")
-PREFERENCES = ("pdrec_jax.diffusion.preferences",)
+PREFERENCES = ("pdrec_jax.diffusion.preferences", "pdrec_jax.diffusion.redraw")
 
 OWNERS = {
     "flax": ("pdrec_jax.diffusion.denoiser", "pdrec_jax.encoders"),

@@ -39,6 +39,7 @@ SMALL = {
     "encoder.batch_size": 16,
     "dpa.coarse": 9,
     "nns.kept": 24,
+    "nns.refresh_epochs": 2,
 }
 EVERYTHING = "hbr+nns+dpa"
 
@@ -118,6 +119,7 @@ def what_training_sees(config, log, folder: Path) -> Seen:
         {
             **named(dataclasses.asdict(encoder.data)),
             **named(encoder.layout(1)),
+            "later pools": np.asarray(encoder.data_of(3).pools),
             **named(encoder.initial()["params"]),
             "users": encoder.users,
             "steps": np.array(encoder.steps),
@@ -191,8 +193,8 @@ def test_reference_leaks_where_it_is_documented_to(see, plain, which):
     # Neither the diffusion model nor DPA's candidates nor HBR's scores know a held-out item.
     assert differing(plain.diffusion, other.diffusion) == set()
     # The pool of negatives leaves the held-out items out.
-    assert differing(plain.preferences, other.preferences) == {"negatives"}
-    assert differing(plain.encoder, other.encoder) == {"['pools']"}
+    assert differing(plain.preferences, other.preferences) == {"negatives", "pools"}
+    assert differing(plain.encoder, other.encoder) == {"['pools']", "later pools"}
     # The test item chooses the epoch, with the validation item in the input, and so none of the
     # negatives.
     chosen = {"diffusion", "encoder"} if which == (-1,) else {"input", "negatives"}

@@ -34,6 +34,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hbr.floor": "lowest",
     "dpa.pool": "seen",
     "dpa.drawn": -1,
+    "nns.refresh_epochs": -1,
     "simulation.seed": -2,
     "protocol": "Strict",
     "stage": "encoders",

@@ -24,8 +24,9 @@ from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.inference import couple, score_all
 from pdrec_jax.diffusion.optimise import train_steps_on
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, cut_pools
+from pdrec_jax.diffusion.redraw import packed
 from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
-from pdrec_jax.diffusion.sharded_pools import cut_block_on
+from pdrec_jax.diffusion.sharded_pools import cut_block_on, joined_parts
 from pdrec_jax.diffusion.sharded_vectors import place_batch, shares
 from pdrec_jax.diffusion.windows import SplitBatch
 from pdrec_jax.encoders import stage as encoder_stage
@@ -159,14 +160,20 @@ def pools() -> None:
     assert mesh is not None
     for rules in (
         PoolRules(10, True, 12, 0.5, 1.0, False),
-        PoolRules(60, False, 12, 0.5, 0.99, True),
+        PoolRules(60, False, 12, 0.5, 0.99, True, whole_pools=True),
         PoolRules(10, True, 300, 0.9, 0.99, False),
     ):
         own = jnp.asarray(scores), jnp.asarray(seen), jnp.asarray(seen)
         expected = jax.jit(cut_pools, static_argnums=(4, 5))(*own, keys, rules, ITEMS)
         found = cut_block_on(mesh, scores, seen, seen, seen, key, users, rules, ITEMS)
-        for part, other in zip(found, expected, strict=False):
+        *parts, whole = expected
+        for part, other in zip(found, parts, strict=False):
             np.testing.assert_array_equal(part, other)
+        if rules.whole_pools:
+            joined = joined_parts(np.asarray(found[5]), width, mesh, ITEMS)
+            np.testing.assert_array_equal(joined, whole)
+        else:
+            assert not found[5].size
         np.testing.assert_array_equal(found[3], np.take_along_axis(scores, seen, axis=1))
         np.testing.assert_array_equal(found[4], scores[:, 0])
 
@@ -188,6 +195,7 @@ def tiny() -> Given:
         "encoder.batch_size": 37,
         "encoder.block": 60,
         "nns.kept": 16,
+        "nns.refresh_epochs": 1,
         "dpa.coarse": 10,
     }
     for field, value in fields.items():
@@ -348,6 +356,7 @@ def encoder(mesh: Mesh, name: str = "sasrec") -> None:
         rng.integers(1, ITEMS, (users, 16)).astype(np.int32),
         rng.random(given.split.train.num_events).astype(np.float32),
         rng.random(users).astype(np.float32),
+        packed(rng.random((users, ITEMS)) < 0.3),
     )
     made = []
     for where in (None, mesh):
@@ -364,7 +373,8 @@ def encoder(mesh: Mesh, name: str = "sasrec") -> None:
             name="encoder",
             mesh=where,
         )
-        made.append((scorers["test"], *trained(task)))
+        # NNS's negatives are drawn anew for a second epoch.
+        made.append((scorers["test"], *trained(task, 1 + (name == "encoder"))))
     (ranks, state, values), (mesh_ranks, mesh_state, mesh_values) = made
     close(mesh_values["loss"], values["loss"])
     same_state(mesh_state, state)

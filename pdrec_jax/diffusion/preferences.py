@@ -2,7 +2,8 @@
 
 All items are scored for a block of users at a time; kept are M candidates for DPA, R negatives for
 NNS and the scores of the observed items for HBR: O(U (M + R) + E) numbers instead of [U, I]. Where
-source items are not learnt (``Split.learns_source``), both pools are of the target's alone.
+negatives are to be drawn anew, the pools they are from are kept too, a bit an item. Where source
+items are not learnt (``Split.learns_source``), both pools are of the target's alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jax.sharding import Mesh
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import scratch
 from pdrec_jax.data.splits import Split
+from pdrec_jax.diffusion.redraw import words
 from pdrec_jax.diffusion.selection import (
     MASKED,
     draw_subset,
@@ -31,7 +33,7 @@ from pdrec_jax.diffusion.selection import (
     sortable,
     top,
 )
-from pdrec_jax.diffusion.sharded_pools import cut_block_on
+from pdrec_jax.diffusion.sharded_pools import cut_block_on, joined_parts
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.ranking import common_width, distinct_rows
 from pdrec_jax.rows import by_rows, count_true
@@ -51,6 +53,8 @@ class Preferences:
       negatives: [U, R] int32, drawn from the low ranks without replacement.
       observed: [E] float32, score of each training event's item.
       padding: [U] float32, score of slot 0, which ``plugins.hbr`` needs for its shifted floor.
+      pools: [U, W] uint32, all that the negatives were drawn from, item i in bit i - 1, see
+        ``redraw``; None where they are drawn once.
     """
 
     users: np.ndarray
@@ -58,6 +62,7 @@ class Preferences:
     negatives: np.ndarray
     observed: np.ndarray
     padding: np.ndarray
+    pools: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,7 @@ class PoolRules:
         public code.
       ranks_among_all: the fractions are of all I items (the public code), or of the unobserved
         ones (Eq. 3).
+      whole_pools: keep the pools of negatives themselves as well, U I / 8 bytes.
     """
 
     candidates: int
@@ -82,11 +88,12 @@ class PoolRules:
     first_fraction: float
     last_fraction: float
     ranks_among_all: bool
+    whole_pools: bool = False
 
 
 def cut_pools(
     scores: Array, seen: Array, excluded: Array, keys: Array, rules: PoolRules, num_items: int
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     """Cuts the pools of a block of users.
 
     Args:
@@ -99,7 +106,8 @@ def cut_pools(
 
     Returns:
       candidates [B, M] and negatives [B, R], item ids, int32; sizes [B] int32 of the pools that the
-      negatives were drawn from. Those of an empty pool mean nothing.
+      negatives were drawn from, and these pools [B, W] uint32, see ``Preferences``. Negatives of an
+      empty pool mean nothing.
     """
 
     def cut(scores: Array, seen: Array, excluded: Array) -> tuple[Array, Array, Array]:
@@ -114,7 +122,7 @@ def cut_pools(
 
     pools, sizes, candidates = by_rows(cut, scores, seen, excluded)
     ordinals = draw_subset(keys, jnp.maximum(sizes, 1), rules.negatives, num_items)
-    return candidates, nth_true(pools, ordinals) + 1, sizes
+    return candidates, nth_true(pools, ordinals) + 1, sizes, pools
 
 
 def negative_pool(scores: Array, excluded: Array, rules: PoolRules) -> tuple[Array, Array]:
@@ -164,11 +172,14 @@ def _cut_block(
     rules: PoolRules,
     num_items: int,
 ) -> tuple[Array, ...]:
-    """Cuts the pools and picks the scores that stay: of the events [B, K] and of slot 0 [B]."""
+    """Cuts the pools and picks the scores that stay: of the events [B, K] and of slot 0 [B].
+
+    The pools themselves come last, without a column where they do not stay.
+    """
     observed = jnp.take_along_axis(scores, events, axis=1)
     keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
-    pools = cut_pools(scores, seen, excluded, keys, rules, num_items)
-    return (*pools, observed, scores[:, 0])
+    *cut, pools = cut_pools(scores, seen, excluded, keys, rules, num_items)
+    return (*cut, observed, scores[:, 0], pools if rules.whole_pools else pools[:, :0])
 
 
 def require_room(
@@ -245,12 +256,18 @@ def compute_preferences(
     train = split.train
     num_items, index = split.num_learnt_items, np.flatnonzero(users)
     require_room(split, users, rules, exclude_heldout=exclude_heldout)
+    zeros = scratch.zeros if train.mapped else np.zeros
+    pools = None
+    if rules.whole_pools:
+        width = words(num_items)
+        pools = zeros(train.num_users * width, np.uint32).reshape(train.num_users, width)
     out = Preferences(
         np.array(users, bool),
         np.zeros((train.num_users, rules.candidates), np.int32),
         np.zeros((train.num_users, rules.negatives), np.int32),
-        (scratch.zeros if train.mapped else np.zeros)(train.num_events, np.float32),
+        zeros(train.num_events, np.float32),
         np.zeros(train.num_users, np.float32),
+        pools,
     )
     width = common_width(train.offsets, index)
     key = jax.random.key(seed)
@@ -268,7 +285,7 @@ def compute_preferences(
             excluded = _add_distinct(seen, held)
         scores = score_blocks(rows)
         parts = cut(scores, events, seen, excluded, key, rows, rules, num_items)
-        candidates, negatives, sizes, observed, padding = (
+        candidates, negatives, sizes, observed, padding, whole = (
             np.asarray(part)[: len(real)] for part in parts
         )
         if not sizes.all():
@@ -281,6 +298,10 @@ def compute_preferences(
             raise UserError("preferences: a score is not finite, the model behind them diverged")
         out.candidates[real], out.negatives[real] = candidates, negatives
         out.padding[real] = padding
+        if pools is not None:
+            if mesh is not None:
+                whole = joined_parts(whole, scores.shape[1], mesh, num_items)
+            pools[real] = whole
         lengths = train.offsets[real + 1] - train.offsets[real]
         within = np.arange(width)[None, :] < lengths[:, None]
         target = (train.offsets[:-1][real][:, None] + np.arange(width)[None, :])[within]
@@ -326,6 +347,8 @@ def load_preferences(store: Store, split: Split, rules: PoolRules) -> Preference
         "observed": jax.ShapeDtypeStruct((events,), np.float32),
         "padding": jax.ShapeDtypeStruct((users,), np.float32),
     }
+    if rules.whole_pools:
+        like["pools"] = jax.ShapeDtypeStruct((users, words(split.num_learnt_items)), np.uint32)
     tree, _ = store.restore("preferences", like)
     return Preferences(**{name: np.asarray(value) for name, value in tree.items()})
 
@@ -340,4 +363,5 @@ def identity(preferences: Preferences) -> str:
 
 
 def _tree(preferences: Preferences) -> dict[str, np.ndarray]:
-    return {f.name: getattr(preferences, f.name) for f in dataclasses.fields(preferences)}
+    found = {f.name: getattr(preferences, f.name) for f in dataclasses.fields(preferences)}
+    return {name: array for name, array in found.items() if array is not None}

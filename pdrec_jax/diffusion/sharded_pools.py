@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
+from pdrec_jax.diffusion.redraw import packed, unpacked
 from pdrec_jax.diffusion.selection import (
     MASKED,
     draw_subset,
@@ -24,7 +26,7 @@ from pdrec_jax.diffusion.selection import (
     sortable,
     top,
 )
-from pdrec_jax.sharding import DATA, MODEL, held_columns, spread
+from pdrec_jax.sharding import DATA, MODEL, axis, held_columns, spread
 
 if TYPE_CHECKING:
     from pdrec_jax.diffusion.preferences import PoolRules
@@ -168,8 +170,9 @@ def cut_block_on(
       num_items: I.
 
     Returns:
-      as ``preferences.cut_pools``, then scores of the events [B, K] and of slot 0 [B]; the same on
-      every device.
+      candidates, negatives and sizes as ``preferences.cut_pools``, then scores of the events [B, K]
+      and of slot 0 [B], and the pools for ``joined_parts``, without a column where they do not
+      stay; the same on every device.
     """
 
     def own(
@@ -190,7 +193,10 @@ def cut_block_on(
             ranked = _mask(ranked, seen, first, -jnp.inf)
         observed = jax.lax.psum(held_columns(scores, events), MODEL)
         padding = jax.lax.psum(held_columns(scores, jnp.zeros_like(events[:, :1])), MODEL)
-        return _top(ranked, first, rules.candidates), negatives, sizes, observed, padding[:, 0]
+        kept = marks if rules.whole_pools else marks[:, :0]
+        pools = jax.lax.all_gather(jax.vmap(pack_bits)(kept), MODEL, axis=1, tiled=True)
+        candidates = _top(ranked, first, rules.candidates)
+        return candidates, negatives, sizes, observed, padding[:, 0], pools
 
     keys = jax.random.key_data(jax.vmap(lambda user: jax.random.fold_in(key, user))(users))
     by_user = PartitionSpec(DATA)
@@ -198,8 +204,26 @@ def cut_block_on(
         own,
         mesh=mesh,
         in_specs=(PartitionSpec(DATA, MODEL), *[by_user] * 4),
-        out_specs=(by_user,) * 5,
+        out_specs=(by_user,) * 6,
         check_vma=False,
     )(scores, events, seen, excluded, keys)
-    candidates, negatives, sizes, observed, padding = spread(parts, mesh)
-    return candidates, negatives, sizes, observed, padding
+    candidates, negatives, sizes, observed, padding, pools = spread(parts, mesh)
+    return candidates, negatives, sizes, observed, padding, pools
+
+
+def joined_parts(pools: np.ndarray, columns: int, mesh: Mesh, num_items: int) -> np.ndarray:
+    """Joins the pools that the devices along ``model`` have packed, each its own columns.
+
+    Args:
+      pools: [B, n W'] uint32, from ``cut_block_on``.
+      columns: of the scores that were cut, on n devices.
+      mesh: of the devices.
+      num_items: I.
+
+    Returns:
+      [B, W] uint32, see ``preferences.Preferences``.
+    """
+    parts = axis(mesh, MODEL)
+    width = columns // parts
+    marks = [unpacked(part, width) for part in np.split(pools, parts, axis=1)]
+    return packed(np.concatenate(marks, axis=1)[:, 1 : num_items + 1])

@@ -19,6 +19,7 @@ from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.negatives import complement_table
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.diffusion.redraw import Redraws
 from pdrec_jax.encoders import contract, registry
 from pdrec_jax.encoders.effects import plugin_effects
 from pdrec_jax.encoders.model import (
@@ -287,6 +288,12 @@ def build(
     if not protocol.select_on_test:
         valid = scorer(split.train.offsets, split.train.items, validation)
     steps = -(-len(index) // section.batch_size)
+    redraws = None
+    if model.nns and config.nns.refresh_epochs:
+        assert preferences is not None
+        assert preferences.pools is not None  # the rules they were made by say so
+        every = config.nns.refresh_epochs
+        redraws = Redraws(preferences.negatives, preferences.pools, every, section.seed)
     task = EncoderTask(
         section,
         model,
@@ -299,6 +306,7 @@ def build(
         name,
         split.train.num_items,
         by_batch(split, mesh),
+        redraws,
     )
     return task, {"test": test, "validation": valid}
 

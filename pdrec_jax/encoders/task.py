@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from pdrec_jax import training
 from pdrec_jax.data.batches import draw_users, enough_rows, pack
+from pdrec_jax.diffusion.redraw import Redraws
 from pdrec_jax.encoders.model import (
     Batch,
     EncoderModel,
@@ -49,7 +50,7 @@ class EncoderTask:
       config: section ``encoder`` with ``seed``.
       model: static description.
       initialise: makes the parameters.
-      data: resident on the device.
+      data: resident on the device, of the first epoch.
       offsets: [U+1], CSR of the training events, on the host.
       users: [U'] the users that are drawn.
       scorer: evaluates the epoch.
@@ -58,6 +59,7 @@ class EncoderTask:
       num_items: I; a mesh may fill the table up to more rows.
       by_batch: whether ``data`` stays on the host and each step is handed its own users', see
         ``on_mesh``.
+      redraws: NNS's negatives of later epochs, None where those of ``data`` serve for all.
     """
 
     config: ConfigDict
@@ -71,6 +73,8 @@ class EncoderTask:
     name: str
     num_items: int
     by_batch: bool = False
+    redraws: Redraws | None = None
+    _pools: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state.
@@ -140,6 +144,19 @@ class EncoderTask:
             (begin + np.arange(len(users), dtype=np.int32)) % repeat if repeat > 1 else None,
         )
 
+    def data_of(self, epoch: int) -> TrainingData:
+        """Returns the data of an epoch: ``data``, with the negatives that its turn draws."""
+        if self.redraws is None:
+            return self.data
+        turn = self.redraws.turn(epoch)
+        if turn == 0:
+            return self.data
+        if turn not in self._pools:
+            self._pools.clear()
+            drawn = self.redraws.negatives(turn)
+            self._pools[turn] = drawn if self.by_batch else jnp.asarray(drawn)
+        return dataclasses.replace(self.data, pools=self._pools[turn])
+
     def clock(self, epoch: int) -> tuple[np.ndarray, float]:
         """Returns the numbers of an epoch's steps [steps] and its learning rate."""
         config = self.config
@@ -170,7 +187,7 @@ class EncoderTask:
         config = self.config
         numbers, rate = self.clock(epoch)
         left = jax.tree.map(lambda leaf: leaf[len(done) :], self.layout(epoch))
-        given = state, self.data, left, numbers[len(done) :], rate
+        given = state, self.data_of(epoch), left, numbers[len(done) :], rate
         if self.by_rows(state):
             state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
@@ -192,9 +209,10 @@ class EncoderTask:
             state = caught_up_state(state, self._tail, self.model.mesh)  # it went by rows
         (users, rows), losses = self._drawn(epoch), [np.array(done, np.float32)]
         budget = max(event_budget(self.offsets, users), self._usual_events)
+        whole = self.data_of(epoch)
         for begin in range(len(done), self.steps, STEPS_ON_MESH):
             chunk = slice(begin, begin + STEPS_ON_MESH)
-            data, batches = of_steps(self.data, self._pack(users[chunk], rows, begin), budget)
+            data, batches = of_steps(whole, self._pack(users[chunk], rows, begin), budget)
             given = state, data, batches, numbers[chunk], rate
             state, loss = train_steps_on(*given, self.model, self.config.seed)
             losses.append(np.asarray(loss))

@@ -32,6 +32,9 @@ class Trainable(Protocol):
     model: EncoderModel
     data: TrainingData
 
+    def data_of(self, epoch: int) -> TrainingData:
+        """The data of an epoch."""
+
     def layout(self, epoch: int) -> Batch:
         """The batches of an epoch."""
 
@@ -81,7 +84,7 @@ def run_epochs(
         new, losses = _train_epochs(
             [states[index] for index in members],
             first.data,
-            [_own(tasks[index].data) for index in members],
+            [_own(tasks[index].data_of(epoch)) for index in members],
             stacked,
             numbers,
             rate,

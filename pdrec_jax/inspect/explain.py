@@ -106,6 +106,7 @@ def _of_user(all_of: Preferences | None, run: TrainedRun, user: OneUser) -> Pref
         all_of.negatives[at],
         all_of.observed[begin:end],
         all_of.padding[at],
+        None if all_of.pools is None else all_of.pools[at],
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import PACKED, enough_rows
+from pdrec_jax.diffusion.redraw import words
 from pdrec_jax.diffusion.task import steps_a_dispatch
 from pdrec_jax.diffusion.windows import size_of_head, width_of_windows
 from pdrec_jax.encoders import registry
@@ -206,11 +207,16 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
     cuts = 1 if protocol.nns_last_fraction == 1 else 2
     looks = cuts * (_KEY_BITS + 2 + (sizes.items + 1).bit_length())
     kept, longest = config.nns.kept, sizes.longest
+    pools = words(sizes.items) if config.nns.refresh_epochs else 0
     yield Program(
         "preferences: cut pools",
         blocks,
         unit,
-        _memory(scores + 3 * block * longest, 3 * scores, block * (kept + config.dpa.coarse)),
+        _memory(
+            scores + 3 * block * longest,
+            3 * scores,
+            block * (kept + config.dpa.coarse + pools),
+        ),
         _cost(
             0.0,
             (looks + 6) * scores,
@@ -218,6 +224,7 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
             mesh.sum_items(users * kept),
             mesh.sum_items(users * longest),
             mesh.gather_items(users * config.dpa.coarse * mesh.model, 2),
+            mesh.gather_items(users * pools),
         ),
     )
 

@@ -29,7 +29,7 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "dpa.fine": (1, 3, 5, 10),
 }
 # Fields that decide on the pools, so that another run's model serves, but not its preferences.
-_OF_POOLS = ("dpa.coarse", "dpa.pool", "nns.first_fraction", "nns.kept")
+_OF_POOLS = ("dpa.coarse", "dpa.pool", "nns.first_fraction", "nns.kept", "nns.refresh_epochs")
 # Those that decide on the model.
 _OF_MODEL = ("seed", "data.", "simulation.", "diffusion.", "preferences_by", "protocol")
 # Those that decide on nothing that the diffusion stage leaves to others.

@@ -16,11 +16,13 @@ from pdrec_jax.diffusion.preferences import (
     Preferences,
     compute_preferences,
     cut_pools,
+    identity,
     load_preferences,
     negative_pool,
     require_room,
     save_preferences,
 )
+from pdrec_jax.diffusion.redraw import unpacked
 from pdrec_jax.errors import UserError
 
 
@@ -200,7 +202,7 @@ class TestNegativePool:
         scores = golden["diff_matrix"][rows + 1]
         seen = ragged([set(train[u].tolist()) for u in rows])
         keys = jax.random.split(jax.random.key(0), len(rows))
-        candidates, negatives, _ = jit_cut(scores, seen, ragged(excluded), keys, rules, items)
+        candidates, negatives, *_ = jit_cut(scores, seen, ragged(excluded), keys, rules, items)
         np.testing.assert_array_equal(candidates, golden["user_top_item_raw"][rows + 1])
         expected = golden["user_nearest_item_raw"][rows + 1]
         np.testing.assert_array_equal(np.sort(negatives, axis=1), np.sort(expected, axis=1))
@@ -209,8 +211,8 @@ class TestNegativePool:
 class TestComputePreferences:
     @pytest.mark.parametrize(("rules", "heldout"), [(STRICT, False), (REFERENCE, True)])
     def test_like_sorting(self, compute, split, scores, rules, heldout):
-        found = compute(rules, exclude_heldout=heldout)
-        train = split.train
+        found = compute(dataclasses.replace(rules, whole_pools=True), exclude_heldout=heldout)
+        train, kept = split.train, unpacked(found.pools, 60)
         np.testing.assert_array_equal(found.users, np.arange(30) != 3)
         for user in range(30):
             seen, row = history(split, user), scores[user]
@@ -219,6 +221,7 @@ class TestComputePreferences:
                 assert not found.candidates[user].any()
                 assert not found.negatives[user].any()
                 assert not found.observed[part].any()
+                assert not kept[user].any()
                 continue
             np.testing.assert_array_equal(found.observed[part], row[train.items[part]])
             assert found.padding[user] == row[0]
@@ -233,6 +236,14 @@ class TestComputePreferences:
             drawn = found.negatives[user].tolist()
             assert set(drawn) <= pool
             assert len(set(drawn)) == 6
+            assert set((np.flatnonzero(kept[user]) + 1).tolist()) == pool
+
+    def test_pools_that_are_kept_change_nothing_else(self, compute):
+        kept, without = compute(dataclasses.replace(STRICT, whole_pools=True)), compute()
+        assert without.pools is None
+        for name in ("users", "candidates", "negatives", "observed", "padding"):
+            np.testing.assert_array_equal(getattr(kept, name), getattr(without, name))
+        assert identity(kept) != identity(without)
 
     def test_block_size_changes_nothing(self, compute):
         one, other = compute(block=7, done=(small := [])), compute(block=29, done=(large := []))
@@ -326,12 +337,21 @@ class TestSaving:
         saved = self.made(split)
         save_preferences(store, saved, {"seed": 3})
         loaded = load_preferences(store, split, STRICT)
-        for field in dataclasses.fields(Preferences):
+        assert loaded.pools is None
+        for field in dataclasses.fields(Preferences)[:-1]:
             value = getattr(loaded, field.name)
             assert isinstance(value, np.ndarray)
             assert value.dtype == getattr(saved, field.name).dtype
             np.testing.assert_array_equal(value, getattr(saved, field.name))
         assert store.restore_meta("preferences") == {"seed": 3}
+
+    def test_with_pools(self, store, split):
+        pools = np.random.default_rng(6).integers(0, 2**32, (30, 2), np.uint32)
+        save_preferences(store, dataclasses.replace(self.made(split), pools=pools), {})
+        found = load_preferences(store, split, dataclasses.replace(STRICT, whole_pools=True)).pools
+        assert found is not None
+        assert found.dtype == np.uint32
+        np.testing.assert_array_equal(found, pools)
 
     def test_others(self, store, split):
         with pytest.raises(UserError, match=r"no checkpoint here$"):
@@ -340,6 +360,7 @@ class TestSaving:
         for rules in (
             dataclasses.replace(STRICT, candidates=5),
             dataclasses.replace(STRICT, negatives=7),
+            dataclasses.replace(STRICT, whole_pools=True),
         ):
             with pytest.raises(UserError, match="expected") as caught:
                 load_preferences(store, split, rules)

@@ -18,6 +18,7 @@ from pdrec_jax.data.batches import PACKED, Layout, pack
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import Split, leave_one_out
 from pdrec_jax.diffusion.preferences import Preferences
+from pdrec_jax.diffusion.redraw import packed
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders import step_inputs as inputs_module
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
@@ -294,6 +295,7 @@ def world() -> World:
         negatives=outside[:, 8:],
         observed=rng.normal(0.5, 1, train.num_events).astype(np.float32),
         padding=rng.normal(0.0, 1, train.num_users).astype(np.float32),
+        pools=packed((np.arange(1, 201)[None, :, None] == outside[:, None, :]).any(axis=2)),
     )
     test, validation = (
         draw_candidates(STRICT, split, 0, heldout=heldout) for heldout in ("test", "valid")

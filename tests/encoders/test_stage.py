@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.data.batches import pack
+from pdrec_jax.diffusion.redraw import unpacked
 from pdrec_jax.encoders import stage
 from pdrec_jax.encoders.model import Batch
 from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
@@ -291,6 +292,35 @@ class TestEpochs:
         # Adam by rows rounds otherwise where a row catches up.
         close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
         jax.tree.map(close, task.parameters(state), task.parameters(whole))
+
+    def test_negatives_are_drawn_anew(self, built, world):
+        """Every second epoch, out of the user's whole pool; a run that goes on draws the same."""
+        once, task = built("nns"), built("nns", nns__refresh_epochs=2)
+        assert once.data_of(9).pools is once.data.pools
+        assert all(task.data_of(epoch).pools is task.data.pools for epoch in (1, 2))
+        third, fifth = (np.asarray(task.data_of(epoch).pools) for epoch in (3, 5))
+        np.testing.assert_array_equal(task.data_of(4).pools, third)
+        marks = unpacked(world.preferences.pools, 200)
+        for pools in (third, fifth):
+            assert np.take_along_axis(marks, pools - 1, axis=1).all()
+            assert (np.sort(pools) != np.sort(world.preferences.negatives)).any(axis=1).all()
+        assert (third != fifth).any(axis=1).all()
+
+        outcomes = []
+        for made in (once, task):
+            state, losses = made.initial(), []
+            for epoch in (1, 2, 3):
+                before = jax.tree.map(np.asarray, state)
+                state, values = made.run_epoch(state, epoch, lambda steps: None)
+                losses.append(values["loss"])
+            outcomes.append((before, state, losses))
+        (_, _, losses), (before, after, anew) = outcomes
+        assert anew[:2] == losses[:2]
+        assert anew[2] != losses[2]
+        going_on = built("nns", nns__refresh_epochs=2)
+        state, values = going_on.run_epoch(jax.device_put(before), 3, lambda steps: None)
+        assert values["loss"] == anew[2]
+        jax.tree.map(np.testing.assert_array_equal, state, after)
 
     @pytest.mark.parametrize(
         ("variant", "drawn"), [("base", 0), ("hbr+nns+dpa", 0), ("hbr+nns+dpa", 2)]

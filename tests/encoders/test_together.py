@@ -84,8 +84,9 @@ def assert_close(found, expected) -> None:
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=2e-5)
 
 
-def test_an_epoch(tasks, monkeypatch):
-    made, together_sizes = tasks(EVERYTHING), []
+@pytest.mark.parametrize(("epoch", "refresh"), [(1, 0), (2, 1)])
+def test_an_epoch(tasks, monkeypatch, epoch, refresh):
+    made, together_sizes = tasks(EVERYTHING, nns__refresh_epochs=refresh), []
     original = together._train_epochs
 
     def counted(states, *rest):
@@ -93,9 +94,9 @@ def test_an_epoch(tasks, monkeypatch):
         return original(states, *rest)
 
     monkeypatch.setattr(together, "_train_epochs", counted)
-    alone = [task.run_epoch(task.initial(), 1, lambda _: None) for task in made]
-    trained = together.run_epochs(made, [task.initial() for task in made], 1)
-    shapes = [task.layout(1).event[0].shape for task in made]
+    alone = [task.run_epoch(task.initial(), epoch, lambda _: None) for task in made]
+    trained = together.run_epochs(made, [task.initial() for task in made], epoch)
+    shapes = [task.layout(epoch).event[0].shape for task in made]
     assert together_sizes == [size for s in dict.fromkeys(shapes) if (size := shapes.count(s)) > 1]
     assert max(together_sizes) >= 2
     losses = [values["loss"] for _, values in trained]
