@@ -65,7 +65,8 @@ def find(given: str) -> Candidate:
       given: as above; KEY may be left out where the run has one model, or one encoder.
 
     Raises:
-      UserError: there is no such run or model, or no seed of it is finished.
+      UserError: there is no such run or model, no seed of it is finished, or a seed's folder holds
+        another run.
     """
     path, _, key = given.rpartition(":")
     if not path or Path(given).is_dir():
@@ -77,7 +78,8 @@ def find(given: str) -> Candidate:
     seeds = {
         seed: run
         for seed, folder in folders.items()
-        if (folder / CONFIG).is_file() and (run := Workdir.open(folder)).results() is not None
+        if (folder / CONFIG).is_file()
+        and (run := place.seed_run(seed) if several else place).results() is not None
     }
     if not seeds:
         which = "one of its seeds" if several else f"seed {first} of a finished run"
@@ -140,8 +142,9 @@ def compare_runs(
       results in the form of those of several seeds.
 
     Raises:
-      UserError: no common seed, or other users or candidates.
+      UserError: no common seed, other users or candidates, or a model that is named twice.
     """
+    _require_different([base, *others])
     everyone = _told_apart([base, *others])
     base, *others = everyone
     seeds = sorted(set.intersection(*(set(each.seeds) for each in everyone)))
@@ -150,8 +153,10 @@ def compare_runs(
             "no seed is common to all: "
             + ", ".join(f"{each.given} has {_listed(each.seeds)}" for each in everyone)
         )
-    for other in others:
-        for seed in seeds:
+    for seed in seeds:
+        if seed != seeds[0]:
+            _require_alike(base.seeds[seeds[0]], base.seeds[seed])
+        for other in others:
             _require_alike(base.seeds[seed], other.seeds[seed])
     ranks, models = {}, []
     for each in everyone:
@@ -202,6 +207,16 @@ def _other_users(model: str, base: str, ranks: dict[str, np.ndarray]) -> str:
 
 def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
+
+
+def _require_different(everyone: Sequence[Candidate]) -> None:
+    """Checks that no model counts twice, under whatever names: p-values are corrected for all."""
+    known: dict[tuple[Path, str], str] = {}
+    for each in everyone:
+        of_seeds = {(run.path.resolve(), each.key) for run in each.seeds.values()}
+        for twice in of_seeds & known.keys():
+            raise UserError(f"a model is named twice: {known[twice]} and {each.given}")
+        known |= dict.fromkeys(of_seeds, each.given)
 
 
 def _require_alike(one: Workdir, other: Workdir) -> None:
@@ -268,10 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         arguments = _parser().parse_args(argv)
-        given = [arguments.base, *arguments.runs]
-        if len(set(given)) < len(given):
-            raise UserError("a model is named twice")
-        base, *others = map(find, given)
+        base, *others = map(find, [arguments.base, *arguments.runs])
         if arguments.out is not None:
             _require_place(arguments.out)
         results = compare_runs(base, others, arguments.metrics)

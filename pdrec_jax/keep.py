@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_savez_compressed, atomic_write_bytes, write_errors
 from pdrec_jax.workdir import CONFIG, PER_USER, Workdir, seed_folder
 
 _CURVES = "metrics.jsonl"
+_RANKINGS = ("sampled", "full")  # of every model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +61,16 @@ def _read(run: Workdir, out: Path) -> list[_Kept]:
     if not several:
         with run.reading_results():
             keys = [str(model["key"]) for model in results["models"]]
-        if not keys or "users" not in arrays:
+        ranks = [f"{key}/{block}_rank" for key in keys for block in _RANKINGS]
+        shapes = {arrays[name].shape for name in ["users", *ranks] if name in arrays}
+        if not keys or not arrays.keys() >= {"users", *ranks} or len(shapes) > 1:
             raise UserError(f"{run.path}: ranks of all users are expected in {PER_USER}")
     text = curves.read_bytes() if curves.is_file() else b""
     kept = [_Kept(run, out, results, arrays, text)]
     if several:
         for seed in range(config.seed, config.seed + config.seeds):
             name = seed_folder(seed)
-            kept += _read(Workdir.open(run.path / name), out / name)
+            kept += _read(run.seed_run(seed), out / name)
     return kept
 
 
@@ -162,8 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Keeps what can be compared of finished runs, without their models.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="workdir, or some below")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="keep them there")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=some_path, help="workdir, or some below"
+    )
+    parser.add_argument(
+        "--out", type=some_path, required=True, metavar="DIR", help="keep them there"
+    )
     return parser
 
 

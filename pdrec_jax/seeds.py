@@ -35,7 +35,7 @@ from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
 from pdrec_jax.training import Diverged, Run
 from pdrec_jax.training_together import fit_together
-from pdrec_jax.workdir import PER_USER, Workdir, seed_folder
+from pdrec_jax.workdir import PER_USER, Workdir, seed_configs, seed_folder
 
 RunOne = Callable[[ConfigDict, list[Path] | None, Path, Prepared | None], dict[str, Any]]
 
@@ -96,18 +96,6 @@ def preferences_at_hand(given: Given, place: Workdir) -> Preferences | None:
             "that has them with --config.preferences_from=DIR"
         )
     return None
-
-
-def seed_configs(config: ConfigDict) -> list[ConfigDict]:
-    """Returns the config of each seed's run; all of them are on one log, simulated or not."""
-    configs = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        own = config.copy_and_resolve_references()
-        if own.simulation.seed < 0:
-            own.simulation.seed = config.seed
-        own.seed, own.seeds = seed, 1
-        configs.append(own)
-    return configs
 
 
 def run(

@@ -127,6 +127,26 @@ class Workdir:
             )
         return cls(path, config, data.get("source", ""))
 
+    def seed_run(self, seed: int) -> Workdir:
+        """The run of one seed of this run, which has several.
+
+        Args:
+          seed: one of them.
+
+        Raises:
+          UserError: there is none in its folder, or another one, or one on another log.
+        """
+        path = self.path / seed_folder(seed)
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{path}: the run of seed {seed} is expected")
+        own = seed_configs(self._resolved)[seed - self._resolved.seed]
+        try:
+            place = Workdir(path, own, self._source)
+            place.require_log(self.data["files"])
+        except UserError as error:
+            raise UserError(f"{error} ({path} is to hold seed {seed} of {self.path})") from error
+        return place
+
     @property
     def config(self) -> ConfigDict:
         """A copy of the run's config."""
@@ -317,6 +337,18 @@ def saved_config(path: Path) -> ConfigDict | None:
         return _resolved(saved)
     except (UserError, ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{path / CONFIG}: {error}") from error
+
+
+def seed_configs(config: ConfigDict) -> list[ConfigDict]:
+    """Returns the config of each seed's run; all of them are on one log, simulated or not."""
+    configs = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        own = config.copy_and_resolve_references()
+        if own.simulation.seed < 0:
+            own.simulation.seed = config.seed
+        own.seed, own.seeds = seed, 1
+        configs.append(own)
+    return configs
 
 
 def seed_folder(seed: int) -> str:

@@ -7,10 +7,9 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pdrec_jax.benchmark.sizes import Sizes
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path
 
 # The keys of suite.STAGES, which would take JAX to look at.
 STAGES = ("reverse", "encoder_step", "diffusion_step", "preferences", "evaluation")
@@ -50,11 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=number(int, 1), help="timed rounds; each stage's own number if not given"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write benchmark.txt, .md and .json there"
+        "--out", type=some_path, metavar="DIR", help="write benchmark.txt, .md and .json there"
     )
     parser.add_argument(
         "--reference",
-        type=Path,
+        type=some_path,
         metavar="DIR",
         help="clone of github hulkima/PDRec: time each stage beside it, on the same log and device",
     )

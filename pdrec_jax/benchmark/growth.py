@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrec_jax.benchmark.__main__ import STAGES
-from pdrec_jax.command import MISTAKE
+from pdrec_jax.command import MISTAKE, some_path
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report.tables import markdown_rows
@@ -154,7 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--along", choices=("items", "users"), required=True)
     parser.add_argument("--sizes", default="10000,100000,1000000", help="rising, with commas")
     parser.add_argument("--stages", default=",".join(STAGES), help="of the benchmark, with commas")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write growth.md and .json there")
+    parser.add_argument(
+        "--out", type=some_path, metavar="DIR", help="write growth.md and .json there"
+    )
     given, rest = parser.parse_known_args(arguments)
     try:
         sizes, stages = _sizes(given.sizes), given.stages.split(",")

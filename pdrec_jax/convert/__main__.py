@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path
 from pdrec_jax.data.sources import validated
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("action", choices=("import", "export"))
-    parser.add_argument("--file", required=True, type=Path, help="of torch: .pth or .pt")
+    parser.add_argument("--file", required=True, type=some_path, help="of torch: .pth or .pt")
     parser.add_argument(
         "--model",
         default="diffusion",

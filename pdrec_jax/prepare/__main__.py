@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave, some_files
+from pdrec_jax.command import Parser, answered, leave, some_files, some_path
 from pdrec_jax.errors import UserError
 
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core", "mapped")
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     public.add_argument(
         "--downloads",
-        type=Path,
+        type=some_path,
         metavar="DIR",
         help="where files are kept, or already lie (default: OUT/downloads)",
     )

@@ -23,7 +23,7 @@ _ROWS = (
 _NOTE = (
     "Gain: mean difference to the base over seeds and users, with its bootstrap interval. "
     "p: paired t-tests over users and over seeds, Holm-corrected over the {count} comparisons "
-    "of the ranking{same}; * below 0.05."
+    "of the ranking{same}{fewer}; * below 0.05."
 )
 
 
@@ -113,9 +113,18 @@ def _comparisons(results: Mapping[str, Any], block: str) -> list[str]:
 
 def _note(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """What the rows of a block's comparisons are."""
+    every = [each for family in by_model.values() for each in family]
     repeated = [is_repeated(each, family) for family in by_model.values() for each in family]
     same = ", where N@1 and HR@1 are one" * any(repeated)
-    return _NOTE.format(count=repeated.count(False), same=same)
+    counts = [
+        sum(
+            each[field] is not None and math.isfinite(each[field]) and not again
+            for each, again in zip(every, repeated, strict=True)
+        )
+        for field in ("p_users_holm", "p_seeds_holm")
+    ]
+    fewer = f", over the {counts[1]} of them where seeds differ" * (0 < counts[1] < counts[0])
+    return _NOTE.format(count=counts[0], same=same, fewer=fewer)
 
 
 def markdown_comparisons(results: Mapping[str, Any]) -> list[str]:

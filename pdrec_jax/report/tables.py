@@ -61,10 +61,17 @@ def title(results: Mapping[str, Any]) -> str:
         At most 100 characters; a long name is cut.
     """
     seeds = results.get("seeds")
-    which = f"seeds {seeds[0]} to {seeds[-1]}" if seeds else f"seed {results.get('seed', '?')}"
+    which = f"seeds {_in_short(seeds)}" if seeds else f"seed {results.get('seed', '?')}"
     tail = f" | protocol {results.get('protocol', '?')} | {which}"
     head = f"{data_label(results)} | "
     return _cut(head + _cut(str(results.get("name", "")), WIDTH - len(head) - len(tail)) + tail)
+
+
+def _in_short(seeds: Sequence[int]) -> str:
+    """Some seeds, in ascending order, in words."""
+    if len(seeds) > 1 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def source_line(results: Mapping[str, Any]) -> str:

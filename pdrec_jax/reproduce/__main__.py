@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pdrec_jax.command import Parser, answered, leave
+from pdrec_jax.command import Parser, answered, leave, some_path
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
 from pdrec_jax.settings import FIELDS, FREE_FIELDS, get, misfit, require_field
@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol", type=_names, help="as --config.protocol, or both with a comma"
     )
     parser.add_argument("--metric", help="what a figure shows, N@10 by default")
-    parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), metavar="DIR")
+    parser.add_argument("--configs", type=some_path, default=Path("configs"), metavar="DIR")
+    parser.add_argument("--out", type=some_path, default=Path("runs/reproduce"), metavar="DIR")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, run nothing")
     return parser
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,55 @@ def test_seeds_that_are_not_finished_are_left_out(tmp_path, make, capsys):
     )  # fmt: skip
 
 
+def test_seeds_that_do_not_follow_one_another_are_listed(tmp_path, make, capsys):
+    make("base", ["sasrec"], 3)
+    make("tuned", ["sasrec"], 3)
+    (tmp_path / "tuned/seed-1/results.json").unlink()
+    status, said, _ = run(tmp_path, capsys, "base", "tuned")
+    assert status == 0
+    assert said.splitlines()[0].endswith(" | seeds 0, 2")
+
+
+@pytest.mark.parametrize(
+    ("copied", "differs"),
+    [
+        ("tuned/seed-0", "config, which differs in seed"),
+        ("other/seed-1", "config, which differs in dpa.coarse"),
+        ("log/seed-1", "content of log, by its checksum"),
+    ],
+)
+def test_a_seed_that_is_not_of_the_run(tmp_path, make, capsys, copied, differs):
+    make("base", ["sasrec"], 2)
+    make("tuned", ["sasrec"], 2)
+    make("other", ["sasrec"], 2, dpa__coarse=70)
+    make("log", ["sasrec"], 2, log="b")
+    shutil.rmtree(tmp_path / "tuned/seed-1")
+    shutil.copytree(tmp_path / copied, tmp_path / "tuned/seed-1")
+    status, out, error = run(tmp_path, capsys, "base", "tuned")
+    assert (status, out) == (2, "")
+    assert f"{tmp_path}/tuned/seed-1: holds a run" in error
+    assert differs in error
+    assert error.endswith(f" ({tmp_path}/tuned/seed-1 is to hold seed 1 of {tmp_path}/tuned)\n")
+    assert error.count("\n") == 1
+
+
+def test_seeds_of_other_users(tmp_path, make, capsys):
+    make("base", ["sasrec", "sasrec+hbr"], 2)
+    place = tmp_path / "base/seed-0/per_user.npz"
+    with np.load(place) as arrays:
+        np.savez(place, **{name: array[:0] for name, array in arrays.items()})
+    status, out, error = run(tmp_path, capsys, "base:sasrec", "base:sasrec+hbr")
+    assert (status, out, error.count("\n")) == (2, "", 1)
+    assert "a run on the log of" in error
+
+
+def test_a_run_and_its_own_seed_are_one_model(tmp_path, make, capsys):
+    make("base", ["sasrec"], 2)
+    status, _, error = run(tmp_path, capsys, "base", "base/seed-0")
+    names = f"{tmp_path}/base and {tmp_path}/base/seed-0"
+    assert (status, error) == (2, f"error: a model is named twice: {names}\n")
+
+
 def test_users_whose_ids_are_text(tmp_path, make, capsys):
     make("a", ["sasrec"], text=True)
     make("b", ["sasrec"], text=True)
@@ -109,7 +159,9 @@ def test_chosen_metrics_are_the_family(tmp_path, make, capsys):
         ({"log": "b"}, "run", "a run on the log of"),
         ({"first": 4}, "run", "no seed is common to all: "),
         ({}, "run:gru4rec", "no model 'gru4rec'; there are sasrec, sasrec+hbr"),
-        ({}, "base", "a model is named twice"),
+        ({}, "base", "a model is named twice: "),
+        ({}, "base:sasrec", "a model is named twice: "),
+        ({}, "run/../base", "a model is named twice: "),
         ({}, "nowhere", "the workdir of a run is expected"),
     ],
 )

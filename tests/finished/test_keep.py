@@ -1,6 +1,7 @@
 """What is kept of finished runs can be compared as they can, and replaces no other run."""
 
 import json
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -67,6 +68,44 @@ def test_ranks_are_those_of_the_run_and_smaller(tmp_path, make, kept):
     for name, array in whole.items():
         np.testing.assert_array_equal(small[name], array)
     assert places[1].stat().st_size < 0.5 * places[0].stat().st_size
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_ranks_that_are_missing_are_refused(tmp_path, make, kept, damage):
+    make("run", ["sasrec", "sasrec+nns"])
+    place = tmp_path / "run/per_user.npz"
+    with np.load(place) as found:
+        arrays = dict(found)
+    if damage == "gone":
+        del arrays["sasrec/full_rank"]
+    else:
+        arrays["sasrec+nns/sampled_rank"] = arrays["sasrec+nns/sampled_rank"][:5]
+    np.savez(place, **arrays)
+    status, _, error, folder = kept("run")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "ranks of all users are expected in per_user.npz" in error
+    assert not folder.exists()
+
+
+def test_a_seed_of_another_run_is_refused(tmp_path, make, kept):
+    for name in ("run", "other"):
+        make(name, ["sasrec"], 2, dpa__coarse=70 if name == "other" else 50)
+        Workdir.open(tmp_path / name, several=True).finish({"seeds": [0, 1]})
+    shutil.rmtree(tmp_path / "run/seed-1")
+    shutil.copytree(tmp_path / "other/seed-1", tmp_path / "run/seed-1")
+    status, _, error, folder = kept("run")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "differs in dpa.coarse" in error
+    assert not folder.exists()
+
+
+def test_an_empty_place_is_none(tmp_path, make, monkeypatch):
+    make("run", ["sasrec"])
+    before = files(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert keep.main([str(tmp_path / "run"), "--out="]) == 2
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("results", [{}, {"models": None}, {"models": []}, {"models": [{}]}])

@@ -66,5 +66,14 @@ def test_report(results, tmp_path):
     assert text.startswith("# real data | toy | protocol strict | seeds 0 to 2\n")
     assert "[1](seed-1/report.md)" in text
     assert "| SASRec+HBR less SASRec: p, users | .020* | <.001* |" in text
-    assert "Holm-corrected over the 2 comparisons" in text
+    assert "Holm-corrected over the 2 comparisons of the ranking; * below" in text
     assert text.endswith("**Real data**\n")
+
+
+def test_the_note_counts_tests_that_were_made(results):
+    """Where all seeds differ alike there is none over seeds."""
+    pair = zip(results["comparisons"], (None, 0.03), strict=False)
+    made = [{**each, "p_seeds_holm": value} for each, value in pair]
+    table = seeds_table({**results, "comparisons": made})
+    words = " ".join(table.split())
+    assert "over the 2 comparisons of the ranking, over the 1 of them where seeds differ;" in words
