@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 INFINITY = math.inf
+_TINY = 2.0**-126  # the smallest normal float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,11 @@ def number(
     left = "above" if open_low else "at least"
     upper = "" if math.isinf(high) else f" and at most {high:g}"
 
+    # What float32 would round to 0 is not above it.
+    least = max(low, _TINY) if open_low and low == 0 else low
+
     def allows(value: float) -> bool:
-        above = value > low if open_low else value >= low
+        above = value > low and value >= least if open_low else value >= low
         # Compared first: an integer may be too large for a float.
         return above and value <= min(high, sys.float_info.max)
 

@@ -72,7 +72,7 @@ class PhaseRecords:
         sealed = read_json(path)
         if sealed is None:
             return None
-        if sealed and not {_SEAL, _RECORD} & sealed.keys():
+        if sealed and not {_SEAL, _RECORD} & sealed.keys() and _is_record(sealed):
             return sealed  # of an earlier version
         record, arrays = sealed.get(_RECORD), path.with_suffix(".npz")
         if not isinstance(record, dict) or sealed.get(_SEAL) != _seal(record, arrays):
@@ -124,6 +124,17 @@ class PhaseRecords:
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Returns the per-user arrays of a phase, empty where it has none."""
         return read_arrays(self.path / f"{name}.npz")
+
+
+def _is_record(found: dict[str, Any]) -> bool:
+    """Whether an object has what every phase leaves: of a model, or of preferences."""
+    model = found.get("model", {"key": "", "name": ""})
+    return (
+        isinstance(found.get("seconds", 0.0), int | float)
+        and isinstance(found.get("effects", {}), dict)
+        and isinstance(model, dict)
+        and all(isinstance(model.get(name), str) for name in ("key", "name"))
+    )
 
 
 def _seal(record: dict[str, Any], arrays: Path) -> str:

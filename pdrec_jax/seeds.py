@@ -300,6 +300,12 @@ def _training(given: Given, variant: str, place: Workdir, log: MetricLog) -> pha
     preferences = None
     if variant != "base" and given.config.preferences_from:
         preferences = other_runs.read_borrowed(given, place)
+        if place.phases.find("preferences") is None:
+            # Before a step is made with them, so that the run cannot go on with others.
+            begun = time.monotonic()
+            outcome = phases.borrowed_phase(given, preferences, place.path, log)
+            spent = time.monotonic() - begun
+            place.phases.finish("preferences", {**outcome.record, "seconds": spent})
     elif variant != "base":
         preferences = phases.own_preferences(given, place.path, log)
     return phases.encoder_training(given, variant, preferences, place.path)

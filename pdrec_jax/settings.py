@@ -29,6 +29,8 @@ _OF_STAGES = ("diffusion.", "hbr.", "nns.", "dpa.", "encoder.")
 _OF_PROTOCOLS = ("strict_overrides", "reference_overrides")
 _OF_ENCODERS = {"gru4rec": "gru4rec_overrides"}  # the public code's README has values for it
 _OVERRIDES = (*_OF_PROTOCOLS, *_OF_ENCODERS.values())
+# Far beyond sense, and short of where a compiler or a loop over them would give up.
+_MOST_TURNS, _MOST_WIDTH, _MOST_DRAWN, _MOST_LAYERS = 1_000_000, 65_536, 1_000, 1_000
 
 FIELDS: dict[str, Field] = {
     "name": _file_name("custom", "name of the experiment, in titles and the default workdir"),
@@ -106,12 +108,12 @@ FIELDS: dict[str, Field] = {
     "diffusion.schedule": _among(
         "linear-var", ("linear", "linear-var", "cosine", "binomial"), "of the noise"
     ),
-    "diffusion.steps": _count(10, "T"),
+    "diffusion.steps": _count(10, "T", most=_MOST_TURNS),
     "diffusion.noise_scale": _number(0.01, 0, INFINITY, "factor of both ends; 0 for no noise"),
     "diffusion.noise_min": _number(0.0005, 0, INFINITY, "lower end"),
     "diffusion.noise_max": _number(0.005, 0, INFINITY, "upper end"),
     "diffusion.hidden": _widths((1000,), "H, of each layer"),
-    "diffusion.embedding_size": _count(10, "width of the timestep embedding"),
+    "diffusion.embedding_size": _count(10, "width of the timestep embedding", most=_MOST_WIDTH),
     "diffusion.normalise": _flag(False, "divide each input vector by its L2 norm"),
     "diffusion.target": _among("x0", ("x0", "epsilon"), "what the denoiser predicts"),
     "diffusion.reweight": _flag(True, "weight the loss of a timestep by its signal-to-noise ratio"),
@@ -139,7 +141,7 @@ FIELDS: dict[str, Field] = {
     "diffusion.weight_decay": _number(0.5, 0, INFINITY, "of AdamW"),
     "diffusion.batch_size": _count(400, "B"),
     "diffusion.batch_repeat": _count(1, "how often each batch is delivered; 3 in the public code"),
-    "diffusion.epochs": _count(1000, "at most"),
+    "diffusion.epochs": _count(1000, "at most", most=_MOST_TURNS),
     "diffusion.patience": _count(10, "evaluations without a new best before stopping"),
     "diffusion.evaluate_every": _count(1, "epochs between evaluations"),
     "diffusion.block": _count(256, "users at a time in inference"),
@@ -159,7 +161,7 @@ FIELDS: dict[str, Field] = {
     "nns.refresh_epochs": _count(
         0, "epochs after which R others are drawn from the user's whole pool, 0: never", least=0
     ),
-    "nns.drawn": _count(1, "safe negatives a position"),
+    "nns.drawn": _count(1, "safe negatives a position", most=_MOST_DRAWN),
     "nns.placement": _among(
         "beside",
         ("beside", "instead"),
@@ -178,6 +180,7 @@ FIELDS: dict[str, Field] = {
         "candidates drawn as positives at every position, in place of the encoder's picks at the "
         "last; 0 for the picks",
         least=0,
+        most=_MOST_DRAWN,
     ),
     "dpa.weight": _number(0.3, 0, INFINITY, "omega_d, weight of the soft positives"),
     # Encoder.
@@ -188,11 +191,13 @@ FIELDS: dict[str, Field] = {
     "encoder.variants": _names(
         ("base", "hbr+nns+dpa"), "what to train: 'base', or plugins joined by +"
     ),
-    "encoder.width": _count(64, "D"),
-    "encoder.blocks": _count(2, "layers"),
+    "encoder.width": _count(64, "D", most=_MOST_WIDTH),
+    "encoder.blocks": _count(2, "layers", most=_MOST_LAYERS),
     "encoder.heads": _count(1, "attention heads"),
     "encoder.dropout": _number(0.2, 0, 0.99, "everywhere in the encoder"),
-    "encoder.max_length": _count(200, "L, events of a history that are used", least=2),
+    "encoder.max_length": _count(
+        200, "L, events of a history that are used", least=2, most=_MOST_TURNS
+    ),
     "encoder.attend_padding": _flag(True, "attend to left padding, as the public code does"),
     "encoder.crop": _number(0.6, 0, 1, "CL4SRec: share of a history that a crop keeps"),
     "encoder.mask": _number(0.3, 0, 1, "CL4SRec: share of a history that is masked"),
@@ -207,7 +212,9 @@ FIELDS: dict[str, Field] = {
     "encoder.row_adam_above": _count(
         50_000, "items beyond which Adam works row by row; equal but for rounding"
     ),
-    "encoder.negatives": _count(1, "uniform negatives a position, see nns.placement"),
+    "encoder.negatives": _count(
+        1, "uniform negatives a position, see nns.placement", most=_MOST_DRAWN
+    ),
     "encoder.positive_weight": _number(
         1.0, 0, INFINITY, "of the observed items in the loss, beside HBR's own", open_low=True
     ),
@@ -216,7 +223,7 @@ FIELDS: dict[str, Field] = {
     ),
     "encoder.batch_size": _count(128, "B"),
     "encoder.batch_repeat": _count(1, "how often each batch is delivered; 3 in the public code"),
-    "encoder.epochs": _count(1000, "at most"),
+    "encoder.epochs": _count(1000, "at most", most=_MOST_TURNS),
     "encoder.patience": _count(10, "evaluations without a new best before stopping"),
     "encoder.first_evaluation": _count(51, "epoch of the first evaluation"),
     "encoder.min_epochs": _count(100, "no early stop before this epoch", least=0),

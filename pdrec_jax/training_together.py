@@ -82,11 +82,14 @@ def fit_together(
                         warn(f"{run.store.directory}: {error}; the seeds beside it train on")
                 bar.update(run.task.steps, **run.shown)
             if interrupts.pending():
-                saved, unsaved = [], _diverged(runs)
+                saved, unsaved = [], []
                 for run in runs:
                     if run.diverged is None and not run.close_if_stopped():
                         try:
                             saved.append(run.interrupt())
+                        except Diverged as error:  # found by looking at what was to be saved
+                            run.diverged = error.with_traceback(None)
+                            warn(f"{run.store.directory}: {error}")
                         except UserError as error:  # the others are saved all the same
                             unsaved.append(error)
                 if unsaved:

@@ -83,6 +83,13 @@ class Workdir:
             )
         saved = read_json(self.path / CONFIG)
         if saved is not None:
+            if self._saved_data is None and any(
+                entry.name != CONFIG and not _is_ours(entry) for entry in _entries(self.path)
+            ):
+                raise UserError(
+                    f"{self.path / _DATA}: missing, without which nobody knows what log the run in "
+                    f"{self.path} was begun on; put it back, or {self._another}"
+                )
             try:
                 changed = differences(config, saved, source)
             except (ArithmeticError, TypeError, ValueError) as error:

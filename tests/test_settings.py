@@ -70,11 +70,15 @@ OUT_OF_RANGE: dict[str, Any] = {
     "hbr.scale": 0.0,
     "encoder.variants": (),
     "encoder.max_length": 1,
+    "encoder.width": 10**12,
+    "encoder.negatives": 5 * 10**9,
+    "encoder.epochs": 10**12,
+    "diffusion.embedding_size": 10**12,
     "encoder.crop": 1.1,
     "encoder.mask": -0.1,
     "encoder.reorder": 2.0,
     "encoder.contrast_weight": -0.1,
-    "encoder.contrast_temperature": 0.0,
+    "encoder.contrast_temperature": 1e-60,
     "encoder.temperature": 0.0,
     "encoder.positive_weight": 0.0,
     "encoder.history_weight": -0.1,
@@ -308,7 +312,8 @@ def test_unknown_and_missing_fields() -> None:
         ),
         (
             {"simulation__overrides": (("diffusion.epochs", 0),)},
-            "simulation.overrides: diffusion.epochs: an integer of at least 1 is expected, got 0",
+            "simulation.overrides: diffusion.epochs: an integer of at least 1 and at most 1000000 "
+            "is expected, got 0",
         ),
     ],
 )

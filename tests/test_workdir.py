@@ -108,6 +108,14 @@ class TestOpening:
         below = complaint(tmp_path / "thesis.tex" / "run")
         assert below == "cannot write (Not a directory)"
 
+    def test_a_lost_record_of_the_data(self, tmp_path: Path) -> None:
+        """A kill right after the config leaves none, and nothing else; what is more was trained."""
+        begun(tmp_path).phases.path.rmdir()
+        (tmp_path / "data.json").unlink()
+        begun(tmp_path)
+        (tmp_path / "data.json").unlink()
+        assert complaint(tmp_path).startswith("/data.json: missing, without which nobody knows")
+
     @pytest.mark.parametrize(
         ("name", "text"), [("config.json", "{"), ("config.json", "[1]"), ("data.json", "\0")]
     )
@@ -118,6 +126,15 @@ class TestOpening:
 
 
 class TestPhases:
+    @pytest.mark.parametrize(
+        "record", [{"model": 3}, {"model": {"name": "x"}}, {"seconds": "1"}, {"effects": [1]}]
+    )
+    def test_an_unsealed_record_of_another_form(self, tmp_path: Path, capsys, record) -> None:
+        place = begun(tmp_path)
+        (tmp_path / "phases" / "diffusion.json").write_text(json.dumps(record))
+        assert place.phases.find("diffusion") is None
+        assert "not as they were written; diffusion counts as not done" in capsys.readouterr().err
+
     def test_records_and_arrays(self, tmp_path: Path) -> None:
         place = begun(tmp_path)
         ranks = np.array([0, np.nan, 2], np.float32)

@@ -1,9 +1,12 @@
 """Several seeds in one run: what each is, what they come to, and what happens when it is killed."""
 
+import dataclasses
 import gc
 import json
 import math
+import os
 import shutil
+import signal
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pdrec_jax import keep, phases, processes, seeds
+from pdrec_jax import keep, other_runs, phases, processes, seeds
+from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
+from pdrec_jax.diffusion.preferences import save_preferences
 from pdrec_jax.errors import UserError
+from pdrec_jax.given import prepare
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
 from pdrec_jax.training import Run
+from pdrec_jax.workdir import Workdir
 
 KEYS = ["diffusion", "sasrec", "sasrec+hbr+nns+dpa"]
 SEEDS = "--config.seeds=2"
@@ -337,6 +344,49 @@ def test_all_seeds_read_the_preferences_of_a_single_one(strict, call, tmp_path):
     ):
         expected = [model["sampled"]["NDCG@10"] for model in single]
         assert ours["by_seed"]["sampled"]["NDCG@10"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_seed_goes_on_with_other_preferences(strict, call, tmp_path, monkeypatch):
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(strict.path, source)
+    flags = [SEEDS, SAME_LOG, "--config.stage=encoder", "--config.encoder.variants=nns"]
+    flags += [f"--config.preferences_from={source}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(seeds, "fit_together", die)
+        assert call(run, *flags).status == 130
+    given, _ = prepare(Workdir.open(strict.path).config, None)
+    preferences = other_runs.read_preferences(given, source)
+    changed = dataclasses.replace(preferences, negatives=preferences.negatives[:, ::-1])
+    meta = Store(source).restore_meta("preferences")
+    shutil.rmtree(source / "preferences")
+    save_preferences(Store(source), changed, meta)
+    refused = call(run, *flags)
+    assert refused.status == 2
+    assert refused.err.endswith("was begun with; name another --workdir, or put those back\n")
+    shutil.rmtree(source / "preferences")
+    save_preferences(Store(source), preferences, meta)
+    assert call(run, *flags).status == 0
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_signal_ends_it_beside_one_that_diverged(call, tmp_path, monkeypatch, at_once):
+    """At the end of the epoch; no other group, variant or seed is begun."""
+    measure, begun = Run.measure, []
+
+    def broken(run: Run, state: Any, values: dict[str, float]) -> None:
+        folder = str(run.store.directory)
+        begun.append(folder)
+        if "seed-0/encoders/" in folder:
+            values["loss"] = math.nan
+        elif "encoders" in folder:
+            os.kill(os.getpid(), signal.SIGTERM)
+        measure(run, state, values)
+
+    monkeypatch.setattr(Run, "measure", broken)
+    flags = ["--config.seeds=4", SAME_LOG, f"--config.seeds_at_once={at_once}"]
+    done = call(tmp_path, *flags, "--config.save_seconds=1e6")
+    assert done.status == 128 + signal.SIGTERM
+    assert not [folder for folder in begun if "seed-2/encoders" in folder]
 
 
 def test_each_seed_reads_the_preferences_of_its_number(two, call, tmp_path):
