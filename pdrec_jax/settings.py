@@ -182,6 +182,11 @@ FIELDS: dict[str, Field] = {
         least=0,
         most=_MOST_DRAWN,
     ),
+    "dpa.draw_by": _among(
+        "uniform",
+        ("uniform", "rank"),
+        "how a position draws of its candidates: all alike, or nearly in proportion to 1 / rank",
+    ),
     "dpa.weight": _number(0.3, 0, INFINITY, "omega_d, weight of the soft positives"),
     # Encoder.
     "encoder.name": _text(

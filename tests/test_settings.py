@@ -66,6 +66,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "diffusion.learning_rate_decay": 1.1,
     "diffusion.weight_decay": -0.1,
     "nns.placement": "besides",
+    "dpa.draw_by": "zipf",
     "hbr.clip": 0.0,
     "hbr.scale": 0.0,
     "encoder.variants": (),

@@ -37,6 +37,7 @@ class EncoderModel:
       nns: safe negatives a position beside the uniform ones, 0 without NNS.
       dpa_fine: N, 0 without DPA or where its positives are drawn.
       dpa_drawn: DPA's positives a position that are drawn, 0 without.
+      dpa_by_rank: whether likelier ones are drawn oftener, see ``plugins.dpa.draw_positives``.
       dpa_weight: omega_d.
       negatives: uniform ones a position.
       positive_weight: of the observed items in the loss.
@@ -54,6 +55,7 @@ class EncoderModel:
     nns: int = 0
     dpa_fine: int = 0
     dpa_drawn: int = 0
+    dpa_by_rank: bool = False
     dpa_weight: float = 0.0
     negatives: int = 1
     positive_weight: float = 1.0

@@ -157,6 +157,7 @@ def make_model(
         nns=safe,
         dpa_fine=config.dpa.fine if "dpa" in plugins and not config.dpa.drawn else 0,
         dpa_drawn=config.dpa.drawn if "dpa" in plugins else 0,
+        dpa_by_rank=config.dpa.draw_by == "rank" and "dpa" in plugins and config.dpa.drawn > 0,
         dpa_weight=config.dpa.weight if "dpa" in plugins else 0.0,
         negatives=uniform,
         positive_weight=config.encoder.positive_weight,

@@ -148,7 +148,9 @@ def step_inputs(
     key_likely = jax.random.fold_in(key_safe, _POSITIVES)
     for number in range(model.dpa_drawn):
         key = jax.random.fold_in(key_likely, number)
-        ids[f"likely{number or ''}"] = draw_positives(key, data.candidates, owner)
+        ids[f"likely{number or ''}"] = draw_positives(
+            key, data.candidates, owner, by_rank=model.dpa_by_rank
+        )
     if model.dpa_fine:
         ids["soft"] = data.candidates[batch.users]
     encoder, parts = model.encoder(params), []

@@ -38,15 +38,22 @@ def augmentation_loss(logits: Array, fine: int) -> Array:
     return jnp.mean(jax.nn.softplus(-pick(logits, fine)))
 
 
-def draw_positives(key: Array, candidates: Array, users: Array) -> Array:
-    """Draws one candidate a position, uniformly from the user's.
+def draw_positives(key: Array, candidates: Array, users: Array, *, by_rank: bool = False) -> Array:
+    """Draws one candidate a position from the user's.
 
     Args:
       key: a jax key.
-      candidates: [U, M] int32, item ids.
+      candidates: [U, M] int32, item ids, the likeliest first.
       users: [...] int32, the user of each position.
+      by_rank: draw rank r of 1 .. M with probability log(1 + 1/r) / log(1 + M), which is nearly in
+        proportion to 1/r (Zipf's law), in place of all alike.
 
     Returns:
       [...] int32.
     """
-    return draw_of_row(key, candidates, users)
+    if not by_rank:
+        return draw_of_row(key, candidates, users)
+    most = candidates.shape[1]
+    # The whole part of a log-uniform number of 1 .. M + 1; rounding can reach the upper end.
+    rank = jnp.exp(jax.random.uniform(key, users.shape) * jnp.log(most + 1.0)).astype(jnp.int32)
+    return candidates[users, jnp.clip(rank, 1, most) - 1]

@@ -35,7 +35,7 @@ _OF_MODEL = ("seed", "data.", "simulation.", "diffusion.", "preferences_by", "pr
 # Those that decide on nothing that the diffusion stage leaves to others.
 _OF_ENCODER = (
     *("encoder.", "hbr.", "nns.drawn", "nns.placement"),
-    *("dpa.fine", "dpa.drawn", "dpa.weight"),
+    *("dpa.fine", "dpa.drawn", "dpa.draw_by", "dpa.weight"),
 )
 _FOLDERS = ("preferences_from", "diffusion_from")
 

@@ -75,6 +75,12 @@ class TestMakeModel:
             assert (model.dpa_fine, model.dpa_drawn, model.dpa) == expected
         assert make_model(config(dpa__fine=4), ("dpa",), 20)[0].dpa
 
+    def test_positives_are_drawn_by_rank_where_they_are_drawn(self, config):
+        for variant, drawn, expected in (("dpa", 1, True), ("dpa", 0, False), ("nns", 1, False)):
+            settings = config(dpa__drawn=drawn, dpa__draw_by="rank")
+            model, _ = make_model(settings, (variant,), 100)
+            assert model.dpa_by_rank is expected
+
     def test_without_training_all_variants_are_one(self, config):
         settings = config(encoder__negatives=3, encoder__positive_weight=2.0, dpa__drawn=1)
         variants = (("hbr", "nns", "dpa"), ("dpa",), ())
