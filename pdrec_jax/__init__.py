@@ -9,6 +9,7 @@ recommends with a trained run, is loaded when it is first asked for.
 import os
 from typing import TYPE_CHECKING
 
+from pdrec_jax.starting import end_in_a_line, is_command
 from pdrec_jax.xla_flags import keep_sums_right
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ __all__ = ["Recommender", "__version__"]
 __version__ = "0.1.0"
 
 keep_sums_right(os.environ)
+if is_command():
+    end_in_a_line()
 
 
 def __getattr__(name: str) -> object:

@@ -4,6 +4,10 @@ Python runs a signal's handler between two of its own instructions, so never whi
 first signal can wait for that: where a state is being trained or saved it is noted alone
 (``deferred``), and the loop looks at ``pending`` after each dispatch. The second one cannot, so a
 thread of its own hears it.
+
+Elsewhere the first one raises, unless a module is being imported: code of other languages that
+imports, or is imported, need not survive that. And what is raised in a callback of the collector,
+or where an object ends, Python ignores. In both cases a timer tries again.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +24,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Some senders (coreutils' timeout) signal a process and its group, so the same process twice.
 _ECHO_SECONDS = 0.5
+_AGAIN_SECONDS = 0.02
+_IMPORTING = "<frozen importlib._bootstrap>"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -121,13 +128,17 @@ def heard() -> Iterator[None]:
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    former = {number: signal.signal(number, _note) for number in SIGNALS}
+    handlers = {**dict.fromkeys(SIGNALS, _note), signal.SIGALRM: _again}
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    former_hook, sys.unraisablehook = sys.unraisablehook, _ignored
     former_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
     _asked.number, _asked.waiting, _asked.idle = None, 0, ""
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = former_hook
         for number, handler in former.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(former_writer)
@@ -135,11 +146,36 @@ def heard() -> Iterator[None]:
         _asked.number = None
 
 
-def _note(number: int, _: FrameType | None) -> None:
+def _note(number: int, frame: FrameType | None) -> None:
     if _asked.number is None:
         _asked.number = number
-        if not _asked.waiting:
-            raise Interrupted(number)
+        _obey(frame)
+
+
+def _again(_: int, frame: FrameType | None) -> None:
+    if _asked.number is not None:
+        _obey(frame)
+
+
+def _obey(frame: FrameType | None) -> None:
+    """Raises the signal that was noted, where it is not to wait, now or a moment later."""
+    if _asked.waiting:
+        return
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+            return
+        frame = frame.f_back
+    assert _asked.number is not None
+    raise Interrupted(_asked.number)
+
+
+def _ignored(what: sys.UnraisableHookArgs) -> None:
+    """Takes the place of Python's hook for errors that nobody can catch."""
+    if issubclass(what.exc_type, Interrupted):
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+    else:
+        sys.__unraisablehook__(what)
 
 
 def _listen(reader: int) -> None:

@@ -43,8 +43,9 @@ SHARED = frozenset(
 MAY_IMPORT: dict[str, frozenset[str]] = {
     # pdrec_jax/__init__.py, which everyone loads first; what it offers of `recommend` is loaded
     # when somebody asks for it.
-    "": frozenset({"xla_flags", "recommend"}),
+    "": frozenset({"xla_flags", "starting", "recommend"}),
     "xla_flags": frozenset(),
+    "starting": frozenset(),
     **dict.fromkeys(SHARED, SHARED),
     "data": SHARED | {"data"},
     "evaluation": SHARED | {"data", "evaluation"},

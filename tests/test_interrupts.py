@@ -1,5 +1,6 @@
 """Signals: raised, or noted where they must wait; a second one ends the process at once."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -35,6 +36,77 @@ def test_raised_where_nothing_is_to_be_saved(number: int) -> None:
     assert interrupts.farewell(caught.value, "go on") == "interrupted; go on"
     assert signal.getsignal(number) is before
     assert not interrupts.pending()
+
+
+def waits_for_it() -> None:
+    """Gives a timer, and the handler that it calls, time in the main thread."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def test_no_import_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of other languages need not survive what is raised in it; so it comes after."""
+    (tmp_path / "heavy_one.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\n"
+        "for _ in range(100):\n    time.sleep(0.001)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "heavy_one", raising=False)
+
+    def work() -> None:
+        assert importlib.import_module("heavy_one").whole
+        waits_for_it()
+
+    with heard(), pytest.raises(Interrupted) as caught:
+        work()
+    assert interrupts.status(caught.value) == 128 + signal.SIGTERM
+
+
+class Ending:
+    """Is told to stop where Python ignores what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_raised_again_where_python_ignored_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        ending = [Ending()]
+        ending.clear()
+        waits_for_it()
+
+    before = sys.unraisablehook
+    with heard(), pytest.raises(Interrupted):
+        work()
+    assert sys.unraisablehook is before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+@pytest.mark.parametrize("command", ["compare", "keep", "plan", "reproduce", "convert"])
+def test_a_command_that_is_still_loading(tmp_path: Path, command: str, number: int) -> None:
+    """The signal comes when it first asks for numpy, before it hears signals itself."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Sender:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'numpy':\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Sender())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", f"pdrec_jax.{command}", "nothing"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = done.stderr
+    assert (done.returncode, said.count("\n")) == (128 + number, 1), said
+    assert said.startswith("interrupted")
 
 
 def test_noted_where_it_must_wait() -> None:
