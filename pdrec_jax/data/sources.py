@@ -86,12 +86,11 @@ def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     """
     if not config.data.path:
         return config
-    for field in ("data.target", "data.auxiliary"):
-        if field in by_hand:
-            raise UserError(
-                f"config.{field}: config.data.path names the log already, and one of the two is "
-                "expected"
-            )
+    if "data.target" in by_hand:
+        raise UserError(
+            "config.data.target: config.data.path names the log already, and one of the two is "
+            "expected"
+        )
     path = Path(config.data.path) / PREPARED
     where = f"config.data.path: {path}"
     try:
@@ -141,7 +140,8 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     if data.source == "simulated":
         return None
     if data.path:
-        return [_log_in(Path(data.path))]
+        own = _log_in(Path(data.path))
+        return [own, _beside(own, config)] if data.auxiliary else [own]
     if not data.target:
         if data.source == "auto" and not data.auxiliary:
             return None
@@ -152,6 +152,8 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     places = directories(config)
     fields = {"target": data.target, "auxiliary": data.auxiliary}
     found = {field: _find(name, places) for field, name in fields.items() if name}
+    if data.auxiliary and found["auxiliary"] is None:
+        found["auxiliary"] = _prepared(data.auxiliary)
     missing = [field for field, path in found.items() if path is None]
     for field in missing:
         # Someone who types a path means that file: a simulated run would be a surprise.
@@ -162,6 +164,30 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     if missing:
         raise UserError(_how_to_get([fields[field] for field in missing], places, data.origin))
     return [path for path in found.values() if path is not None]
+
+
+def _beside(own: Path, config: ConfigDict) -> Path:
+    """The auxiliary log of a prepared one.
+
+    Raises:
+      UserError: it is missing, or one of the two is mapped, which are read one at a time.
+    """
+    name = config.data.auxiliary
+    found = _find(name, directories(config)) or _prepared(name)
+    if found is None:
+        raise UserError(f"config.data.auxiliary: {name}: no such file, nor a prepared directory")
+    for path in (own, found):
+        if path.is_dir():
+            raise UserError(
+                f"config.data.auxiliary: {path} is mapped, and two logs are read into memory; "
+                "prepare it without --mapped"
+            )
+    return found
+
+
+def _prepared(name: str) -> Path | None:
+    """The log of a directory that ``pdrec_jax.prepare`` made, None of any other path."""
+    return _log_in(Path(name)) if (Path(name) / PREPARED).is_file() else None
 
 
 def log_at(path: Path) -> Path:

@@ -249,6 +249,32 @@ class TestPrepared:
         config.data.source = "simulated"
         assert find_files(config) is None
 
+    @pytest.mark.parametrize("other", ["theirs", "theirs/log.parquet"])
+    def test_beside_another_log(self, config, prepared, tmp_path, other) -> None:
+        prepared({"config": {"encoder.max_length": 33}})
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / "prepared.json").write_text("{}")
+        (theirs / "log.parquet").touch()
+        config.data.auxiliary = other
+        found = adopt(config, {"data.auxiliary"})
+        assert found.encoder.max_length == 33
+        assert find_files(found) == [Path("mine/log.parquet"), Path("theirs/log.parquet")]
+        # A config file's own auxiliary log belongs to its own target.
+        assert find_files(adopt(config, ())) == [Path("mine/log.parquet")]
+        config.data.path, config.data.target = "", "theirs/log.parquet"
+        assert find_files(config)[1] == Path("theirs/log.parquet")
+
+    def test_beside_one_that_is_mapped_or_missing(self, config, prepared, tmp_path) -> None:
+        prepared({"config": {}})
+        config.data.auxiliary = "theirs"
+        with pytest.raises(UserError, match=r"auxiliary: theirs: no such file, nor a prepared"):
+            find_files(adopt(config, {"data.auxiliary"}))
+        (tmp_path / "theirs" / "log").mkdir(parents=True)
+        (tmp_path / "theirs" / "prepared.json").write_text("{}")
+        with pytest.raises(UserError, match=r"auxiliary: theirs/\S+ is mapped, and two logs"):
+            find_files(adopt(config, {"data.auxiliary"}))
+
     @pytest.mark.parametrize(
         ("protocol", "coarse", "expected"),
         [("strict", 400, 400), ("strict", 8, 8), ("reference", 400, 50), ("reference", 8, 8)],
