@@ -133,11 +133,14 @@ def tails(adam: AdamW, rates: np.ndarray) -> Tails:
     rates = np.concatenate([rates, np.full(_TAIL, rates[-1])])
     terms = rates * np.sqrt(1 - adam.b2**steps) / (1 - adam.b1**steps)
     factors = 1 - rates * adam.decay
-    sums, tail = np.empty(len(terms) + 1), 0.0
-    for number in range(len(terms), -1, -1):
-        sums[number] = tail
-        if number:
-            tail = adam.ratio / factors[number - 1] * (terms[number - 1] + tail)
+    # The tail before a step is an affine function of the one after it: slope (term + tail). Spans
+    # of such steps are composed, each twice as long as the last, for there may be millions.
+    slopes = adam.ratio / factors
+    sums, span = np.append(slopes * terms, 0.0), 1
+    while span < len(terms):
+        sums[: -span - 1] += slopes[:-span] * sums[span:-1]
+        slopes[:-span] *= slopes[span:]
+        span *= 2
     shrinkage = np.concatenate([[0.0], np.cumsum(np.log(factors))])
     return Tails(sums[: count + 1].astype(np.float32), shrinkage[: count + 1].astype(np.float32))
 
