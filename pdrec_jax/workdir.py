@@ -83,13 +83,6 @@ class Workdir:
             )
         saved = read_json(self.path / CONFIG)
         if saved is not None:
-            if self._saved_data is None and any(
-                entry.name != CONFIG and not _is_ours(entry) for entry in _entries(self.path)
-            ):
-                raise UserError(
-                    f"{self.path / _DATA}: missing, without which nobody knows what log the run in "
-                    f"{self.path} was begun on; put it back, or {self._another}"
-                )
             try:
                 changed = differences(config, saved, source)
             except (ArithmeticError, TypeError, ValueError) as error:
@@ -100,6 +93,13 @@ class Workdir:
                 raise UserError(
                     f"{self.path}: holds a run with another config, which differs in "
                     f"{', '.join(changed[:5])}{', ..' * (len(changed) > 5)}; {self._another}"
+                )
+            if self._saved_data is None and any(
+                entry.name != CONFIG and not _is_ours(entry) for entry in _entries(self.path)
+            ):
+                raise UserError(
+                    f"{self.path / _DATA}: missing, without which nobody knows what log the run in "
+                    f"{self.path} was begun on; put it back, or {self._another}"
                 )
             # More may have been begun since, and their results are not there yet.
             done = (read_json(self.path / _RESULTS) or {}).get("seeds")

@@ -92,5 +92,5 @@ def test_settings_for_strict_count_where_fields_must_agree() -> None:
         validate(apply_protocol(config, {"nns.placement", "encoder.negatives"}))
     config.encoder.variants = ("base", "hbr")  # no safe negatives are drawn
     validate(config)
-    with pytest.raises(UserError, match="an integer of at least 1 is expected"):
+    with pytest.raises(UserError, match="an integer of at least 1 and at most 1000 is"):
         apply_protocol(config_with(strict_overrides=(("encoder.negatives", "x"),)), ())

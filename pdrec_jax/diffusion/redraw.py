@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,16 +52,26 @@ class Redraws:
       pools: [U, W] uint32, see ``Preferences.pools``.
       every: epochs that a turn lasts.
       seed: of the encoder.
+      place: puts a sample where the steps read it.
     """
 
     first: np.ndarray
     pools: np.ndarray
     every: int
     seed: int
+    place: Callable[[np.ndarray], Any] = np.asarray
+    _placed: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def turn(self, epoch: int) -> int:
         """The number of an epoch's turn, from 0; epochs count from 1."""
         return (epoch - 1) // self.every
+
+    def placed(self, turn: int) -> Any:
+        """The sample of a turn, placed; that of the last one asked for is kept."""
+        if turn not in self._placed:
+            self._placed.clear()
+            self._placed[turn] = self.place(self.negatives(turn))
+        return self._placed[turn]
 
     def negatives(self, turn: int) -> np.ndarray:
         """The sample of a turn, [U, R] int32; users without a pool have zeros."""

@@ -193,8 +193,9 @@ def cut_block_on(
             ranked = _mask(ranked, seen, first, -jnp.inf)
         observed = jax.lax.psum(held_columns(scores, events), MODEL)
         padding = jax.lax.psum(held_columns(scores, jnp.zeros_like(events[:, :1])), MODEL)
-        kept = marks if rules.whole_pools else marks[:, :0]
-        pools = jax.lax.all_gather(jax.vmap(pack_bits)(kept), MODEL, axis=1, tiled=True)
+        pools = jnp.zeros((len(marks), 0), jnp.uint32)
+        if rules.whole_pools:
+            pools = jax.lax.all_gather(jax.vmap(pack_bits)(marks), MODEL, axis=1, tiled=True)
         candidates = _top(ranked, first, rules.candidates)
         return candidates, negatives, sizes, observed, padding[:, 0], pools
 

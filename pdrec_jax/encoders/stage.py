@@ -293,8 +293,13 @@ def build(
     if model.nns and config.nns.refresh_epochs:
         assert preferences is not None
         assert preferences.pools is not None  # the rules they were made by say so
-        every = config.nns.refresh_epochs
-        redraws = Redraws(preferences.negatives, preferences.pools, every, section.seed)
+        redraws = Redraws(
+            preferences.negatives,
+            preferences.pools,
+            config.nns.refresh_epochs,
+            section.seed,
+            np.asarray if by_batch(split, mesh) else jnp.asarray,
+        )
     task = EncoderTask(
         section,
         model,

@@ -74,7 +74,6 @@ class EncoderTask:
     num_items: int
     by_batch: bool = False
     redraws: Redraws | None = None
-    _pools: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state.
@@ -151,11 +150,7 @@ class EncoderTask:
         turn = self.redraws.turn(epoch)
         if turn == 0:
             return self.data
-        if turn not in self._pools:
-            self._pools.clear()
-            drawn = self.redraws.negatives(turn)
-            self._pools[turn] = drawn if self.by_batch else jnp.asarray(drawn)
-        return dataclasses.replace(self.data, pools=self._pools[turn])
+        return dataclasses.replace(self.data, pools=self.redraws.placed(turn))
 
     def clock(self, epoch: int) -> tuple[np.ndarray, float]:
         """Returns the numbers of an epoch's steps [steps] and its learning rate."""

@@ -217,7 +217,7 @@ class TestMistakes:
         (tmp_path / "odd" / "phases" / "sasrec.json").write_text('{"model": {"name": "x"}}')
         done = call(tmp_path / "odd", "--all_users", "--out=x.csv")
         assert done.status == 2
-        assert "odd: phase sasrec is not what a run writes ('validation')" in done.err
+        assert "sasrec.json: it or its arrays are not as they were written; the command" in done.err
 
     def test_a_bad_row_late_leaves_the_former_file(self, run: Path, call: Call) -> None:
         Path("recs.csv").write_text("of yesterday")

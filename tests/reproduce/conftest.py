@@ -128,7 +128,10 @@ def runs(monkeypatch):
         if len(seeds) > 1:
             results["seeds"] = seeds
             results["comparisons"] = made.comparisons
-        place.save_per_user({"users": np.arange(3)})
+        ranks = [f"{key}/{kind}_rank" for key in keys_of(config) for kind in ("sampled", "full")]
+        place.save_per_user(
+            {"users": np.arange(3), **dict.fromkeys(ranks, np.arange(3, dtype=np.float32))}
+        )
         if config.stage != "encoder":
             Store(workdir).save("preferences", 0, {"top": np.zeros(3)}, {})
             for key in keys_of(config):
