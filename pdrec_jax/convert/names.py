@@ -36,12 +36,15 @@ def rows_of_items(split: Split, slots: int, rows: int, what: str) -> np.ndarray:
         UserError: the ids are not the numbers of rows.
     """
     ids = np.asarray(split.train.item_ids[1 : 1 + split.train.num_target_items])
-    whole = np.issubdtype(ids.dtype, np.integer)
-    if not whole or ids.min() < 1 or ids.max() >= rows:
-        least = int(ids.min()) if whole else "text"
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise UserError(
+            f"the items of the log are text ({ids[0]!s}, ..), and the reference's models have a row "
+            "for each number: a log with integers for ids is expected"
+        )
+    if ids.min() < 1 or ids.max() >= rows:
         raise UserError(
             f"{what}: has {rows} rows, so items of 1 to {rows - 1} are expected in the log, found "
-            f"{f'{least} to {int(ids.max())}' if whole else 'ids of text'}"
+            f"{int(ids.min())} to {int(ids.max())}"
         )
     found = np.concatenate([[0], ids.astype(np.int64)])
     if slots > len(found):

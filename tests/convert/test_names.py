@@ -132,10 +132,14 @@ class TestRows:
 
     @pytest.mark.parametrize(
         ("ids", "told"),
-        [([0, 1, 9], "found 1 to 9"), ([0, -1, 3], "found -1 to 3"), (["", "a", "b"], "of text")],
+        [
+            ([0, 1, 9], "x: has 9 rows, so items of 1 to 8 .*found 1 to 9"),
+            ([0, -1, 3], "x: has 9 rows, so items of 1 to 8 .*found -1 to 3"),
+            (["", "a", "b"], r"the items of the log are text \(a, \.\.\)"),
+        ],
     )
     def test_other_ids(self, ids, told) -> None:
-        with pytest.raises(UserError, match=f"x: has 9 rows, so items of 1 to 8 .*{told}"):
+        with pytest.raises(UserError, match=f"^{told}"):
             rows_of_items(split_with(ids, 2), 3, 9, "x")
 
     @pytest.mark.parametrize("key", KEYS)
