@@ -38,8 +38,8 @@ def rows_of_items(split: Split, slots: int, rows: int, what: str) -> np.ndarray:
     ids = np.asarray(split.train.item_ids[1 : 1 + split.train.num_target_items])
     if not np.issubdtype(ids.dtype, np.integer):
         raise UserError(
-            f"the items of the log are text ({ids[0]!s}, ..), and the reference's models have a row "
-            "for each number: a log with integers for ids is expected"
+            f"the items of the log are text ({ids[0]!s}, ..), and the reference's models have a "
+            "row for each number: a log with integers for ids is expected"
         )
     if ids.min() < 1 or ids.max() >= rows:
         raise UserError(
