@@ -141,7 +141,7 @@ def find_files(config: ConfigDict) -> list[Path] | None:
         return None
     if data.path:
         own = _log_in(Path(data.path))
-        return [own, _beside(own, config)] if data.auxiliary else [own]
+        return _in_memory([own, _beside(config)] if data.auxiliary else [own])
     if not data.target:
         if data.source == "auto" and not data.auxiliary:
             return None
@@ -153,7 +153,7 @@ def find_files(config: ConfigDict) -> list[Path] | None:
     fields = {"target": data.target, "auxiliary": data.auxiliary}
     found = {field: _find(name, places) for field, name in fields.items() if name}
     if data.auxiliary and found["auxiliary"] is None:
-        found["auxiliary"] = _prepared(data.auxiliary)
+        found["auxiliary"] = _prepared(Path(data.auxiliary))
     missing = [field for field, path in found.items() if path is None]
     for field in missing:
         # Someone who types a path means that file: a simulated run would be a surprise.
@@ -163,36 +163,45 @@ def find_files(config: ConfigDict) -> list[Path] | None:
         return None
     if missing:
         raise UserError(_how_to_get([fields[field] for field in missing], places, data.origin))
-    return [path for path in found.values() if path is not None]
+    return _in_memory([path for path in found.values() if path is not None])
 
 
-def _beside(own: Path, config: ConfigDict) -> Path:
+def _beside(config: ConfigDict) -> Path:
     """The auxiliary log of a prepared one.
 
     Raises:
-      UserError: it is missing, or one of the two is mapped, which are read one at a time.
+      UserError: it is missing.
     """
     name = config.data.auxiliary
-    found = _find(name, directories(config)) or _prepared(name)
+    found = _find(name, directories(config)) or _prepared(Path(name))
     if found is None:
         raise UserError(f"config.data.auxiliary: {name}: no such file, nor a prepared directory")
-    for path in (own, found):
-        if path.is_dir():
+    return found
+
+
+def _in_memory(files: list[Path]) -> list[Path]:
+    """Returns the logs of a run, which are not mapped where there are two.
+
+    Raises:
+      UserError: one is.
+    """
+    for path in files:
+        if len(files) > 1 and path.is_dir():
             raise UserError(
                 f"config.data.auxiliary: {path} is mapped, and two logs are read into memory; "
                 "prepare it without --mapped"
             )
-    return found
+    return files
 
 
-def _prepared(name: str) -> Path | None:
+def _prepared(path: Path) -> Path | None:
     """The log of a directory that ``pdrec_jax.prepare`` made, None of any other path."""
-    return _log_in(Path(name)) if (Path(name) / PREPARED).is_file() else None
+    return _log_in(path) if (path / PREPARED).is_file() else None
 
 
 def log_at(path: Path) -> Path:
     """The log of a directory that ``pdrec_jax.prepare`` made; any other path is that of a log."""
-    return _log_in(path) if (path / PREPARED).is_file() else path
+    return _prepared(path) or path
 
 
 def _log_in(prepared: Path) -> Path:

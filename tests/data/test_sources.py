@@ -272,8 +272,13 @@ class TestPrepared:
             find_files(adopt(config, {"data.auxiliary"}))
         (tmp_path / "theirs" / "log").mkdir(parents=True)
         (tmp_path / "theirs" / "prepared.json").write_text("{}")
-        with pytest.raises(UserError, match=r"auxiliary: theirs/\S+ is mapped, and two logs"):
+        mapped = r"auxiliary: theirs/\S+ is mapped, and two logs"
+        with pytest.raises(UserError, match=mapped):
             find_files(adopt(config, {"data.auxiliary"}))
+        (tmp_path / "toy.csv").write_text(ROWS)
+        config.data.path, config.data.target = "", "toy.csv"
+        with pytest.raises(UserError, match=mapped):
+            find_files(config)
 
     @pytest.mark.parametrize(
         ("protocol", "coarse", "expected"),
