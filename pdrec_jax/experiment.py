@@ -24,11 +24,11 @@ from pdrec_jax.errors import warn
 from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.given import Given, Prepared, prepare
 from pdrec_jax.metric_log import MetricLog, require_boards
+from pdrec_jax.overrides import apply_overrides, validate
 from pdrec_jax.phases import Outcome
 from pdrec_jax.report.report import write_report
 from pdrec_jax.report.tables import results_table, title
 from pdrec_jax.seeds import complete_report, open_log, preferences_at_hand, run_head
-from pdrec_jax.settings import apply_overrides, validate
 from pdrec_jax.workdir import CONFIG, PER_USER, Workdir
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -6,12 +6,12 @@ A file in ``configs/`` starts from ``default_config()`` and sets what its experi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from pdrec_jax.consistency import MAX_SEED, require_consistent
+from pdrec_jax.consistency import MAX_SEED
 from pdrec_jax.errors import UserError
 from pdrec_jax.fields import INFINITY, Field
 from pdrec_jax.fields import among as _among
@@ -25,10 +25,6 @@ from pdrec_jax.fields import overrides as _overrides
 from pdrec_jax.fields import text as _text
 from pdrec_jax.fields import widths as _widths
 
-_OF_STAGES = ("diffusion.", "hbr.", "nns.", "dpa.", "encoder.")
-_OF_PROTOCOLS = ("strict_overrides", "reference_overrides")
-_OF_ENCODERS = {"gru4rec": "gru4rec_overrides"}  # the public code's README has values for it
-_OVERRIDES = (*_OF_PROTOCOLS, *_OF_ENCODERS.values())
 # Far beyond sense, and short of where a compiler or a loop over them would give up.
 _MOST_TURNS, _MOST_WIDTH, _MOST_DRAWN, _MOST_LAYERS = 1_000_000, 65_536, 1_000, 1_000
 
@@ -323,21 +319,6 @@ def misfit(path: str, value: Any, where: str = "config.") -> UserError:
     return UserError(f"{where}{path}: {FIELDS[path].expected} is expected, got {value!r}")
 
 
-def validate(config: ConfigDict) -> None:
-    """Checks every field's name, type and range, and what must hold between fields.
-
-    Args:
-      config: as a run has it, with the settings for its protocol and its log.
-
-    Raises:
-      UserError: the first that is wrong.
-    """
-    require_fields(config)
-    require_consistent(config)
-    for path in (*_OVERRIDES, "simulation.overrides"):
-        _overrides_of(config, path)
-
-
 def require_fields(config: ConfigDict) -> None:
     """Checks every field's name, type and range.
 
@@ -352,70 +333,6 @@ def require_fields(config: ConfigDict) -> None:
             raise UserError(f"config.{path}: missing, {field.expected} is expected")
         if not field.fits(found[path]):
             raise misfit(path, found[path])
-
-
-def _overrides_of(config: ConfigDict, field: str) -> dict[str, Any]:
-    """The settings that a field of overrides holds, by dotted path.
-
-    Raises:
-      UserError: one that there is not, that has another kind of value, or that decides on the run
-        itself where only stages and plugins are set.
-    """
-    where, pairs = f"config.{field}: ", get(config, field)
-    if not FIELDS[field].fits(pairs):
-        raise misfit(field, pairs)
-    for path, value in pairs:
-        if path not in FIELDS:
-            raise UserError(f"{where}there is no field {path!r}")
-        if field in _OVERRIDES and not path.startswith(_OF_STAGES):
-            raise UserError(
-                f"{where}a field of {', '.join(name[:-1] for name in _OF_STAGES)} is expected, "
-                f"got {path!r}"
-            )
-        if not FIELDS[path].fits(tuple(value) if isinstance(value, list) else value):
-            raise misfit(path, value, where)
-    return dict(pairs)
-
-
-def apply_protocol(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
-    """Returns the config with its settings for its protocol, and those for its encoder.
-
-    Args:
-      config: as resolved, command line included.
-      by_hand: the fields that the command line sets; they stay as they are.
-
-    Raises:
-      UserError: a setting that cannot be.
-    """
-    of_protocol = _overrides_of(config, f"{config.protocol}_overrides")
-    encoder = fill(config, of_protocol, by_hand).encoder.name
-    of_encoder = _overrides_of(config, _OF_ENCODERS[encoder]) if encoder in _OF_ENCODERS else {}
-    return fill(config, {**of_encoder, **of_protocol}, by_hand)
-
-
-def apply_overrides(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
-    """Returns the config of the shortened run on a simulated log.
-
-    Args:
-      config: as resolved, command line included.
-      by_hand: the fields that the command line sets; they stay as they are.
-    """
-    return fill(config, dict(config.simulation.overrides), by_hand)
-
-
-def fill(config: ConfigDict, values: Mapping[str, Any], by_hand: Collection[str]) -> ConfigDict:
-    """Returns a copy of a config with other values.
-
-    Args:
-      config: as resolved.
-      values: by dotted path.
-      by_hand: the fields that stay as they are.
-    """
-    filled = config.copy_and_resolve_references()
-    for path, value in values.items():
-        if path not in by_hand:
-            put(filled, path, value)
-    return filled
 
 
 def differences(

@@ -26,7 +26,7 @@ import pytest
 from pdrec_jax.encoders import registry
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
-from pdrec_jax.settings import validate
+from pdrec_jax.overrides import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(

@@ -21,6 +21,7 @@ SHARED = frozenset(
         "locks",
         "manifest",
         "settings",
+        "overrides",
         "consistency",
         "workdir",
         "phase_records",

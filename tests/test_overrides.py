@@ -6,15 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from pdrec_jax.errors import UserError
-from pdrec_jax.settings import (
-    FIELDS,
-    apply_overrides,
-    apply_protocol,
-    default_config,
-    differences,
-    put,
-    validate,
-)
+from pdrec_jax.overrides import apply_overrides, apply_protocol, validate
+from pdrec_jax.settings import FIELDS, default_config, differences, put
 
 
 def config_with(**values: Any) -> ConfigDict:

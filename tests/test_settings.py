@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pdrec_jax.errors import UserError
+from pdrec_jax.overrides import validate
 from pdrec_jax.settings import (
     FIELDS,
     FREE_FIELDS,
@@ -16,7 +17,6 @@ from pdrec_jax.settings import (
     get,
     put,
     seeded,
-    validate,
 )
 
 BELOW_0 = dict.fromkeys(

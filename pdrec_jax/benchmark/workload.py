@@ -19,7 +19,8 @@ from pdrec_jax.evaluation.protocol import (
     draw_candidates,
     user_sets,
 )
-from pdrec_jax.settings import default_config, validate
+from pdrec_jax.overrides import validate
+from pdrec_jax.settings import default_config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

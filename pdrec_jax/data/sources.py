@@ -18,7 +18,8 @@ from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import expanded
-from pdrec_jax.settings import FIELDS, apply_protocol, fill, get, misfit, require_fields, validate
+from pdrec_jax.overrides import apply_protocol, fill, validate
+from pdrec_jax.settings import FIELDS, get, misfit, require_fields
 
 # What `python -m pdrec_jax.prepare` leaves in the directory of a log of one's own.
 PREPARED, PREPARED_LOG = "prepared.json", "log.parquet"

@@ -23,9 +23,10 @@ from pdrec_jax.diffusion.vectors import gather_batch, token_budget
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import protocol_of, user_sets
 from pdrec_jax.given import Given
+from pdrec_jax.overrides import validate
 from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.recommend.models import Trained, load_encoder, trained_model, trained_models
-from pdrec_jax.settings import seeded, validate
+from pdrec_jax.settings import seeded
 from pdrec_jax.workdir import Workdir
 
 

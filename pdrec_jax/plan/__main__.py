@@ -28,8 +28,8 @@ from pdrec_jax.command import Parser, answered, leave
 from pdrec_jax.data.sources import find_files, validated
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
+from pdrec_jax.overrides import apply_overrides, validate
 from pdrec_jax.plan.hardware import parse_mesh, parse_topology
-from pdrec_jax.settings import apply_overrides, validate
 
 TOO_LARGE = 3
 _MOST = 1e15  # far beyond any log, and exact as a float

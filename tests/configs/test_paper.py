@@ -10,7 +10,8 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import get_protocol, user_sets
 from pdrec_jax.experiment import resolve
 from pdrec_jax.main import load_config
-from pdrec_jax.settings import apply_overrides, apply_protocol, differences, put, validate
+from pdrec_jax.overrides import apply_overrides, apply_protocol, validate
+from pdrec_jax.settings import differences, put
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

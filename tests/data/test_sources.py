@@ -18,7 +18,8 @@ from pdrec_jax.data.sources import (
     validated,
 )
 from pdrec_jax.errors import UserError
-from pdrec_jax.settings import apply_protocol, default_config
+from pdrec_jax.overrides import apply_protocol
+from pdrec_jax.settings import default_config
 
 ROWS = "user_id,item_id,timestamp\n" + "".join(f"{u},{u + i},{i}\n" for u in (1, 2) for i in (1, 2))
 

@@ -18,7 +18,7 @@ from pdrec_jax.encoders.step import training_loss
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import STRICT
 from pdrec_jax.main import load_config
-from pdrec_jax.settings import validate
+from pdrec_jax.overrides import validate
 
 PAGE = Path(__file__).resolve().parents[2] / "README.md"
 

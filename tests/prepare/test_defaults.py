@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdrec_jax.overrides import fill, validate
 from pdrec_jax.prepare.defaults import suggest
 from pdrec_jax.prepare.figures import Figures
-from pdrec_jax.settings import default_config, fill, validate
+from pdrec_jax.settings import default_config
 
 TOY = Figures(
     users=7_996,

@@ -17,9 +17,10 @@ from pdrec_jax.data.columns import Columns
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text
+from pdrec_jax.overrides import validate
 from pdrec_jax.prepare import own
 from pdrec_jax.prepare.own import Rules, prepare
-from pdrec_jax.settings import FIELDS, default_config, validate
+from pdrec_jax.settings import FIELDS, default_config
 
 WANTED = Columns("user", "item", "time")
 DAY = 86_400

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from pdrec_jax.errors import UserError
+from pdrec_jax.overrides import apply_protocol
 from pdrec_jax.reproduce.plan import Setting, diffusion_job, encoder_job, sweep_jobs
-from pdrec_jax.settings import apply_protocol, default_config
+from pdrec_jax.settings import default_config
 
 
 @pytest.mark.parametrize(
