@@ -130,7 +130,15 @@ def heard() -> Iterator[None]:
     os.set_blocking(writer, False)
     handlers = {**dict.fromkeys(SIGNALS, _note), signal.SIGALRM: _again}
     former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    former_hook, sys.unraisablehook = sys.unraisablehook, _ignored
+    former_hook = sys.unraisablehook
+
+    def ignored(what: sys.UnraisableHookArgs) -> None:
+        if issubclass(what.exc_type, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        else:
+            former_hook(what)
+
+    sys.unraisablehook = ignored
     former_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
     _asked.number, _asked.waiting, _asked.idle = None, 0, ""
@@ -168,14 +176,6 @@ def _obey(frame: FrameType | None) -> None:
         frame = frame.f_back
     assert _asked.number is not None
     raise Interrupted(_asked.number)
-
-
-def _ignored(what: sys.UnraisableHookArgs) -> None:
-    """Takes the place of Python's hook for errors that nobody can catch."""
-    if issubclass(what.exc_type, Interrupted):
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
-    else:
-        sys.__unraisablehook__(what)
 
 
 def _listen(reader: int) -> None:

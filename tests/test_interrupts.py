@@ -70,6 +70,13 @@ class Ending:
         signal.raise_signal(signal.SIGINT)
 
 
+class Failing:
+    """Fails where nobody can catch it."""
+
+    def __del__(self) -> None:
+        raise ValueError
+
+
 def test_raised_again_where_python_ignored_it(capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
         ending = [Ending()]
@@ -80,6 +87,15 @@ def test_raised_again_where_python_ignored_it(capsys: pytest.CaptureFixture[str]
     with heard(), pytest.raises(Interrupted):
         work()
     assert sys.unraisablehook is before
+    heard_of: list[object] = []
+    sys.unraisablehook = heard_of.append
+    try:
+        with heard():
+            failing = [Failing()]
+            failing.clear()
+    finally:
+        sys.unraisablehook = before
+    assert len(heard_of) == 1
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     assert capsys.readouterr().err == ""
 
