@@ -66,7 +66,10 @@ def _columns(path: Path, wanted: Columns) -> dict[str, Any]:
         raise unreadable(path, error) from error
     try:
         # A path would be taken for a URI where it has a colon.
-        with path.open("rb") as file, pq.ParquetFile(file) as parquet:
+        with (
+            path.open("rb") as file,
+            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+        ):
             wanted.positions(str(path), parquet.schema_arrow.names)
             require_plausible(path, parquet.metadata)
             table = parquet.read(columns=list(wanted.names))

@@ -194,7 +194,10 @@ def _parquet(path: Path, wanted: Columns, progress: Callable[[int], None]) -> It
     Unpacked(path, None, progress).close()  # for its errors of a file that cannot be opened
     try:
         # A path would be taken for a URI where it has a colon.
-        with path.open("rb") as file, pq.ParquetFile(file) as parquet:
+        with (
+            path.open("rb") as file,
+            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+        ):
             wanted.positions(str(path), parquet.schema_arrow.names)
             require_plausible(path, parquet.metadata)
             rows = max(parquet.metadata.num_rows, 1)

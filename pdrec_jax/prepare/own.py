@@ -222,6 +222,7 @@ def _in_memory(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, in
                 compression="zstd",
                 use_dictionary=["user_id", "item_id"],  # times hardly repeat
                 row_group_size=_ROW_GROUP,
+                write_page_checksum=True,  # a byte that changes would be another log
             )
             file.flush()
             # Without it the name can reach the disk before the bytes do.

@@ -14,15 +14,18 @@ import pytest
 from pdrec_jax import files
 from pdrec_jax.data import sources
 from pdrec_jax.data.columns import Columns
+from pdrec_jax.data.readers import read_log
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text
 from pdrec_jax.overrides import validate
 from pdrec_jax.prepare import own
+from pdrec_jax.prepare.batches import Skipped, read_batches
 from pdrec_jax.prepare.own import Rules, prepare
 from pdrec_jax.settings import FIELDS, default_config
 
 WANTED = Columns("user", "item", "time")
+NAMES = ("user_id", "item_id", "timestamp")  # as they are written
 DAY = 86_400
 
 
@@ -205,6 +208,23 @@ class TestDirectory:
         assert (out / "report.txt").read_text() == found["text"]
         assert found["config"]["name"] == "out"
         assert f"--config.data.path={out}\n" in found["text"]
+
+    @pytest.mark.parametrize(
+        "read",
+        [
+            read_log,
+            lambda path: list(read_batches(path, Columns(*NAMES), Skipped(), lambda _: None)),
+        ],
+    )
+    def test_a_byte_that_changed_is_no_other_log(self, make, simulated, tmp_path, read) -> None:
+        make(simulated)
+        path = tmp_path / "out" / "log.parquet"
+        whole = path.read_bytes()
+        read(path)
+        for place in range(4, len(whole) - 2000, len(whole) // 40):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(UserError, match=r"log\.parquet: not a readable Parquet file"):
+                read(path)
 
     def test_what_is_in_the_way(self, make, tmp_path) -> None:
         make(users("a", "b"))
