@@ -52,7 +52,7 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
         )
     step = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
     if step <= environ.keys() and _number(environ, "SLURM_NTASKS") > 1:
-        return {}
+        return _devices_of_task(environ)
     workers = [name for name in environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     if len(workers) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
         return {}
@@ -65,6 +65,20 @@ def find(environ: Mapping[str, str]) -> dict[str, object] | None:
     if environ.get("JAX_COORDINATOR_ADDRESS"):
         _number(environ, "JAX_NUM_PROCESSES")  # raises
     return None
+
+
+def _devices_of_task(environ: Mapping[str, str]) -> dict[str, object]:
+    """Which GPUs a Slurm task takes, where it is not the one of its number on the node, JAX's own.
+
+    It takes all that it sees where it is alone on its node, or where Slurm has dealt them out.
+    """
+    visible, count = environ.get("CUDA_VISIBLE_DEVICES"), environ.get("SLURM_GPUS_ON_NODE", "0")
+    gpus = len(visible.split(",")) if visible else int(count) if count.isdecimal() else 0
+    # As in 2(x3),1: nodes of equal numbers of tasks are told together.
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]
+    if gpus and (tasks == "1" or (tasks.isdecimal() and gpus < int(tasks))):
+        return {"local_device_ids": list(range(gpus))}
+    return {}
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
@@ -85,7 +99,14 @@ def _arguments(address: str, number: int, own: int, of: str) -> dict[str, object
         return None
     if ":" not in address:
         address = f"{address}:{PORT}"
-    return {"coordinator_address": address, "num_processes": number, "process_id": own}
+    return {
+        "coordinator_address": address,
+        "num_processes": number,
+        "process_id": own,
+        # Else JAX looks around for what is left open, and in a Slurm task finds that one GPU, that
+        # of the task's number on its node, is all that it may use.
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def initialise(

@@ -20,13 +20,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pdrec_jax.errors import UserError
 
 DATA, MODEL = "data", "model"
-ITEM_TABLES = (
-    ("item_kernel",),
-    ("output", "kernel"),
-    ("output", "bias"),
-    ("item_embedding",),
-    ("row_age",),
-)
+Tables = tuple[tuple[str, ...], ...]
+OF_DENOISER: Tables = (("item_kernel",), ("output", "kernel"), ("output", "bias"))
+OF_ENCODER: Tables = (("item_embedding",), ("row_age",))
 """Ends of the names of arrays that have a row an item; so end those of parameters' moments."""
 
 Tree = Any
@@ -120,18 +116,30 @@ def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def is_item_table(path: Sequence[Any]) -> bool:
+def tables_in(tree: Tree) -> Tables:
+    """Returns the ends of names that item tables have in a tree.
+
+    They are told apart because an encoder of one's own may have a layer ``output``, too.
+
+    Args:
+      tree: parameters of a denoiser or of an encoder, or a state with them.
+    """
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return OF_DENOISER if any(is_item_table(p, OF_DENOISER[:1]) for p, _ in paths) else OF_ENCODER
+
+
+def is_item_table(path: Sequence[Any], tables: Tables) -> bool:
     """Whether a leaf at a path of a tree has a row an item, by its name."""
     names = tuple(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
-    return any(names[-len(end) :] == end for end in ITEM_TABLES)
+    return any(names[-len(end) :] == end for end in tables)
 
 
 def padded(tree: Tree, mesh: Mesh) -> Tree:
     """Appends zero rows to a tree's item tables, so that ``model`` divides their rows."""
-    parts = axis(mesh, MODEL)
+    parts, tables = axis(mesh, MODEL), tables_in(tree)
 
     def pad(path: Sequence[Any], leaf: Array) -> Array:
-        if not is_item_table(path):
+        if not is_item_table(path, tables):
             return leaf
         more = -leaf.shape[0] % parts
         return jnp.pad(leaf, ((0, more), *[(0, 0)] * (leaf.ndim - 1)))
@@ -141,10 +149,12 @@ def padded(tree: Tree, mesh: Mesh) -> Tree:
 
 def shardings(tree: Tree, mesh: Mesh) -> Tree:
     """Says where each leaf of a tree lies, by its name."""
+    tables = tables_in(tree)
 
     def of(path: Sequence[Any], leaf: Any) -> NamedSharding:
         del leaf
-        return NamedSharding(mesh, PartitionSpec(MODEL) if is_item_table(path) else PartitionSpec())
+        spec = PartitionSpec(MODEL) if is_item_table(path, tables) else PartitionSpec()
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(of, tree)
 

@@ -35,7 +35,12 @@ class TestFind:
             "JAX_NUM_PROCESSES": "4",
             "JAX_PROCESS_ID": "3",
         }
-        found = {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3}
+        found = {
+            "coordinator_address": "host:1",
+            "num_processes": 4,
+            "process_id": 3,
+            "cluster_detection_method": "deactivate",
+        }
         assert find(environ) == found
         del environ["JAX_PROCESS_ID"]
         assert find({**environ, "JOB_COMPLETION_INDEX": "2"}) == {**found, "process_id": 2}
@@ -101,6 +106,32 @@ class TestFind:
         assert find({**slurm, "JAX_NUM_PROCESSES": "4"}) == {}  # Slurm itself says it all
         assert find({"JAX_NUM_PROCESSES": "1"}) is None
 
+    @pytest.mark.parametrize(
+        ("gpus", "visible", "tasks", "own"),
+        [
+            ("8", None, "8(x2)", None),  # each that of its number, as JAX has it
+            ("8", "0,1,2,3,4,5,6,7", "8(x2)", None),
+            ("8", None, "1(x2)", list(range(8))),  # else all tasks took the first
+            ("8", "4,5,6,7", "1(x2)", list(range(4))),
+            ("8", "3", "8(x2)", [0]),  # dealt out
+            ("8", None, "1,8", list(range(8))),
+            ("8", None, "", None),
+            (None, None, "1(x2)", None),
+        ],
+    )
+    def test_gpus_of_a_slurm_task(self, gpus, visible, tasks, own) -> None:
+        environ = {
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_NODELIST": "node[1-2]",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NTASKS": "2",
+            "SLURM_STEP_TASKS_PER_NODE": tasks,
+        }
+        more = {"SLURM_GPUS_ON_NODE": gpus, "CUDA_VISIBLE_DEVICES": visible}
+        environ |= {name: value for name, value in more.items() if value is not None}
+        assert find(environ) == ({} if own is None else {"local_device_ids": own})
+
     def test_flags_come_together(self) -> None:
         with pytest.raises(UserError, match="all three are expected"):
             processes.initialise(coordinator="host:1", num_processes=2)
@@ -151,11 +182,13 @@ def listens(port: int) -> bool:
 def test_two_processes_agree_and_save_together(tmp_path: Path) -> None:
     port = free_port()
     environ = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    # A Slurm task's, whose place it is told by flags all the same.
+    environ |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node1", "SLURM_NTASKS": "2"}
     running = [
         subprocess.Popen(
             [sys.executable, __file__, str(port), str(number), str(tmp_path)],
             cwd=ROOT,
-            env=environ,
+            env={**environ, "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -181,6 +214,7 @@ def test_two_processes_agree_and_save_together(tmp_path: Path) -> None:
 def take_part(port: int, number: int, place: Path) -> None:
     with processes.joined(f"localhost:{port}", 2, number):
         assert jax.process_count() == 2
+        assert jax.config._read("jax_cuda_visible_devices") == "all"
         assert processes.is_first() == (number == 0)
         assert processes.any_of(number == 1)
         assert not processes.any_of(False)

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.diffusion import stage as diffusion_stage
@@ -29,14 +31,16 @@ from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_pools import cut_block_on, joined_parts
 from pdrec_jax.diffusion.sharded_vectors import place_batch, shares
 from pdrec_jax.diffusion.windows import SplitBatch
+from pdrec_jax.encoders import registry
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch
 from pdrec_jax.encoders.on_mesh import as_the_only, cut_out
+from pdrec_jax.encoders.sasrec import SASRec
 from pdrec_jax.errors import UserError
 from pdrec_jax.given import Given, pool_rules, prepare
 from pdrec_jax.random_bits import hashed_bits, hashed_bits_at
 from pdrec_jax.settings import default_config, put, seeded
-from pdrec_jax.sharding import is_item_table, made_in_place, make_mesh, mesh_shape
+from pdrec_jax.sharding import is_item_table, made_in_place, make_mesh, mesh_shape, tables_in
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = 211  # with the padding id no multiple of any axis below
@@ -74,12 +78,22 @@ class TestShape:
 
 
 def test_item_tables_are_known_by_name_and_so_are_their_moments() -> None:
-    tree = {
-        "params": {"output": {"kernel": 0, "bias": 1}, "middle": [{"kernel": 2}], "output2": 3},
-        "optimiser": ({"mu": {"item_embedding": 4, "blocks": {"output": 5}}},),
+    def tables(tree: Any) -> set[int]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {leaf for path, leaf in leaves if is_item_table(path, tables_in(tree))}
+
+    output = {"output": {"kernel": 0, "bias": 1}, "middle": [{"kernel": 2}], "output2": 3}
+    denoiser = {
+        "params": {**output, "item_kernel": 4},
+        "optimiser": ({"mu": {"item_kernel": 5, "output": {"kernel": 6}, "middle": [7]}},),
     }
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    assert {leaf for path, leaf in leaves if is_item_table(path)} == {0, 1, 4}
+    assert tables(denoiser) == {0, 1, 4, 5, 6}
+    # An own encoder may have a layer that is called so.
+    encoder = {
+        "params": {**output, "item_embedding": 4},
+        "optimiser": ({"mu": {"item_embedding": 5, "output": {"kernel": 6}}}, {"row_age": 7}),
+    }
+    assert tables(encoder) == {4, 5, 7}
 
 
 def test_bits_of_a_part_are_those_of_the_whole() -> None:
@@ -124,7 +138,7 @@ def on_devices(*checks: str) -> None:
 
 
 def test_a_mesh_of_eight_equals_one_device() -> None:
-    on_devices("pools", "diffusion:4,2", "windows:4,2", "every_noise:2,4", "encoder:4,2")
+    on_devices("pools", "diffusion:4,2", "windows:4,2", "every_noise:2,4", "encoder:4,2", "own:2,4")
 
 
 @pytest.mark.slow
@@ -212,10 +226,11 @@ def trained(task: Any, epochs: int = 1) -> Any:
 
 def same_state(found: Any, expected: Any) -> None:
     """A state on a mesh is that of one device, its padding 0."""
+    tables = tables_in(expected)
 
     def compare(path: Any, one: jax.Array, other: jax.Array) -> None:
         found = np.asarray(one)
-        if is_item_table(path):
+        if is_item_table(path, tables):
             assert not found[len(other) :].any()
             found = found[: len(other)]
         close(found, other)
@@ -343,10 +358,24 @@ def nowhere_whole(compiled: Any, task: Any) -> None:
     assert not sizes & set(range(ITEMS, model.width + 1))
 
 
+class Output(SASRec):
+    """Has a layer that is called as the denoiser's is."""
+
+    def __init__(self, config: ConfigDict, num_items: int, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, num_items, rngs=rngs)
+        self.output = nnx.Linear(config.width, config.width, rngs=rngs)
+
+    def __call__(self, *given: Any, **more: Any) -> jax.Array:
+        return self.output(super().__call__(*given, **more))
+
+
 def encoder(mesh: Mesh, name: str = "sasrec") -> None:
     given = tiny()
     config = given.config
     config.encoder.name = "sasrec" if name == "drawn" else name
+    if name == "own":
+        registry.register("own", "Own", Output)
+        config.encoder.width = 10  # of which four devices would have unequal parts
     config.dpa.drawn = 2 * (name == "drawn")
     config.encoder.history_weight = 0.1 * (name == "drawn")
     users, rng = given.split.train.num_users, np.random.default_rng(0)

@@ -39,7 +39,7 @@ from pdrec_jax.diffusion.windows import (
     project_rows,
 )
 from pdrec_jax.row_adam import Tails
-from pdrec_jax.sharding import DATA, MODEL, axis, is_item_table
+from pdrec_jax.sharding import DATA, MODEL, OF_DENOISER, axis, is_item_table
 
 _WHOLE, _BY_SLOT = PartitionSpec(), PartitionSpec(MODEL)
 
@@ -72,7 +72,7 @@ def _slopes(
     (of_entry,) = back(jax.lax.psum(of_z, MODEL))
 
     def add(path: Any, part: Array) -> Array:
-        return jax.lax.psum(part, DATA if is_item_table(path) else (DATA, MODEL))
+        return jax.lax.psum(part, DATA if is_item_table(path, OF_DENOISER) else (DATA, MODEL))
 
     def every(part: Array) -> Array:
         return jax.lax.all_gather(part, DATA, tiled=True)[:size]
@@ -118,7 +118,7 @@ def train_steps_on_windows_on(
 
     def lies(path: Any, leaf: Any) -> PartitionSpec:
         del leaf
-        return _BY_SLOT if is_item_table(path) else _WHOLE
+        return _BY_SLOT if is_item_table(path, OF_DENOISER) else _WHOLE
 
     places = jax.tree_util.tree_map_with_path(lies, state)
 

@@ -20,7 +20,7 @@ from pdrec_jax.diffusion.sharded_vectors import held_vectors
 from pdrec_jax.diffusion.vectors import SparseBatch
 from pdrec_jax.diffusion.windows import keep_factors
 from pdrec_jax.random_bits import hashed_bits_at
-from pdrec_jax.sharding import DATA, MODEL, axis, first_row, is_item_table, round_up
+from pdrec_jax.sharding import DATA, MODEL, OF_DENOISER, axis, first_row, is_item_table, round_up
 
 
 def dense_losses(
@@ -69,7 +69,7 @@ def dense_losses(
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
         del leaf
-        return PartitionSpec(MODEL) if is_item_table(path) else PartitionSpec()
+        return PartitionSpec(MODEL) if is_item_table(path, OF_DENOISER) else PartitionSpec()
 
     by_user = PartitionSpec(DATA)
     losses = jax.shard_map(

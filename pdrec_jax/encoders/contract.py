@@ -22,6 +22,7 @@ from pdrec_jax.encoders.layers import Rows
 from pdrec_jax.encoders.step import by_part, rows_by_part
 from pdrec_jax.encoders.step_inputs import stack
 from pdrec_jax.errors import UserError
+from pdrec_jax.sharding import OF_DENOISER, OF_ENCODER, is_item_table
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -71,7 +72,8 @@ def require_states(
       num_items: I.
 
     Raises:
-      UserError: the table has not I + 1 rows, or the states are not as wide as it.
+      UserError: the table has not I + 1 rows, another parameter is called as if it had a row an
+        item, or the states are not as wide as the table.
     """
     table = params.get("item_embedding")
     shape = getattr(table, "shape", None)
@@ -79,6 +81,12 @@ def require_states(
         got = "none" if table is None else type(table).__name__ if shape is None else f"{shape}"
         expected = f"item_embedding, an nnx.Param [I + 1, D] (here of {num_items + 1} rows)"
         raise _misfit(title, expected, got)
+    # A mesh splits tables of items by these names.
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        named = is_item_table(path, (*OF_ENCODER, *OF_DENOISER[:1]))
+        if named and (is_item_table(path, OF_DENOISER) or leaf.shape[:1] != shape[:1]):
+            got = ".".join(str(part.key) for part in path)
+            raise _misfit(title, "another name of what has no row for each item", got)
 
     def states(params: Any, key: jax.Array | None, to_ends: bool) -> list[jax.Array]:
         rows = [Rows(*4 * [jnp.zeros((2, length), jnp.int32)]) for length in lengths]

@@ -57,6 +57,19 @@ class Scorer(Protocol):
         """Ranks in the whole catalogue."""
 
 
+def level_with_itself(scores: Array, items: Array) -> Array:
+    """Gives the relevant item one score wherever it is among the candidates, [B, 1 + N].
+
+    ``reference`` may draw it as a negative of itself, and a product's rounding may depend on the
+    column, and on the mesh.
+
+    Args:
+      scores: [B, 1 + N], the relevant item in column 0.
+      items: [B, 1 + N] the candidates.
+    """
+    return jnp.where(items == items[:, :1], scores[:, :1], scores)
+
+
 def count_candidates(scores: Array) -> tuple[Array, Array]:
     """Counts on sampled candidates.
 

@@ -105,6 +105,12 @@ class EmbedTable(OwnSASRec):
         self.item_embedding = nnx.Embed(num_items + 1, config.width, rngs=rngs)
 
 
+class OtherTable(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        self.inner = SASRec(config, 5, rngs=rngs)
+
+
 class Narrow(OwnSASRec):
     def __call__(self, vectors, rows, key=None):
         return super().__call__(vectors, rows, key)[..., :1]
@@ -179,6 +185,7 @@ class FailingLoss(OwnSASRec):
         ),
         (NoTable, "item_embedding, .* got none"),
         (EmbedTable, "item_embedding, .* got dict"),
+        (OtherTable, r"another name of what has no row .* got inner\.item_embedding"),
         (Narrow, r"a state as wide as item_embedding .* got \(2, 12, 1\)"),
         (NarrowAtEnds, r"a state as wide as item_embedding .* got \(1, 12, 8\)"),
         (Running, r"nothing but nnx.Param .* got other state in norm\.mean"),

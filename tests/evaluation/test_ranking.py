@@ -12,6 +12,7 @@ from pdrec_jax.evaluation.ranking import (
     count_catalogue,
     distinct_rows,
     jit_count_candidates,
+    level_with_itself,
 )
 
 
@@ -22,6 +23,13 @@ def test_candidates(levels):
     assert above.dtype == ties.dtype == jnp.int32
     np.testing.assert_array_equal(above, (scores[:, 1:] > scores[:, :1]).sum(axis=1))
     np.testing.assert_array_equal(ties, (scores[:, 1:] == scores[:, :1]).sum(axis=1))
+
+
+def test_an_item_is_level_with_itself():
+    scores = np.array([[1.0, np.nextafter(1.0, 2), 2.0, 1.0], [3.0, 1.0, 2.0, 4.0]], np.float32)
+    items = np.array([[7, 7, 8, 9], [1, 2, 3, 4]], np.int32)
+    above, ties = count_candidates(level_with_itself(scores, items))
+    assert (above.tolist(), ties.tolist()) == ([1, 1], [2, 0])
 
 
 def test_goldens(goldens):

@@ -165,7 +165,8 @@ shift
 for ((id = 0; id < SLURM_NTASKS; id++)); do
   SLURM_PROCID=$id SLURM_LOCALID=$((id % SLURM_NTASKS_PER_NODE)) "$@" || exit
 done"""
-PYTHON = """printf '%s|' "$CUDA_VISIBLE_DEVICES" "$@" >>"$LOG"; echo >>"$LOG"; exit "${END:-0}\""""
+PYTHON = """printf '%s|' "${CUDA_VISIBLE_DEVICES:-all}" "$@" >>"$LOG"
+echo >>"$LOG"; exit "${END:-0}\""""
 
 
 def run_batch(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -210,6 +211,25 @@ def test_tasks_get_their_place_and_their_gpus(
             "--workdir=/w",
         ]
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("granted", "dealt"),
+    [
+        ("4,5,6,7", ["4,5", "6,7"]),  # of a node that another job has a part of
+        ("GPU-a,GPU-b,GPU-c,GPU-d", ["GPU-a,GPU-b", "GPU-c,GPU-d"]),
+        ("0,1", ["0,1", "0,1"]),  # by Slurm itself
+    ],
+)
+def test_gpus_are_those_that_were_granted(
+    granted: str, dealt: list[str], stub: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    stub("scontrol", SCONTROL)
+    stub("srun", SRUN)
+    log = stub("py", PYTHON)
+    done = run_batch(tmp_path, SLURM_GPUS_ON_NODE="4", CUDA_VISIBLE_DEVICES=granted)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split("|")[0] for line in log.read_text().splitlines()] == dealt * 2
 
 
 @pytest.mark.parametrize(("end", "requeued"), [("0", False), ("1", False), ("143", True)])
