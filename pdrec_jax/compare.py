@@ -46,13 +46,15 @@ class Candidate:
     Attributes:
       given: as the command line names it.
       name: for tables.
-      key: of the model within its run.
+      path: of the run.
+      key: of the model within it.
       seeds: the run of each seed that is finished.
       missing: its other seeds.
     """
 
     given: str
     name: str
+    path: Path
     key: str
     seeds: dict[int, Workdir]
     missing: tuple[int, ...] = ()
@@ -95,7 +97,7 @@ def find(given: str) -> Candidate:
     if not all(key in _models(one) for one in seeds.values()):
         raise UserError(f"{given}: no model {key!r}; there are {', '.join(models)}")
     name = f"{place.path.resolve().name}: {models[key]['name']}"
-    return Candidate(given, name, key, seeds, missing)
+    return Candidate(given, name, place.path, key, seeds, missing)
 
 
 def _told_apart(everyone: Sequence[Candidate]) -> list[Candidate]:
@@ -285,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         base, *others = map(find, [arguments.base, *arguments.runs])
         if arguments.out is not None:
-            _require_place(arguments.out)
+            _require_place(arguments.out, [each.path for each in (base, *others)])
         results = compare_runs(base, others, arguments.metrics)
         text, page = seeds_table(results), _page(results)
         print(text)
@@ -317,12 +319,15 @@ def _of_seeds(results: dict[str, Any]) -> list[str]:
     return [f"Mean and standard deviation over {len(seeds)} seeds."] if seeds else []
 
 
-def _require_place(out: Path) -> None:
+def _require_place(out: Path, runs: Sequence[Path]) -> None:
     """Checks that a directory is there or can be made, before the work; it makes none.
 
     Raises:
-      UserError: something else has its name, or it cannot be written to.
+      UserError: something else has its name, it cannot be written to, or it is within a run.
     """
+    for run in runs:  # which it may hold, since but two files in it are written
+        if out.resolve().is_relative_to(run.resolve()):
+            raise UserError(f"--out: {out}: is within the run {run}; name a place outside it")
     with write_errors(out):
         there = out
         while not os.path.lexists(there):

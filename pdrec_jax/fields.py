@@ -79,6 +79,12 @@ def text(default: str, meaning: str) -> Field:
     return Field(default, "text", lambda v: True, meaning)
 
 
+def place(default: str, words: tuple[str, ...], meaning: str) -> Field:
+    """Text that is not empty: a directory, or a word in place of one."""
+    expected = f"{', '.join(words)} or a directory"
+    return Field(default, expected, lambda v: bool(v.strip()), meaning)
+
+
 def file_name(default: str, meaning: str) -> Field:
     """Text that can be part of a file's name."""
 

@@ -22,6 +22,7 @@ from pdrec_jax.fields import mesh as _mesh
 from pdrec_jax.fields import names as _names
 from pdrec_jax.fields import number as _number
 from pdrec_jax.fields import overrides as _overrides
+from pdrec_jax.fields import place as _place
 from pdrec_jax.fields import text as _text
 from pdrec_jax.fields import widths as _widths
 
@@ -67,8 +68,10 @@ FIELDS: dict[str, Field] = {
     ),
     "progress": _flag(True, "show progress bars"),
     "tensorboard": _flag(False, "write TensorBoard files too (needs the extra)"),
-    "compilation_cache": _text(
-        "auto", "where compiled programs are kept: auto (in the user's cache), off, or a directory"
+    "compilation_cache": _place(
+        "auto",
+        ("auto", "off"),
+        "where compiled programs are kept: auto (in the user's cache), off, or a directory",
     ),
     # Data.
     "data.source": _among(

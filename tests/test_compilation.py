@@ -10,6 +10,9 @@ import jax
 import pytest
 
 from pdrec_jax import compilation
+from pdrec_jax.errors import UserError
+from pdrec_jax.overrides import validate
+from pdrec_jax.settings import default_config
 
 SCRIPT = """
 import json, sys
@@ -45,6 +48,15 @@ def test_auto_is_a_directory_of_this_machine_in_the_users_cache(config, monkeypa
     assert place is not None
     assert place.parent == tmp_path / "pdrec_jax"
     assert config.jax_compilation_cache_dir == str(place)
+
+
+def test_an_empty_directory_is_refused():
+    own = default_config()
+    own.compilation_cache = " "
+    with pytest.raises(
+        UserError, match=r"^config\.compilation_cache: auto, off or a directory is expected"
+    ):
+        validate(own)
 
 
 def test_off(config):

@@ -324,6 +324,9 @@ class TestData:
         )
         found = complaint("--config.evaluation.negatives=20")
         assert found.startswith("evaluation: user 1 leaves 7 items to draw 20 negatives from")
+        # Before there is a table, for which no machine had room.
+        found = complaint(f"--config.evaluation.negatives={10**12}")
+        assert found.startswith(f"evaluation: user 1 leaves 7 items to draw {10**12} negatives")
 
     def test_no_user_left_for_a_stage(self, complaint, place) -> None:
         rows = [row for row in ROWS if not row.endswith("\t300\n")]

@@ -31,6 +31,7 @@ OUT_OF_RANGE: dict[str, Any] = {
     "seeds_at_once": -1,
     "preferences_by": "caser",
     "save_async": "yes",
+    "compilation_cache": " ",
     "hbr.floor": "lowest",
     "dpa.pool": "seen",
     "dpa.drawn": -1,

@@ -247,14 +247,15 @@ class _Table:
         return self._first_fault(f"record {record + 1}, field {shown(field)}: {complaint}")
 
     def _first_fault(self, otherwise: str) -> UserError:
+        # First, for it is why a row has fields that nobody sees in it.
+        opened = open_quote(self._lines(), self.layout.delimiter, 2) if self.layout.quoted else None
         try:
             for row, fields in self._rows():
                 complaint = self._complaint(fields)
-                if complaint:
+                if complaint and (opened is None or row < opened):
                     return UserError(f"{self.path}: row {row}{complaint}")
         except csv.Error as error:
             otherwise = one_line(error)
-        opened = open_quote(self._lines(), self.layout.delimiter, 2) if self.layout.quoted else None
         if opened is not None:  # what it hides is too long for either parser
             return UserError(f"{self.path}: row {opened}: {OPEN_QUOTE}")
         return UserError(f"{self.path}: {otherwise}")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,21 @@ def load(config: ConfigDict, files: list[Path] | None) -> tuple[Interactions, di
     if len(logs) > 1:
         log = merge_domains(log, logs[1], source_first=data.auxiliary_first)
     return log, _found(config, log, listed(files))
+
+
+def require_as_many(given: Sequence[Path], files: Sequence[dict[str, str]]) -> None:
+    """Checks that as many files are named as a run's log has.
+
+    Args:
+      given: by ``--log``.
+      files: of the run, from ``listed``.
+
+    Raises:
+      UserError: more or fewer.
+    """
+    if len(given) != len(files):
+        names = ", ".join(file["name"] for file in files)
+        raise UserError(f"--log: as many files as {names} expected, got {len(given)}")
 
 
 def listed(files: list[Path] | None) -> list[dict[str, str]]:

@@ -156,6 +156,7 @@ def draw_candidates(
       UserError: a user has fewer than N items to draw from.
     """
     drawn = DrawnCandidates(protocol, split, seed, heldout, negatives)
+    drawn.require_room()  # before there is a table for them
     return drawn[np.arange(split.train.num_users)]
 
 

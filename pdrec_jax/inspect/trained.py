@@ -133,6 +133,7 @@ def log_files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
         config = place.config
         config.data.source = "real"
         return sources.find_files(config)
+    sources.require_as_many(log, place.data["files"])
     found = [sources.log_at(file) for file in log]
     for file in found:
         if not file.exists():

@@ -159,6 +159,8 @@ def _run(given: argparse.Namespace) -> None:
         )
         if len(set(wanted.names)) < len(wanted.names) or "" in wanted.names:
             raise UserError("--user, --item, --time: different columns are expected")
+        if wanted.time is None and "unit" in flags:
+            raise UserError("--unit: goes with times, and --time= says that there are none")
         rules = Rules(
             flags.get("unit", "auto"),
             flags.get("duplicates", "exact"),

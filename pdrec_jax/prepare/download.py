@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import http.client
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -240,8 +241,12 @@ def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> bool:
         elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             _remove(part, stamp)
             raise _Cut("the server sent another part than was asked for")
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
+        length = _number(answer.headers.get("Content-Length", ""))
+        total = None if length is None else have + length
+        if answer.status == 206:
+            # It may be a part of what was asked for, and the rest is asked for again.
+            whole = _number(answer.headers["Content-Range"].rpartition("/")[2])
+            total = total if whole is None else whole
         if have == 0:
             _remove(part)
             new = answer.headers.get("ETag", "") or answer.headers.get("Last-Modified", "")
@@ -249,6 +254,10 @@ def _transfer(url: str, part: Path, stamp: Path, timeout: float) -> bool:
             atomic_write_text(stamp, "" if new.startswith("W/") else new)
         _append(answer, part, have, total)
     return total is not None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _append(answer: http.client.HTTPResponse, part: Path, have: int, total: int | None) -> None:

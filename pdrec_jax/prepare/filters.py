@@ -6,7 +6,7 @@ Letters: E records.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -79,13 +79,49 @@ def share_of_other_units(times: NDArray[np.float64], unit: str) -> float:
     place = units.index(unit)
     low = _UNIT_BELOW[units[place - 1]] if place else 0.0
     others = counted = 0
-    for begin in range(0, len(times), EVENTS_A_BLOCK):
-        size = np.abs(times[begin : begin + EVENTS_A_BLOCK])
+    for size in map(np.abs, _blocks(times)):
         # A small number in a log of larger units is near 1970, before 1973, which no log is.
         other = (size >= _UNIT_BELOW[unit]) | ((size < low) & (size > 0))
         others += int(other.sum())
         counted += int(np.count_nonzero(size))
     return others / max(counted, 1)
+
+
+def zeros_among_dated(times: NDArray[np.float64], unit: str) -> int:
+    """How many times are 0 where the others are of our age, so that they stand for no time.
+
+    Args:
+        times: `[E]` as written, E >= 1.
+        unit: of all of them.
+
+    Returns:
+        Their number; 0 where most others are before 1973, as ranks are.
+    """
+    zeros = len(times) - sum(int(np.count_nonzero(some)) for some in _blocks(times))
+    size = np.abs(times[:: len(times) // EVENTS_A_BLOCK + 1])
+    dated = np.median(size[size > 0]) >= 1e8 * _PER_SECOND[unit] if size.any() else False
+    return zeros if dated else 0
+
+
+def written_as_days(times: NDArray[np.float64]) -> bool:
+    """Whether all times are whole numbers that read as days, YYYYMMDD of the years 1900 to 2100.
+
+    Args:
+        times: `[E]` as written, E >= 1.
+    """
+
+    def days(times: NDArray[np.float64]) -> bool:
+        if not ((times >= 19_000_101) & (times <= 21_001_231)).all():
+            return False
+        month, day = times // 100 % 100, times % 100
+        whole = times == np.floor(times)
+        return bool((whole & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all())
+
+    return all(map(days, _blocks(times)))
+
+
+def _blocks(times: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    return (times[i : i + EVENTS_A_BLOCK] for i in range(0, len(times), EVENTS_A_BLOCK))
 
 
 def to_seconds(times: NDArray[np.float64], unit: str) -> NDArray[np.float64]:

@@ -253,13 +253,26 @@ def _mapped(raw: RawLog, rules: Rules, unit: str) -> tuple[Fill, dict[str, int]]
 
 
 def _unit_warnings(raw: RawLog, unit: str, given: str) -> list[str]:
-    if raw.times is None or raw.dates:
+    if raw.times is None:
         return []
+    if raw.dates:
+        said = f"--unit={given} is of no use: the times are dates, which need none"
+        return [said] if given != "auto" else []
     found = []
-    if given == "auto" and max(raw.times.max(), -raw.times.min()) < 1e8:
+    if filters.written_as_days(raw.times):
+        found.append(
+            "the times look like days that are written YYYYMMDD, and are taken for numbers whose "
+            "differences are those of time, which they are not: write them YYYY-MM-DD"
+        )
+    elif given == "auto" and max(raw.times.max(), -raw.times.min()) < 1e8:
         found.append(
             "the times are all before 1973 if they are seconds: they may be ranks or another unit "
             "(--unit says which); only their differences matter to the model"
+        )
+    elif zeros := filters.zeros_among_dated(raw.times, unit):
+        found.append(
+            f"{zeros:,} times are 0, which is the year 1970: such records come first of their "
+            "user's; leave out what has no time"
         )
     share = filters.share_of_other_units(raw.times, unit)
     if share == 1:

@@ -85,6 +85,8 @@ def prepare_pair(
     for log, domain in zip(logs, domains, strict=True):
         if verify and not raw:
             require_figures(log, domain)
+        if not log.figures[2]:
+            raise UserError(f"{domain.name}: no records are left of its log")
         notes += _differences(log, domain)
     with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)

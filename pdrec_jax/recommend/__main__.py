@@ -124,7 +124,8 @@ def _run(given: argparse.Namespace) -> None:
     require_outside("--out", out, place.path)
     if given.log is not None and place.data.get("source") == "simulated":
         raise UserError("--log: the run's log was simulated, and is simulated again; leave it out")
-    compilation.use_cache(place.config.compilation_cache)
+    # Never a directory that the run names: programs from there would run, whoever made the run.
+    compilation.use_cache("off" if place.config.compilation_cache == "off" else "auto")
     recommender = Recommender.load(given.workdir, given.variant)
     run = {"the run": recommender.place.files()}
     run["the run's log"] = [Path(place) for place in recommender.catalogue.places]

@@ -185,6 +185,7 @@ class Recommender:
         places = None
         if not self.simulated:
             places = [sources.log_at(Path(name)) for name in files or self.catalogue.places]
+            sources.require_as_many(places, self.place.data["files"])
             for path in places:
                 if not path.exists():
                     raise UserError(
@@ -193,7 +194,7 @@ class Recommender:
                     )
         config = self.place.config
         log, source = sources.load(config, places)
-        for found, expected in zip(source["files"], self.place.data["files"], strict=False):
+        for found, expected in zip(source["files"], self.place.data["files"], strict=True):
             if found["sha256"] != expected["sha256"]:
                 raise UserError(
                     f"{found['name']}: another content, by its checksum, than {self.place.path} "

@@ -258,7 +258,11 @@ class TestBadText:
 
     def test_a_quote_that_never_ends(self, write, complaint):
         text = 'user_id,item_id,timestamp\n1,7,10\n1,"7,10\n2,7,10\n'
-        assert complaint(write("log.csv", text)) == "row 3: 2 fields, 3 are expected"
+        expected = "row 3: a quote that is not closed; one within a field is expected doubled"
+        assert complaint(write("log.csv", text)) == expected
+        # What is wrong before it comes first.
+        text = text.replace("1,7,10", "1,7", 1)
+        assert complaint(write("log.csv", text)) == "row 2: 2 fields, 3 are expected"
 
     @pytest.mark.parametrize("rest", ["", "2,7,10\n" * 30])
     def test_a_quote_of_the_last_field_that_never_ends(self, write, complaint, rest):

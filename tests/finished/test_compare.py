@@ -48,6 +48,16 @@ def test_over_the_seeds_that_both_have(tmp_path, make, capsys):
     assert "tuned: SASREC+NNS less base: SASREC: gain" in (out / "comparison.md").read_text()
 
 
+def test_nothing_is_written_within_a_run(tmp_path, make, capsys):
+    make("base", ["sasrec"], 2)
+    make("tuned", ["sasrec"], 2)
+    for out in ("tuned", "base/seed-0/new"):
+        status, said, error = run(tmp_path, capsys, "base", "tuned", f"--out={tmp_path / out}")
+        assert (status, said) == (2, "")
+        assert f"{out}: is within the run {tmp_path}/" in error
+    assert run(tmp_path, capsys, "base", "tuned", f"--out={tmp_path}")[0] == 0  # which holds them
+
+
 def test_seeds_that_are_not_finished_are_left_out(tmp_path, make, capsys):
     make("base", ["sasrec"], 3)
     make("tuned", ["sasrec"], 4)

@@ -77,7 +77,9 @@ def test_blanks_around_a_user_are_ignored(run) -> None:
 def test_a_moved_directory_of_a_prepared_log(tmp_path) -> None:
     for name in ("prepared.json", "log.parquet"):
         (tmp_path / name).touch()
-    real = SimpleNamespace(path=tmp_path / "run", data={"source": "real"})
+    real = SimpleNamespace(
+        path=tmp_path / "run", data={"source": "real", "files": [{"name": "log.parquet"}]}
+    )
     assert log_files(real, [tmp_path]) == [tmp_path / "log.parquet"]
     (tmp_path / "log").mkdir()
     assert log_files(real, [tmp_path]) == [tmp_path / "log"]
@@ -98,6 +100,9 @@ def test_a_moved_log_whose_name_has_a_comma(workdir, config, tmp_path) -> None:
     status, _, err = call(*flags)
     assert status == 2
     assert "has no user 'nobody'" in err  # who was looked for in the log
+    log = config.parent / "log.csv"
+    status, _, err = call(*flags, f"--log={log},{log}")
+    assert (status, err) == (2, "error: --log: as many files as log.csv expected, got 2\n")
 
 
 def test_an_input_is_not_overwritten(workdir, config, tmp_path) -> None:

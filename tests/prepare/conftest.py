@@ -75,6 +75,8 @@ class Server:
         lengths: whether it says how long a file is of which a part is asked for that is none.
         sizes: whether it says how much it is about to send.
         tags: whether it says which version a file is of.
+        most: bytes of the largest part that it sends when it is asked for one.
+        length: what it says in place of how much it is about to send.
         cuts: bytes after which the connections of the next requests end.
         statuses: answers of the next requests.
         requests: (path, Range header) of all requests.
@@ -83,6 +85,7 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.ranges = self.lengths = self.sizes = self.tags = True
+        self.most, self.length = 1 << 30, ""
         self.cuts: list[int] = []
         self.statuses: list[int] = []
         self.requests: list[tuple[str, str | None]] = []
@@ -96,7 +99,7 @@ class Server:
             handler.send_error(self.statuses.pop(0) if self.statuses else 404)
             return
         tag = f'"{hash(content)}"'
-        start = 0
+        start, stop = 0, len(content)
         if asked and self.ranges and handler.headers.get("If-Range") == tag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
@@ -106,16 +109,16 @@ class Server:
                 handler.end_headers()
                 return
             handler.send_response(206)
-            last = len(content) - 1
-            handler.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
+            stop = min(stop, start + self.most)
+            handler.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
         else:
             handler.send_response(200)
         if self.tags:
             handler.send_header("ETag", tag)
         if self.sizes:
-            handler.send_header("Content-Length", str(len(content) - start))
+            handler.send_header("Content-Length", self.length or str(stop - start))
         handler.end_headers()
-        end = start + self.cuts.pop(0) if self.cuts else len(content)
+        end = start + self.cuts.pop(0) if self.cuts else stop
         handler.wfile.write(content[start:end])
 
 

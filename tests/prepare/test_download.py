@@ -57,6 +57,27 @@ def test_a_cut_connection_is_continued(remote, server, tmp_path, patience, waits
     assert names(tmp_path) == ["data.bin"]
 
 
+def test_a_part_may_be_shorter_than_what_was_asked_for(remote, server, tmp_path, patience) -> None:
+    server.cuts, server.most = [300_000], 400_000
+    assert fetch(remote, tmp_path, patience).read_bytes() == CONTENT
+    ranges = [asked for _, asked in server.requests]
+    assert ranges == [None, "bytes=300000-", "bytes=700000-"]
+    # Nor is it taken for all of a file of which no checksum is known.
+    server.cuts, unknown = [300_000], Remote("data.bin", remote.urls, None)
+    assert fetch(unknown, tmp_path / "b", patience).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5000, "-1"])
+def test_a_length_that_is_none(remote, server, tmp_path, patience, length) -> None:
+    server.length = length
+    found = "found"
+    try:
+        fetch(remote, tmp_path, patience)
+    except UserError as error:
+        found = str(error)
+    assert "\n" not in found
+
+
 def test_a_later_call_continues(remote, server, tmp_path, waits) -> None:
     server.cuts = [300_000]
     with pytest.raises(UserError, match=r"the connection ended after 300,000 of 1,024,000 bytes"):

@@ -96,6 +96,7 @@ class TestFlags:
             (["--out=o", "--input=a.csv", "--user=i", "--item=i"], "--user, --item, --time: diff"),
             (["--out=o", "--input=a.csv", "--item_core=0"], "argument --item_core: a whole number"),
             (["--out=o", "--input=a.csv", "--unit=h"], "argument --unit: invalid choice: 'h'"),
+            (["--out=o", "--input=a.csv", "--time=", "--unit=s"], "--unit: goes with times, and"),
             (["--out=o", "--inptu=a.csv"], "unrecognized arguments: --inptu=a.csv"),
             (["--out=o", "--input=a.csv"], "a.csv: no such file"),
             (["--out=o", "--input=a.txt"], "a.txt: unknown suffix"),

@@ -193,6 +193,29 @@ class TestWarnings:
         assert "no time is of our age in the unit 'ms'" in text
         assert "mixed" not in text
 
+    def test_zeros_stand_for_no_time(self, make) -> None:
+        rows = [(u, i, t + 1_600_000_000) for u, i, t in users("a", "b", "c")]
+        assert "1970" not in make(rows)["text"]
+        for factor in (1, 1000):
+            more = [(u, i, factor * t) for u, i, t in [*rows, ("a", "y", 0), ("b", "y", 0)]]
+            text = make(more, overwrite=True)["text"]
+            assert "2 times are 0, which is the year 1970" in text
+        assert "the year 1970" not in make(users("a", "b", "c"), overwrite=True)["text"]  # ranks
+
+    def test_days_without_hyphens(self, make) -> None:
+        days = {"x": 20240131, "y": 20240201, "z": 20240202}
+        text = make([(u, i, day) for u in "abc" for i, day in days.items()])["text"]
+        assert "the times look like days that are written YYYYMMDD" in text
+        assert "ranks" not in text
+        days["y"] = 20240199
+        text = make([(u, i, day) for u in "abc" for i, day in days.items()], overwrite=True)["text"]
+        assert "YYYYMMDD" not in text
+
+    def test_a_unit_of_dates(self, make) -> None:
+        rows = [(u, i, f"2024-01-0{n}") for u in "abc" for n, i in enumerate("xyz", 1)]
+        assert "--unit=ms is of no use: the times are dates" in make(rows, unit="ms")["text"]
+        assert "--unit" not in make(rows, overwrite=True)["text"]
+
     def test_counters(self, make) -> None:
         text = make(users("a", "b", "c"), unit="s")["text"]
         assert "unit" not in text.partition("Warnings:")[2]

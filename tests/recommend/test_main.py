@@ -73,6 +73,22 @@ class TestUsers:
         shutil.copy("moved.csv", "moved, 2026.csv")
         assert call(texts, *flags, "--log=moved, 2026.csv").status == 0
         assert call(texts, *flags, "--log=none.csv").err.startswith("error: none.csv: the log ")
+        done = call(texts, *flags, "--log=moved.csv,moved.csv")
+        assert done.err == "error: --log: as many files as log.csv expected, got 2\n"
+
+    def test_programs_are_not_read_from_where_the_run_says(
+        self, run: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        used: list[str] = []
+        monkeypatch.setattr("pdrec_jax.compilation.use_cache", used.append)
+        for setting in ("somewhere", "off"):
+            shutil.copytree(run, tmp_path / setting)
+            path = tmp_path / setting / "config.json"
+            path.write_text(
+                json.dumps(json.loads(path.read_text()) | {"compilation_cache": setting})
+            )
+            assert call(tmp_path / setting, "--all_users", "--k=5", "--out=recs.csv").status == 0
+        assert used == ["auto", "off"]
 
     def test_a_moved_directory_of_a_prepared_log(
         self, texts: Path, call: Call, monkeypatch: pytest.MonkeyPatch
