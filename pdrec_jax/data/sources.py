@@ -205,6 +205,12 @@ def log_at(path: Path) -> Path:
     return _prepared(path) or path
 
 
+def files_of(log: Path) -> list[Path]:
+    """A log's file, or its files if it is mapped, and the settings that were prepared with it."""
+    files = [path for path in log.rglob("*") if path.is_file()] if log.is_dir() else [log]
+    return [*files, log.parent / PREPARED]
+
+
 def _log_in(prepared: Path) -> Path:
     columns = prepared / PREPARED_COLUMNS
     return columns if columns.is_dir() else prepared / PREPARED_LOG

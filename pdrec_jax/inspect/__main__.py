@@ -81,6 +81,7 @@ def _run(given: argparse.Namespace) -> None:
 
         load_config(given.config)
     # Imported here, so that a mistyped flag is answered before JAX is loaded.
+    from pdrec_jax.data.sources import files_of
     from pdrec_jax.inspect.explain import explain
     from pdrec_jax.inspect.page import as_page
     from pdrec_jax.inspect.text import as_text
@@ -93,7 +94,7 @@ def _run(given: argparse.Namespace) -> None:
     run = open_run(given.workdir, log)
     if given.html is not None:
         config = [Path(given.config)] if given.config else []
-        logs = log_files(run.place, log) or []
+        logs = [file for path in log_files(run.place, log) or [] for file in files_of(path)]
         inputs = {"the run": run.place.files(), "the run's log": logs, "--config": config}
         require_no_input("--html", given.html, inputs)
     told = explain(run, given.user, given.top)

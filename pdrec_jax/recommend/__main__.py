@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
+    from pdrec_jax.data.sources import files_of
     from pdrec_jax.files import (
         atomic_write,
         followed,
@@ -128,7 +129,9 @@ def _run(given: argparse.Namespace) -> None:
     compilation.use_cache("off" if place.config.compilation_cache == "off" else "auto")
     recommender = Recommender.load(given.workdir, given.variant)
     run = {"the run": recommender.place.files()}
-    run["the run's log"] = [Path(place) for place in recommender.catalogue.places]
+    run["the run's log"] = [
+        file for log in recommender.catalogue.places for file in files_of(Path(log))
+    ]
     require_no_input("--out", out, run)
     faults = Faults()
     print(recommender.title, flush=True)
@@ -164,12 +167,12 @@ def _require_of_use(given: argparse.Namespace) -> None:
 
 def _inputs(given: argparse.Namespace) -> dict[str, list[Path]]:
     """The files that a command line reads, by its flags."""
-    from pdrec_jax.data.sources import log_at
+    from pdrec_jax.data.sources import files_of, log_at
 
     return {
         "--users": [given.users] if given.users else [],
         "--histories": _paths(given.histories or ()),
-        "--log": [log_at(path) for path in _paths([given.log or ""])],
+        "--log": [file for path in _paths([given.log or ""]) for file in files_of(log_at(path))],
         "--config": [Path(given.config)] if given.config else [],
     }
 

@@ -103,6 +103,9 @@ class TestUsers:
         assert call(texts, *flags, "--out=recs.csv").status == 0
         done = call(texts, *flags, "--out=shop/log.csv")
         assert done.err.startswith("error: --out: shop/log.csv: is an input too (--log)")
+        Path("shop/recs.csv").symlink_to("prepared.json")
+        done = call(texts, *flags, "--out=shop/recs.csv")
+        assert done.err.startswith("error: --out: shop/recs.csv: is an input too (--log)")
 
 
 class TestHistories:
