@@ -77,7 +77,8 @@ def require_consistent(config: ConfigDict) -> None:
             f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "
             f"got {config.dpa.fine}"
         )
-    if encoder.width % encoder.heads:
+    attends = encoder.name != "gru4rec" or config.preferences_by == "sasrec"
+    if attends and encoder.width % encoder.heads:
         raise UserError(
             f"config.encoder.heads: a divisor of the width ({encoder.width}) is expected, "
             f"got {encoder.heads}"

@@ -72,6 +72,14 @@ def apply_protocol(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     of_protocol = _overrides_of(config, f"{config.protocol}_overrides")
     encoder = fill(config, of_protocol, by_hand).encoder.name
     of_encoder = _overrides_of(config, _OF_ENCODERS[encoder]) if encoder in _OF_ENCODERS else {}
+    if config.preferences_by == "sasrec" and not config.preferences_from:
+        for path in of_encoder:
+            if path.startswith("encoder.") and path not in by_hand:
+                raise UserError(
+                    f"config.{_OF_ENCODERS[encoder]}: {path} would be that of the SASRec too that "
+                    "fills the preferences; set it by hand for both, or let a run with "
+                    "config.encoder.name=sasrec fill them (config.preferences_from)"
+                )
     return fill(config, {**of_encoder, **of_protocol}, by_hand)
 
 

@@ -108,9 +108,11 @@ FIELDS: dict[str, Field] = {
         "linear-var", ("linear", "linear-var", "cosine", "binomial"), "of the noise"
     ),
     "diffusion.steps": _count(10, "T", most=_MOST_TURNS),
-    "diffusion.noise_scale": _number(0.01, 0, INFINITY, "factor of both ends; 0 for no noise"),
-    "diffusion.noise_min": _number(0.0005, 0, INFINITY, "lower end"),
-    "diffusion.noise_max": _number(0.005, 0, INFINITY, "upper end"),
+    "diffusion.noise_scale": _number(
+        0.01, 0, INFINITY, "factor of both ends of the two linear schedules; 0 for no noise"
+    ),
+    "diffusion.noise_min": _number(0.0005, 0, INFINITY, "lower end of these two"),
+    "diffusion.noise_max": _number(0.005, 0, INFINITY, "upper end of these two"),
     "diffusion.hidden": _widths((1000,), "H, of each layer"),
     "diffusion.embedding_size": _count(10, "width of the timestep embedding", most=_MOST_WIDTH),
     "diffusion.normalise": _flag(False, "divide each input vector by its L2 norm"),
@@ -184,7 +186,7 @@ FIELDS: dict[str, Field] = {
     "dpa.draw_by": _among(
         "uniform",
         ("uniform", "rank"),
-        "how a position draws of its candidates: all alike, or nearly in proportion to 1 / rank",
+        "how a position draws of its candidates where it does: all alike, or nearly by 1 / rank",
     ),
     "dpa.weight": _number(0.3, 0, INFINITY, "omega_d, weight of the soft positives"),
     # Encoder.
@@ -196,13 +198,15 @@ FIELDS: dict[str, Field] = {
         ("base", "hbr+nns+dpa"), "what to train: 'base', or plugins joined by +"
     ),
     "encoder.width": _count(64, "D", most=_MOST_WIDTH),
-    "encoder.blocks": _count(2, "layers", most=_MOST_LAYERS),
-    "encoder.heads": _count(1, "attention heads"),
-    "encoder.dropout": _number(0.2, 0, 0.99, "everywhere in the encoder"),
+    "encoder.blocks": _count(2, "layers, but of GRU4Rec", most=_MOST_LAYERS),
+    "encoder.heads": _count(1, "attention heads, but of GRU4Rec"),
+    "encoder.dropout": _number(0.2, 0, 0.99, "everywhere in the encoder, but in GRU4Rec"),
     "encoder.max_length": _count(
         200, "L, events of a history that are used", least=2, most=_MOST_TURNS
     ),
-    "encoder.attend_padding": _flag(True, "attend to left padding, as the public code does"),
+    "encoder.attend_padding": _flag(
+        True, "attend to left padding, as the public code does; GRU4Rec does not"
+    ),
     "encoder.crop": _number(0.6, 0, 1, "CL4SRec: share of a history that a crop keeps"),
     "encoder.mask": _number(0.3, 0, 1, "CL4SRec: share of a history that is masked"),
     "encoder.reorder": _number(0.6, 0, 1, "CL4SRec: share of a history that is shuffled"),

@@ -75,6 +75,18 @@ def test_settings_for_an_encoder() -> None:
         assert apply_protocol(config, ()).hbr.clip == (5.0 if name == "gru4rec" else 3.0)
 
 
+def test_settings_for_an_encoder_are_not_those_of_the_sasrec_that_fills_preferences() -> None:
+    own = (("dpa.weight", 0.4), ("encoder.learning_rate", 0.02))
+    config = config_with(
+        encoder__name="gru4rec", gru4rec_overrides=own, preferences_by="sasrec", stage="all"
+    )
+    with pytest.raises(UserError, match=r"^config\.gru4rec_overrides: encoder\.learning_rate "):
+        apply_protocol(config, ())
+    assert apply_protocol(config, {"encoder.learning_rate"}).dpa.weight == 0.4
+    config.preferences_from = "runs/filled"
+    assert apply_protocol(config, ()).encoder.learning_rate == 0.02
+
+
 def test_settings_for_strict_count_where_fields_must_agree() -> None:
     chosen = (("encoder.negatives", 4),)
     config = config_with(strict_overrides=chosen, nns__placement="instead")

@@ -284,6 +284,10 @@ def test_unknown_and_missing_fields() -> None:
             "diffusion.noise_fraction: 1 is expected with target 'epsilon' or normalise, got 0.5",
         ),
         ({"dpa__fine": 51}, "dpa.fine: at most dpa.coarse (50) is expected, got 51"),
+        (
+            {"encoder__heads": 3, "encoder__name": "gru4rec", "preferences_by": "sasrec"},
+            "encoder.heads: a divisor of the width (64) is expected, got 3",
+        ),
         ({"encoder__heads": 3}, "encoder.heads: a divisor of the width (64) is expected, got 3"),
         (
             {"preferences_from": "runs/a"},
@@ -325,6 +329,7 @@ def test_rules_between_fields(values: dict[str, Any], message: str) -> None:
 
 def test_values_that_agree_pass() -> None:
     validate(config_with(diffusion__w_min=1.0, diffusion__sampling_steps=10, dpa__fine=50))
+    validate(config_with(encoder__heads=3, encoder__name="gru4rec"))  # it has none
     validate(config_with(encoder__heads=64, preferences_from="runs/a", stage="encoder"))
     validate(config_with(diffusion__noise_fraction=0.5, diffusion__reweight=False))
 
