@@ -86,16 +86,18 @@ def find(given: str) -> Candidate:
     if not seeds:
         which = "one of its seeds" if several else f"seed {first} of a finished run"
         raise UserError(f"{place.path}: not finished; {which} is expected")
-    missing = tuple(seed for seed in numbers if seed not in seeds)
-    models = _models(next(iter(seeds.values())))
+    # A seed that is still trained has results of its first models.
+    models = {key: model for run in seeds.values() for key, model in _models(run).items()}
     if not key:
         encoders = [name for name, model in models.items() if model.get("stage") == "encoder"]
         fit = encoders or list(models)
         if len(fit) != 1:
             raise UserError(f"{given}: name one of its models, as in {path}:{list(models)[-1]}")
         (key,) = fit
-    if not all(key in _models(one) for one in seeds.values()):
+    if key not in models:
         raise UserError(f"{given}: no model {key!r}; there are {', '.join(models)}")
+    seeds = {seed: run for seed, run in seeds.items() if key in _models(run)}
+    missing = tuple(seed for seed in numbers if seed not in seeds)
     name = f"{place.path.resolve().name}: {models[key]['name']}"
     return Candidate(given, name, place.path, key, seeds, missing)
 

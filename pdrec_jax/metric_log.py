@@ -343,6 +343,7 @@ def _load(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(row)
             valid = isinstance(line["stage"], str) and isinstance(line["epoch"], int)
+            valid &= all(_is_value(name, value) for name, value in line.items())
             _dump(line)  # refuses numbers that are not finite, which would be found at a rewind
         except (ValueError, TypeError, KeyError, RecursionError):
             valid = False
@@ -356,6 +357,13 @@ def _load(path: Path) -> list[dict[str, Any]]:
     if cut:
         atomic_write_text(path, "".join(map(_dump, lines)))
     return lines
+
+
+def _is_value(name: str, value: Any) -> bool:
+    """Whether a field of a line is of a kind that is written there."""
+    if name in ("loss", "ndcg", "seconds", "learning_rate"):
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 def _dump(line: Mapping[str, Any]) -> str:

@@ -220,7 +220,8 @@ def _run_all(
             except Diverged as error:
                 diverged[own.seed] = error.with_traceback(None)
     if diverged:
-        raise next(iter(diverged.values()))
+        first, how = next(iter(diverged.items()))
+        raise Diverged(f"seed {first}: {how}") from how
     places = [
         Workdir(where, own, data["source"]) for where, own in zip(paths, configs, strict=True)
     ]

@@ -154,6 +154,8 @@ def test_a_kill_at_any_byte_loses_one_line_at_most(tmp_path: Path, kept: int) ->
     [
         "no json", "[1]", '{"stage": "a"}', "3", '{"stage": 1}', "", "\xff",
         '{"stage": "a", "epoch": 2, "loss": 3e777}', '{"stage": "a", "epoch": 2, "loss": NaN}',
+        '{"stage": "a", "epoch": 2, "loss": "0.1"}', '{"stage": "a", "epoch": 2, "seconds": true}',
+        '{"stage": "a", "epoch": 2, "more": [1]}',
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_ours_is_named_and_left_alone(tmp_path: Path, bad: str) -> None:

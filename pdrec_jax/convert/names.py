@@ -62,12 +62,13 @@ class _Named:
     """The tensors of a file, each of which is asked for by name."""
 
     def __init__(self, arrays: Arrays, where: str):
-        self.arrays, self.where = arrays, where
+        self.arrays, self.where, self.last = arrays, where, ""
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.arrays:
             listed = ", ".join(list(self.arrays)[:6])
             raise UserError(f"{self.where}: no tensor {name}, found {listed}, ..")
+        self.last = name
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
             array = np.asarray(self.arrays[name], np.float32)
         # A score that is no number ranks the test item first.
@@ -114,10 +115,17 @@ def to_ours(key: str, arrays: Arrays, rows: np.ndarray, where: str) -> Params:
         where: for errors.
 
     Raises:
-        UserError: a tensor is missing, or its numbers are not finite.
-        LookupError, TypeError, ValueError: a tensor has another shape.
+        UserError: a tensor is missing, has another shape, or its numbers are not finite.
     """
-    return _TO[key](_Named(arrays, where), rows)
+    get = _Named(arrays, where)
+    try:
+        return _TO[key](get, rows)
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: {get.last} has another shape than the reference's ({error})"
+        ) from error
 
 
 def to_reference(key: str, params: Params, rows: np.ndarray, number: int) -> dict[str, np.ndarray]:
@@ -196,6 +204,12 @@ def _sasrec(get: _Named, rows: np.ndarray) -> Params:
     def norm(name: str) -> Params:
         return {"scale": get[f"{tower}{name}.weight"], "bias": get[f"{tower}{name}.bias"]}
 
+    def pointwise(name: str) -> np.ndarray:
+        kernel = get[name]
+        if kernel.ndim != 3 or kernel.shape[2] != 1:
+            raise ValueError(f"{kernel.shape} for a convolution of one cell")
+        return kernel[:, :, 0].T
+
     def block(n: int) -> Params:
         attention, forward = f"{tower}attention_layers.{n}", f"{tower}forward_layers.{n}.conv"
         weights = np.split(get[f"{attention}.in_proj_weight"], 3)
@@ -212,9 +226,9 @@ def _sasrec(get: _Named, rows: np.ndarray) -> Params:
             },
             "forward_norm": norm(f"forward_layernorms.{n}"),
             "forward": {
-                "inner": get[f"{forward}1.weight"][:, :, 0].T,
+                "inner": pointwise(f"{forward}1.weight"),
                 "inner_bias": get[f"{forward}1.bias"],
-                "outer": get[f"{forward}2.weight"][:, :, 0].T,
+                "outer": pointwise(f"{forward}2.weight"),
                 "outer_bias": get[f"{forward}2.bias"],
             },
         }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import collections
 import hashlib
 import shlex
 import sys
@@ -34,6 +35,7 @@ _OF_A_TABLE = {
 _OF_A_RUN = {
     "stage": "each run has its own",
     "preferences_from": "the runs' own diffusion models fill the preferences",
+    "diffusion_from": "the runs' own diffusion models are trained",
     "diffusion.both": "both models are trained",
     "encoder.name": "--encoders=NAME,.. chooses them",
     "encoder.variants": "each encoder has those of the paper; a --sweep can have others",
@@ -41,6 +43,7 @@ _OF_A_RUN = {
 _OF_A_SWEEP = ("encoder.name", "encoder.variants")
 _METRIC = "N@10"  # of a figure
 _LONGEST = 60  # letters of a sweep's values in a file's name
+_LONGEST_NAME = 180  # of the file itself, beside what a file being written is called
 _UNSWEPT = ("name", "preferences_from", "diffusion_from")
 _PAIRS = ("toy_game", "game_toy", "book_music", "music_book")  # of Table 3
 
@@ -126,7 +129,13 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
         for own in ([f"--config.protocol={each}"] for each in arguments.protocol or ())
     ] or [[read(name) for name in names]]
 
+    folders = collections.Counter(setting.dataset for setting in groups[0])
     for setting in groups[0]:
+        if folders[setting.dataset] > 1:
+            raise UserError(
+                f"--datasets: {setting.path} and another one would share the folder "
+                f"{setting.dataset}-..; give one of them another name"
+            )
         domains, table = ("two domains", "3") if setting.config.data.mixed else ("one domain", "1")
         if arguments.table in ("1", "3") and arguments.table != table:
             raise UserError(
@@ -251,8 +260,10 @@ def _swept(values: Sequence[Any]) -> str:
 
 def _values(text: str) -> tuple[str, tuple[Any, ...]]:
     """Reads ``FIELD=V1,V2``."""
-    field, equals, values = text.partition("=")
-    if not equals or not values:
+    from pdrec_jax.reproduce.plan import slug
+
+    field, equals, listed = text.partition("=")
+    if not equals or not listed:
         raise UserError(f"--sweep: FIELD=V1,V2,.. is expected, got {text!r}")
     require_field(field)
     if field in _OF_A_TABLE:
@@ -261,13 +272,18 @@ def _values(text: str) -> tuple[str, tuple[Any, ...]]:
         raise UserError(f"--sweep: {field} changes no figure of a run, or is the runs' own")
     kind = type(FIELDS[field].default)
     try:
-        found = ast.literal_eval(f"({values},)") if kind is not str else tuple(values.split(","))
+        found = ast.literal_eval(f"({listed},)") if kind is not str else tuple(listed.split(","))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise UserError(f"--sweep: {FIELDS[field].expected} is expected, got {values!r}") from error
+        raise UserError(f"--sweep: {FIELDS[field].expected} is expected, got {listed!r}") from error
     for value in found:
         if not FIELDS[field].fits(value):
             raise misfit(field, value)
-    return field, tuple(float(value) if kind is float else value for value in found)
+    values = tuple(float(value) if kind is float else value for value in found)
+    texts = collections.Counter(map(slug, values))
+    for value in values:
+        if texts[slug(value)] > 1:
+            raise UserError(f"--sweep: different values are expected, {value!r} is there twice")
+    return field, values
 
 
 def _tell(jobs: Sequence[Job]) -> None:
@@ -310,7 +326,10 @@ def _file_name(
     parts += [f"from-seed{seed}"] * (seed != 0)
     parts += [f"{seeds}seeds"] * (seeds > 1)
     parts += [slug(metric)] * (metric != _METRIC)
-    return "-".join(parts)
+    name = "-".join(parts)
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 if __name__ == "__main__":

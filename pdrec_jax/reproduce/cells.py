@@ -63,7 +63,7 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Ours, as it is shown, less the paper's, so that a reader can do the sum."""
-        if self.paper is None or self.ours is None:
+        if self.paper is None or self.ours is None or not math.isfinite(self.ours):
             return None
         difference = round(self.ours, self.decimals) - self.paper
         return round(difference, self.decimals) + 0.0  # -0 becomes 0
@@ -182,7 +182,10 @@ def comma_separated(table: Table) -> str:
     for row in table.rows:
         for column, cell in zip(table.columns, row.cells, strict=True):
             numbers = (cell.paper, cell.ours, cell.deviation, cell.difference)
-            texts = ["" if number is None else _plain(number, cell.decimals) for number in numbers]
+            texts = [
+                "" if n is None or not math.isfinite(n) else _plain(n, cell.decimals)
+                for n in numbers
+            ]
             of_metric = cell.difference is not None and cell.decimals > 0
             texts.append(str(cell.flagged).lower() if of_metric else "")
             gains = [] if cell.gain is None else dataclasses.astuple(cell.gain)

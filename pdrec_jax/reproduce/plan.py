@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
 # Fields that decide on the pools, so that another run's model serves, but not its preferences.
 _OF_POOLS = ("dpa.coarse", "dpa.pool", "nns.first_fraction", "nns.kept", "nns.refresh_epochs")
 # Those that decide on the model.
+_LONGEST_SLUG = 150  # a folder's name is of one, and more
 _OF_MODEL = ("seed", "data.", "simulation.", "diffusion.", "preferences_by", "protocol")
 # Those that decide on nothing that the diffusion stage leaves to others.
 _OF_ENCODER = (
@@ -165,7 +167,8 @@ class Job:
         if not changed:
             return self
         config = self.config.copy_and_resolve_references()
-        finished = (self.workdir / "results.json").is_file()
+        # With all the seeds that are asked for: others are trained yet.
+        finished = (self.workdir / "results.json").is_file() and saved.seeds >= config.seeds
         put_back = set()
         for field in changed:
             # Ours name a folder beside this one, so two parts tell it from all others. What is not
@@ -373,5 +376,8 @@ def _ending(path: str) -> tuple[str, ...]:
 
 
 def slug(value: Any) -> str:
-    """A value as part of a file's name."""
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
+    """A value as part of a file's name; of a long one the beginning, and a hash."""
+    text = "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
+    if len(text) <= _LONGEST_SLUG:
+        return text
+    return f"{text[:_LONGEST_SLUG]}..{hashlib.sha256(str(value).encode()).hexdigest()[:6]}"

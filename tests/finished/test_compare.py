@@ -48,6 +48,19 @@ def test_over_the_seeds_that_both_have(tmp_path, make, capsys):
     assert "tuned: SASREC+NNS less base: SASREC: gain" in (out / "comparison.md").read_text()
 
 
+def test_a_seed_that_is_trained_yet_is_left_out(tmp_path, make, capsys):
+    """Its results are those of its first models."""
+    make("base", ["sasrec", "sasrec+hbr"], 3)
+    make("less", ["sasrec"], 3)
+    shutil.copytree(tmp_path / "less/seed-2", tmp_path / "base/seed-2", dirs_exist_ok=True)
+    out = tmp_path / "out"
+    status, _, _ = run(tmp_path, capsys, "base:sasrec", "base:sasrec+hbr", f"--out={out}")
+    assert status == 0
+    assert json.loads((out / "comparison.json").read_text())["seeds"] == [0, 1]
+    status, _, error = run(tmp_path, capsys, "base:sasrec", "base:sasrec+nns")
+    assert (status, error.count("no model 'sasrec+nns'")) == (2, 1)
+
+
 def test_nothing_is_written_within_a_run(tmp_path, make, capsys):
     make("base", ["sasrec"], 2)
     make("tuned", ["sasrec"], 2)

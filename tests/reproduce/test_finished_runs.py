@@ -113,6 +113,18 @@ def test_sharing_makes_other_runs(reproduce, runs, real_log, shared_first):
     assert len(runs) == 2
 
 
+def test_runs_that_were_moved_have_no_more_seeds(reproduce, runs, real_log):
+    """The others would read where the preferences were before."""
+    assert reproduce(*FLAGS, real_log, "--seeds=2").status == 0
+    OUT.rename("moved")
+    assert reproduce(*FLAGS, real_log, "--seeds=2", "--out=moved").status == 0
+    for more in ((), ("--dry-run",)):
+        done = reproduce(*FLAGS, real_log, "--seeds=3", "--out=moved", *more)
+        assert done.status == 2
+        assert "sasrec: holds a run with another config, which differs in preferences_" in done.err
+    assert len(runs) == 2
+
+
 def test_fewer_seeds_replace_no_results_of_more(reproduce, runs, real_log):
     assert reproduce(*FLAGS, real_log, "--seeds=3").status == 0
     done = reproduce(*FLAGS, real_log, "--seeds=2")

@@ -66,6 +66,9 @@ SIMULATED = "--config.data.source=simulated"
             ("--sweep=hbr.clip=1" + 400 * "0",),
             "config.hbr.clip: a number at least 1e-06 and at most 1e+06 is expected",
         ),
+        (("--sweep=hbr.clip=1,1.0",), "--sweep: different values are expected, 1.0 is there twice"),
+        (("--sweep=data.user=a/b,a_b",), "--sweep: different values are expected, 'a/b' is there"),
+        (("--table=1", "--config.diffusion_from=runs/a"), "--config.diffusion_from: the runs' own"),
         (("--sweep=protocol=strict,reference",), "--sweep: protocol is one of a whole table"),
         (("--sweep=seeds=1,2",), "--sweep: seeds is one of a whole table"),
         (("--sweep=preferences_from=a,b",), "--sweep: preferences_from changes no figure"),
@@ -129,3 +132,14 @@ def test_a_dataset_of_the_other_table(table, dataset, message, runs, capsys):
     assert main([f"--table={table}", f"--datasets={dataset}", *flags]) == 2
     assert capsys.readouterr().err.endswith(f"{message}\n")
     assert runs == []
+
+
+def test_datasets_that_would_share_folders(reproduce, runs):
+    for name in ("a b", "a-b"):
+        Path(f"configs/{name}.py").write_text(Path("configs/toy.py").read_text())
+    done = reproduce("--table=1", "--datasets=a b,a-b", SIMULATED)
+    assert (done.status, runs) == (2, [])
+    assert done.err == (
+        "error: --datasets: configs/a b.py and another one would share the folder a-b-..; give one "
+        "of them another name\n"
+    )
