@@ -239,7 +239,7 @@ def test_one_that_diverges_leaves_the_others(two, call, tmp_path, monkeypatch, a
         patch.setattr(Run, "measure", broken)
         done = call(tmp_path, *flags)
     assert done.status == 2
-    assert f"error: {KEYS[2]}: the loss is nan in epoch 1 at learning rate" in done.err
+    assert f"error: seed 0: {KEYS[2]}: the loss is nan in epoch 1 at learning rate" in done.err
     assert not (tmp_path / "results.json").exists()
     assert json.loads((tmp_path / "seed-0/results.json").read_text())["stage"] == "diffusion"
     found = json.loads((tmp_path / "seed-1/results.json").read_text())
