@@ -26,7 +26,7 @@ from pdrec_jax.command import Parser, answered, leave, some_path
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.groups import by_group
 from pdrec_jax.evaluation.over_seeds import BLOCKS, METRICS, comparisons, over_seeds
-from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.files import atomic_write_text, require_not_within, write_errors
 from pdrec_jax.report.groups import markdown_groups
 from pdrec_jax.report.seeds import markdown_comparisons, seeds_table, with_deviations
 from pdrec_jax.report.tables import markdown_table, source_line, title
@@ -327,9 +327,8 @@ def _require_place(out: Path, runs: Sequence[Path]) -> None:
     Raises:
       UserError: something else has its name, it cannot be written to, or it is within a run.
     """
-    for run in runs:  # which it may hold, since but two files in it are written
-        if out.resolve().is_relative_to(run.resolve()):
-            raise UserError(f"--out: {out}: is within the run {run}; name a place outside it")
+    for run in runs:
+        require_not_within("--out", out, run)
     with write_errors(out):
         there = out
         while not os.path.lexists(there):

@@ -225,13 +225,27 @@ def require_outside(flag: str, out: Path, run: Path) -> None:
     Raises:
         UserError: it is within it, or holds it.
     """
+    require_not_within(flag, out, run)
     whole = run.resolve()
-    # A link to elsewhere within the run is one of its files as well.
-    for place in (out.resolve(), out.parent.resolve() / out.name):
-        if place.is_relative_to(whole):
-            raise UserError(f"{flag}: {out}: is within the run {run}; name a place outside it")
+    for place in _places(out):
         if whole.is_relative_to(place):
             raise UserError(f"{flag}: {out}: holds the run {run}; name a place beside it")
+
+
+def require_not_within(flag: str, out: Path, run: Path) -> None:
+    """The half of ``require_outside`` for files that leave what is beside them alone.
+
+    Raises:
+        UserError: `out` is within the directory of the run.
+    """
+    for place in _places(out):
+        if place.is_relative_to(run.resolve()):
+            raise UserError(f"{flag}: {out}: is within the run {run}; name a place outside it")
+
+
+def _places(out: Path) -> tuple[Path, Path]:
+    """Where something is, and where its name is: a link within a run is one of its files too."""
+    return out.resolve(), out.parent.resolve() / out.name
 
 
 def require_elsewhere(out: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -74,9 +75,9 @@ def _devices_of_task(environ: Mapping[str, str]) -> dict[str, object]:
     """
     visible, count = environ.get("CUDA_VISIBLE_DEVICES"), environ.get("SLURM_GPUS_ON_NODE", "0")
     gpus = len(visible.split(",")) if visible else int(count) if count.isdecimal() else 0
-    # As in 2(x3),1: nodes of equal numbers of tasks are told together.
-    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]
-    if gpus and (tasks == "1" or (tasks.isdecimal() and gpus < int(tasks))):
+    # As in 2(x3); where nodes differ, as in 2(x3),1, it does not say how many this one has.
+    tasks = re.fullmatch(r"(\d+)(\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if gpus and tasks and (int(tasks[1]) == 1 or gpus < int(tasks[1])):
         return {"local_device_ids": list(range(gpus))}
     return {}
 

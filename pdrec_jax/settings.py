@@ -198,9 +198,9 @@ FIELDS: dict[str, Field] = {
         ("base", "hbr+nns+dpa"), "what to train: 'base', or plugins joined by +"
     ),
     "encoder.width": _count(64, "D", most=_MOST_WIDTH),
-    "encoder.blocks": _count(2, "layers, but of GRU4Rec", most=_MOST_LAYERS),
-    "encoder.heads": _count(1, "attention heads, but of GRU4Rec"),
-    "encoder.dropout": _number(0.2, 0, 0.99, "everywhere in the encoder, but in GRU4Rec"),
+    "encoder.blocks": _count(2, "layers; GRU4Rec has one", most=_MOST_LAYERS),
+    "encoder.heads": _count(1, "attention heads; GRU4Rec has none"),
+    "encoder.dropout": _number(0.2, 0, 0.99, "everywhere in the encoder; GRU4Rec has none"),
     "encoder.max_length": _count(
         200, "L, events of a history that are used", least=2, most=_MOST_TURNS
     ),

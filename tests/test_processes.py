@@ -114,7 +114,7 @@ class TestFind:
             ("8", None, "1(x2)", list(range(8))),  # else all tasks took the first
             ("8", "4,5,6,7", "1(x2)", list(range(4))),
             ("8", "3", "8(x2)", [0]),  # dealt out
-            ("8", None, "1,8", list(range(8))),
+            ("8", None, "1,8", None),  # on which node, it does not say
             ("8", None, "", None),
             (None, None, "1(x2)", None),
         ],

@@ -142,7 +142,7 @@ def percentiles(affinity: np.ndarray) -> np.ndarray:
 
 def popularity_ndcg(split: Split, candidates: np.ndarray) -> float:
     counts = np.bincount(split.train.items, minlength=ITEMS + 1).astype(np.float32)
-    above, ties = map(np.asarray, count_candidates(counts[candidates]))
+    above, ties = map(np.asarray, count_candidates(counts[candidates], candidates))
     negatives = np.full(len(candidates), candidates.shape[1] - 1)
     return Ranks(above, ties, negatives, half_ties=True).metrics()[SELECTION]
 

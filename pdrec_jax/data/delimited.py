@@ -256,7 +256,7 @@ class _Table:
                     return UserError(f"{self.path}: row {row}{complaint}")
         except csv.Error as error:
             otherwise = one_line(error)
-        if opened is not None:  # what it hides is too long for either parser
+        if opened is not None:
             return UserError(f"{self.path}: row {opened}: {OPEN_QUOTE}")
         return UserError(f"{self.path}: {otherwise}")
 

@@ -27,7 +27,6 @@ from pdrec_jax.evaluation.ranking import (
     count_candidates,
     count_catalogue,
     distinct_rows,
-    level_with_itself,
 )
 from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.sharding import DATA, axis, round_up, spread
@@ -144,7 +143,7 @@ def _count_sampled(
     model: DiffusionModel,
 ) -> tuple[Array, Array]:
     scores = score_items(model, params, coupled, batch, key, users, items)
-    return spread(count_candidates(level_with_itself(scores, items)), model.mesh)
+    return spread(count_candidates(scores, items), model.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(7, 8))

@@ -30,7 +30,6 @@ from pdrec_jax.evaluation.ranking import (
     count_candidates,
     count_catalogue,
     distinct_rows,
-    level_with_itself,
 )
 from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.rows import by_blocks
@@ -167,7 +166,7 @@ def _count_sampled(
 ) -> tuple[Array, Array]:
     states = final_states(params, model, offsets, items, batch)
     scores = score_items(params, model, states, candidates)
-    return spread(count_candidates(level_with_itself(scores, candidates)), model.mesh)
+    return spread(count_candidates(scores, candidates), model.mesh)
 
 
 _normalise = jax.jit(normalise)

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -57,31 +56,23 @@ class Scorer(Protocol):
         """Ranks in the whole catalogue."""
 
 
-def level_with_itself(scores: Array, items: Array) -> Array:
-    """Gives the relevant item one score wherever it is among the candidates, [B, 1 + N].
+def count_candidates(scores: Array, items: Array) -> tuple[Array, Array]:
+    """Counts on sampled candidates.
 
-    ``reference`` may draw it as a negative of itself, and a product's rounding may depend on the
-    column, and on the mesh.
+    ``reference`` may draw the relevant item as a negative of itself. It is level with itself then,
+    though a product's rounding may depend on the column, and on the mesh.
 
     Args:
       scores: [B, 1 + N], the relevant item in column 0.
       items: [B, 1 + N] the candidates.
-    """
-    return jnp.where(items == items[:, :1], scores[:, :1], scores)
-
-
-def count_candidates(scores: Array) -> tuple[Array, Array]:
-    """Counts on sampled candidates.
-
-    Args:
-      scores: [B, 1 + N], the relevant item in column 0.
 
     Returns:
       above [B] and ties [B], int32; ties of -1 where a score is not finite.
     """
     positive, negative = scores[:, :1], scores[:, 1:]
-    above = jnp.sum(negative > positive, axis=1, dtype=jnp.int32)
-    ties = jnp.sum(negative == positive, axis=1, dtype=jnp.int32)
+    itself = items[:, 1:] == items[:, :1]
+    above = jnp.sum((negative > positive) & ~itself, axis=1, dtype=jnp.int32)
+    ties = jnp.sum((negative == positive) | itself, axis=1, dtype=jnp.int32)
     return above, jnp.where(jnp.isfinite(scores).all(axis=1), ties, -1)
 
 
@@ -150,6 +141,3 @@ def common_width(offsets: np.ndarray, users: np.ndarray) -> int:
     """
     longest = int((offsets[1:] - offsets[:-1])[users].max(initial=1))
     return -(-longest // 16) * 16
-
-
-jit_count_candidates = jax.jit(count_candidates)

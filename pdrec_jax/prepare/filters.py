@@ -56,11 +56,15 @@ def guess_unit(times: NDArray[np.float64]) -> str:
     Returns:
         Key of the unit.
     """
+    typical = _typical(times)
+    return next(unit for unit, limit in _UNIT_BELOW.items() if typical < limit)
+
+
+def _typical(times: NDArray[np.float64]) -> float:
     # Of a million or fewer, whatever the size of the log: they have the same middle, or nearly.
     size = np.abs(times[:: len(times) // EVENTS_A_BLOCK + 1])
-    # Zeros stand for no time and say nothing of the unit.
-    typical = float(np.median(size[size > 0])) if size.any() else 0.0
-    return next(unit for unit, limit in _UNIT_BELOW.items() if typical < limit)
+    # Zeros stand for no time and say nothing of the others.
+    return float(np.median(size[size > 0])) if size.any() else 0.0
 
 
 def share_of_other_units(times: NDArray[np.float64], unit: str) -> float:
@@ -97,10 +101,9 @@ def zeros_among_dated(times: NDArray[np.float64], unit: str) -> int:
     Returns:
         Their number; 0 where most others are before 1973, as ranks are.
     """
-    zeros = len(times) - sum(int(np.count_nonzero(some)) for some in _blocks(times))
-    size = np.abs(times[:: len(times) // EVENTS_A_BLOCK + 1])
-    dated = np.median(size[size > 0]) >= 1e8 * _PER_SECOND[unit] if size.any() else False
-    return zeros if dated else 0
+    if _typical(times) < 1e8 * _PER_SECOND[unit]:
+        return 0
+    return len(times) - sum(int(np.count_nonzero(some)) for some in _blocks(times))
 
 
 def written_as_days(times: NDArray[np.float64]) -> bool:

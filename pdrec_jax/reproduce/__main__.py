@@ -317,7 +317,7 @@ def _file_name(
     target: Target, settings: Sequence[Setting], arguments: argparse.Namespace, metric: str
 ) -> str:
     """Names files by what was asked for, so that no other command's table takes their place."""
-    from pdrec_jax.reproduce.plan import slug
+    from pdrec_jax.reproduce.plan import cut, slug
 
     parts = [target.name]
     parts += [setting.dataset for setting in settings if arguments.datasets]
@@ -326,10 +326,7 @@ def _file_name(
     parts += [f"from-seed{seed}"] * (seed != 0)
     parts += [f"{seeds}seeds"] * (seeds > 1)
     parts += [slug(metric)] * (metric != _METRIC)
-    name = "-".join(parts)
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return f"{name[:_LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return cut("-".join(parts), _LONGEST_NAME)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
 # Fields that decide on the pools, so that another run's model serves, but not its preferences.
 _OF_POOLS = ("dpa.coarse", "dpa.pool", "nns.first_fraction", "nns.kept", "nns.refresh_epochs")
 # Those that decide on the model.
-_LONGEST_SLUG = 150  # a folder's name is of one, and more
 _OF_MODEL = ("seed", "data.", "simulation.", "diffusion.", "preferences_by", "protocol")
 # Those that decide on nothing that the diffusion stage leaves to others.
 _OF_ENCODER = (
@@ -376,8 +375,12 @@ def _ending(path: str) -> tuple[str, ...]:
 
 
 def slug(value: Any) -> str:
-    """A value as part of a file's name; of a long one the beginning, and a hash."""
-    text = "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
-    if len(text) <= _LONGEST_SLUG:
-        return text
-    return f"{text[:_LONGEST_SLUG]}..{hashlib.sha256(str(value).encode()).hexdigest()[:6]}"
+    """A value as part of a file's name."""
+    return cut("".join(c if c.isalnum() or c in ".-" else "_" for c in str(value)), 150)
+
+
+def cut(name: str, most: int) -> str:
+    """Part of a file's name; of one above `most` letters the beginning, and a hash of all."""
+    if len(name) <= most:
+        return name
+    return f"{name[:most]}..{hashlib.sha256(name.encode()).hexdigest()[:6]}"

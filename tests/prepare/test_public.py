@@ -85,6 +85,24 @@ class TestPickles:
         wanted = published.pair.second
         assert (log.num_users, log.num_items, log.num_events) == (40, wanted.items, wanted.records)
 
+    def test_a_pair_of_which_one_log_is_empty(self, pair_pickles, simulated_pair, tmp_path) -> None:
+        first, second = simulated_pair
+        paths = pair_pickles(first, {user: [] for user in second})
+        remotes = [Remote(path.name, (path.as_uri(),), "") for path in paths]
+        pair = Pair(domain("one", first), domain("two", second), Pickles(*remotes), ((), ()), 3)
+        for path in paths:
+            (tmp_path / "down").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "down")
+        with pytest.raises(UserError, match=r"^two: no records are left of its log$"):
+            prepare_pair(
+                "pair",
+                tmp_path / "out",
+                downloads=tmp_path / "down",
+                pairs={"pair": pair},
+                verify=False,
+            )
+        assert not (tmp_path / "out").exists()
+
     def test_the_same_content_is_the_same_file(self, published) -> None:
         published.make()
         before = (published.out / "one.inter.gz").read_bytes()
