@@ -292,56 +292,6 @@ def from_events(
     )
 
 
-def merge_domains(
-    target: Interactions, source: Interactions, *, source_first: bool = False
-) -> Interactions:
-    """Joins the logs of two domains into one mixed log of the target's users.
-
-    Users are matched by external id; source users unknown to the target are dropped. Source items
-    follow the target's (`source id + target.num_items`). Within a user, events are sorted by time.
-    Who comes first within a tie matters, because times of day resolution tie often and the split
-    drops what comes after the last target event. The reference has one mixed log for a pair of
-    domains whichever is the target, with Toy before Game.
-
-    Args:
-        target: log of the target domain, with times.
-        source: log of the source domain, with times.
-        source_first: whether the source's events come first within a tie, not the target's.
-
-    Returns:
-        The mixed log, `domains` set, over the users of `target`.
-
-    Raises:
-        UserError: a log without times or of two domains already, or no user in common.
-    """
-    for name, log in (("target", target), ("source", source)):
-        _require(log.domains is None, f"{name} log: it holds two domains already")
-        _require(log.times is not None, f"{name} log: domains are merged by time, it has no times")
-    assert target.times is not None
-    assert source.times is not None
-    target_users, source_users = _one_kind(target.user_ids, source.user_ids)
-    common, in_target, in_source = np.intersect1d(target_users, source_users, return_indices=True)
-    _require(common.size > 0, "no user of the source log occurs in the target log")
-    match = np.full(source.num_users, -1)
-    match[in_source] = in_target
-    source_owners = match[source.event_users]
-    joined = source_owners >= 0
-    from_source = np.arange(target.num_events + int(joined.sum())) >= target.num_events
-    users = np.concatenate([target.event_users, source_owners[joined]])
-    items = np.concatenate([target.items, source.items[joined] + np.int32(target.num_items)])
-    times = np.concatenate([target.times, source.times[joined]])
-    order = np.lexsort((from_source != source_first, times, users))
-    return Interactions(
-        offsets=_offsets(np.bincount(users, minlength=target.num_users)),
-        items=items[order],
-        times=times[order],
-        domains=from_source[order].astype(np.int8),
-        user_ids=target.user_ids,
-        item_ids=np.concatenate(_one_kind(target.item_ids, source.item_ids[1:])),
-        num_target_items=target.num_items,
-    )
-
-
 def frozen(name: str, value: ArrayLike, dtype: type | None = None) -> NDArray:
     """A read-only one-dimensional array, copied only where somebody could still write to it.
 
@@ -409,13 +359,6 @@ def _ids(name: str, column: ArrayLike) -> NDArray:
         f"{name}: ids must be integers or text, not {ids.dtype}",
     )
     return ids.astype(np.int64 if ids.dtype.kind in "iu" else str)
-
-
-def _one_kind(left: NDArray, right: NDArray) -> tuple[NDArray, NDArray]:
-    """Both columns of ids as integers, or both as text."""
-    if left.dtype.kind == right.dtype.kind:
-        return left, right
-    return left.astype(str), right.astype(str)
 
 
 def _order(users: NDArray, times: NDArray | None) -> NDArray[np.intp] | slice:

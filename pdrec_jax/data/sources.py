@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pdrec_jax.data.interactions import Interactions, merge_domains
+from pdrec_jax.data.domains import merge_domains
+from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.mapped import checksum, read_mapped
 from pdrec_jax.data.readers import find_log, read_log, sha256
 from pdrec_jax.data.simulator import simulate

@@ -13,7 +13,8 @@ from pdrec_jax.data.catalogue import (
     load_catalogue,
     save_catalogue,
 )
-from pdrec_jax.data.interactions import from_events, merge_domains
+from pdrec_jax.data.domains import merge_domains
+from pdrec_jax.data.interactions import from_events
 from pdrec_jax.data.splits import leave_one_out, with_source_events
 from pdrec_jax.errors import UserError
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdrec_jax.data.interactions import Interactions, from_events, merge_domains
+from pdrec_jax.data.domains import merge_domains
+from pdrec_jax.data.interactions import Interactions, from_events
 from pdrec_jax.errors import UserError
 
 # Few users, items and days: ties and repeats in nearly every example.

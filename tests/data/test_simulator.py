@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdrec_jax.data.interactions import from_events, merge_domains
+from pdrec_jax.data.domains import merge_domains
+from pdrec_jax.data.interactions import from_events
 from pdrec_jax.data.simulator import Simulation, draw_lengths, simulate
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.errors import UserError

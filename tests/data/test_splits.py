@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pdrec_jax.data.batches import extend_train
-from pdrec_jax.data.interactions import Interactions, from_events, merge_domains
+from pdrec_jax.data.domains import merge_domains
+from pdrec_jax.data.interactions import Interactions, from_events
 from pdrec_jax.data.readers import read_log
 from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
 from pdrec_jax.errors import UserError

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pdrec_jax.data.batches import LANES, PACKED, Layout
-from pdrec_jax.data.interactions import merge_domains
+from pdrec_jax.data.domains import merge_domains
 from pdrec_jax.data.readers import read_log
 from pdrec_jax.data.splits import leave_one_out
 from pdrec_jax.encoders.layers import Rows

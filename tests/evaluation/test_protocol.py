@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pdrec_jax.data.interactions import from_events, merge_domains
+from pdrec_jax.data.domains import merge_domains
+from pdrec_jax.data.interactions import from_events
 from pdrec_jax.data.readers import read_log
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
