@@ -1,4 +1,4 @@
-"""Compiled programs: kept on disk from one run to the next, and the time that they take."""
+"""Compiled programs: kept on disk between runs, dropped in time, and how long they take."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pdrec_jax.files import expanded
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _DIRECTORY, _ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
+_MAPPINGS, _MOST_MAPPINGS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
 
 def use_cache(setting: str) -> Path | None:
@@ -55,6 +56,29 @@ def _machine() -> str:
     abilities = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
     described = "\n".join([platform.machine(), platform.processor(), *sorted(set(abilities))])
     return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+
+def drop_if_many() -> bool:
+    """Drops the compiled programs of this process before Linux refuses it memory for more.
+
+    One for a CPU takes tens of mappings, and of those a process may have 65,530 (the default of
+    ``vm.max_map_count``): XLA ends by a signal where it gets no more, and a sweep over sizes would
+    come to that after some twenty runs. What is used again compiles again. To be called where
+    nothing is being computed; elsewhere than on Linux it does nothing.
+
+    Returns:
+      whether they were dropped, which they are from half of that number on.
+    """
+    try:
+        with _MAPPINGS.open("rb") as file:
+            mappings = sum(1 for _ in file)
+        most = int(_MOST_MAPPINGS.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return False
+    if mappings < most // 2:
+        return False
+    jax.clear_caches()
+    return True
 
 
 class _Clock:

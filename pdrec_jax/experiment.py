@@ -262,6 +262,7 @@ def _run_phases(
             }
             place.phases.finish(name, record, outcome.arrays)
             memory.release()
+            compilation.drop_if_many()
         assert record is not None
         times[name] = record.get("seconds", 0.0)
         found = place.phases.arrays(name)

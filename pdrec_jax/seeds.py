@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pdrec_jax import memory, other_runs, phases, processes, run_models
+from pdrec_jax import compilation, memory, other_runs, phases, processes, run_models
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import Preferences
@@ -293,6 +293,7 @@ def _train_together(
             del group
         diverged |= {seed: error for seed, error in zip(numbers, ended, strict=True) if error}
         memory.release()
+        compilation.drop_if_many()
     return diverged
 
 

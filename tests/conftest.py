@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from absl import flags
 
+from pdrec_jax import compilation
+
 GOLDENS = Path(__file__).parent / "goldens"
 
 
@@ -29,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "real_data" in getattr(item, "fixturenames", ()):
             item.add_marker("data")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Lets one process run all tests, whose programs are more than Linux maps for a process."""
+    yield
+    compilation.drop_if_many()
 
 
 @pytest.fixture(autouse=True)

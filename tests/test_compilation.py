@@ -1,4 +1,4 @@
-"""The cache of compiled programs: where it is, who may decide, and that it saves compiling."""
+"""Compiled programs: where they are kept, who decides, what it saves, and when they are dropped."""
 
 import json
 import os
@@ -98,3 +98,30 @@ def test_a_second_process_reads_what_the_first_compiled(tmp_path):
     assert run()[:2] == (place, result)
     assert {path for path in tmp_path.iterdir() if path.suffix != ".atime"} <= written
     assert seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("most", "dropped"), [("65530\n", False), ("2\n", True), ("", False), (None, False)]
+)
+def test_programs_are_dropped_before_linux_refuses_memory(most, dropped, monkeypatch, tmp_path):
+    place = tmp_path / "max_map_count"
+    if most is not None:
+        place.write_text(most)
+    mapped = tmp_path / "maps"
+    mapped.write_text("7f0000000000-7f0000001000 r-xp\n" * 1000)
+    monkeypatch.setattr(compilation, "_MOST_MAPPINGS", place)
+    monkeypatch.setattr(compilation, "_MAPPINGS", mapped)
+    double = jax.jit(lambda x: x * 2)
+    assert double(3) == 6
+    assert double._cache_size() == 1
+    assert compilation.drop_if_many() is dropped
+    assert double._cache_size() == (0 if dropped else 1)
+    assert double(3) == 6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what Linux tells of a process")
+def test_what_linux_tells_can_be_read(monkeypatch, tmp_path):
+    place = tmp_path / "max_map_count"
+    place.write_text("40")  # fewer than any process of Python has
+    monkeypatch.setattr(compilation, "_MOST_MAPPINGS", place)
+    assert compilation.drop_if_many()

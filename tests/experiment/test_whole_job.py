@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pdrec_jax import experiment, phases
+from pdrec_jax import compilation, experiment, phases
 from pdrec_jax.report.tables import results_table
 from pdrec_jax.settings import default_config
 from pdrec_jax.workdir import Workdir
@@ -196,3 +196,16 @@ def _saved_config(strict):
     config = default_config()
     config.update(json.loads((strict.path / "config.json").read_text()))
     return config
+
+
+def test_programs_dropped_after_every_phase_change_nothing(
+    strict, call, tmp_path, monkeypatch
+) -> None:
+    told = []
+    monkeypatch.setattr(
+        compilation, "drop_if_many", lambda: told.append(jax.clear_caches()) is None
+    )
+    done = call(tmp_path / "dropped")
+    assert len(told) == len(KEYS) + 1  # the models and the preferences
+    assert done.lasting["models"] == strict.lasting["models"]
+    assert done.losses == strict.losses
