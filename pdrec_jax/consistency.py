@@ -77,6 +77,11 @@ def require_consistent(config: ConfigDict) -> None:
             f"config.dpa.fine: at most dpa.coarse ({config.dpa.coarse}) is expected, "
             f"got {config.dpa.fine}"
         )
+    if not config.dpa.drawn and config.dpa.draw_by != "uniform":
+        raise UserError(
+            "config.dpa.draw_by: 'uniform' is expected with dpa.drawn=0, where nothing is drawn, "
+            f"got {config.dpa.draw_by!r}"
+        )
     attends = encoder.name != "gru4rec" or config.preferences_by == "sasrec"
     if attends and encoder.width % encoder.heads:
         raise UserError(

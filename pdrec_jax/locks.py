@@ -84,7 +84,7 @@ def _try(descriptor: int, directory: Path, kind: int) -> None:
         holder = os.pread(descriptor, 300, 0).decode(errors="replace").strip()
         raise UserError(
             f"{directory}: another run is at work in it ({holder or 'which says no more'}); wait "
-            "for it, end it, or name another --workdir"
+            "for it, end it, or choose another directory"
         ) from error
     except OSError as error:
         if error.errno not in _UNSUPPORTED:

@@ -57,7 +57,7 @@ def refuse(directory: Path) -> str:
 def test_another_process_is_refused_and_told_who_holds_it(tmp_path: Path, holder) -> None:
     assert refuse(tmp_path) == (
         f"{tmp_path}: another run is at work in it (process {holder.pid} on "
-        f"{socket.gethostname()}); wait for it, end it, or name another --workdir"
+        f"{socket.gethostname()}); wait for it, end it, or choose another directory"
     )
     assert (tmp_path / NAME).exists()
 

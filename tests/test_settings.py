@@ -285,6 +285,11 @@ def test_unknown_and_missing_fields() -> None:
         ),
         ({"dpa__fine": 51}, "dpa.fine: at most dpa.coarse (50) is expected, got 51"),
         (
+            {"dpa__draw_by": "rank"},
+            "dpa.draw_by: 'uniform' is expected with dpa.drawn=0, where nothing is drawn, "
+            "got 'rank'",
+        ),
+        (
             {"encoder__heads": 3, "encoder__name": "gru4rec", "preferences_by": "sasrec"},
             "encoder.heads: a divisor of the width (64) is expected, got 3",
         ),

@@ -89,7 +89,7 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on(
     assert refused.status == 2
     assert re.fullmatch(
         rf"error: {re.escape(str(tmp_path))}: another run is at work in it \(process "
-        rf"{process.pid} on \S+\); wait for it, end it, or name another --workdir\n",
+        rf"{process.pid} on \S+\); wait for it, end it, or choose another directory\n",
         refused.err,
     )
     assert process.returncode == 128 + signal.SIGTERM
