@@ -16,6 +16,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 _DIRECTORY, _ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
 _MAPPINGS, _MOST_MAPPINGS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+_USUAL_MOST = 65_530
 
 
 def use_cache(setting: str) -> Path | None:
@@ -61,18 +62,19 @@ def _machine() -> str:
 def drop_if_many() -> bool:
     """Drops the compiled programs of this process before Linux refuses it memory for more.
 
-    One for a CPU takes tens of mappings, and of those a process may have 65,530 (the default of
-    ``vm.max_map_count``): XLA ends by a signal where it gets no more, and a sweep over sizes would
-    come to that after some twenty runs. What is used again compiles again. To be called where
-    nothing is being computed; elsewhere than on Linux it does nothing.
+    One for a CPU takes tens of mappings, and of those a process may have 65,530 (the kernel's
+    ``vm.max_map_count``, unless somebody has set it): XLA ends by a signal where it gets no more,
+    and a sweep over sizes would come to that after some twenty runs. What is used again compiles
+    again. To be called where nothing is being computed; elsewhere than on Linux it does nothing.
 
     Returns:
-      whether they were dropped, which they are from half of that number on.
+      whether they were dropped, which they are from half of that number on, or of 65,530 where
+      more are allowed, for memory grows with them.
     """
     try:
         with _MAPPINGS.open("rb") as file:
             mappings = sum(1 for _ in file)
-        most = int(_MOST_MAPPINGS.read_text(encoding="ascii"))
+        most = min(int(_MOST_MAPPINGS.read_text(encoding="ascii")), _USUAL_MOST)
     except (OSError, ValueError):
         return False
     if mappings < most // 2:

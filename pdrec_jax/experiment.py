@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -51,6 +49,7 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
     Raises:
       UserError: anything the user can mend.
     """
+    memory.forget_peak()
     config, files = resolve(config, by_hand)
     compilation.use_cache(config.compilation_cache)
     path = Path(workdir or default_workdir(config, files is None))
@@ -292,11 +291,9 @@ def _run_phases(
 
 
 def _peak_memory(place: Workdir | None = None) -> int:
-    """The largest resident set of this process and of the phases before it, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """The largest resident set of this run's process and of the phases before it, in bytes."""
     earlier = [] if place is None else place.phases.all().values()
-    return max([peak, *(record.get("peak_memory_bytes", 0) for record in earlier)])
+    return max([memory.peak(), *(record.get("peak_memory_bytes", 0) for record in earlier)])
 
 
 def _versions() -> dict[str, str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+_PEAK = Path("/proc/self/clear_refs")
 
 
 @functools.cache
@@ -25,3 +30,18 @@ def release() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def peak() -> int:
+    """The largest resident set of this process, in bytes, since ``forget_peak`` or its start."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Has the peak begin at what is held now, where the system can: on Linux.
+
+    Or else a run would report that of a larger one before it in the same process.
+    """
+    with contextlib.suppress(OSError):
+        _PEAK.write_text("5", encoding="ascii")

@@ -101,14 +101,24 @@ def test_a_second_process_reads_what_the_first_compiled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("most", "dropped"), [("65530\n", False), ("2\n", True), ("", False), (None, False)]
+    ("most", "mappings", "dropped"),
+    [
+        ("65530\n", 32_764, False),
+        ("65530\n", 32_765, True),
+        ("1048576\n", 32_765, True),  # memory grows with them, allowed or not
+        ("2\n", 1, True),
+        ("", 32_765, False),
+        (None, 32_765, False),
+    ],
 )
-def test_programs_are_dropped_before_linux_refuses_memory(most, dropped, monkeypatch, tmp_path):
+def test_programs_are_dropped_before_linux_refuses_memory(
+    most, mappings, dropped, monkeypatch, tmp_path
+):
     place = tmp_path / "max_map_count"
     if most is not None:
         place.write_text(most)
     mapped = tmp_path / "maps"
-    mapped.write_text("7f0000000000-7f0000001000 r-xp\n" * 1000)
+    mapped.write_text("7f0000000000-7f0000001000 r-xp\n" * mappings)
     monkeypatch.setattr(compilation, "_MOST_MAPPINGS", place)
     monkeypatch.setattr(compilation, "_MAPPINGS", mapped)
     double = jax.jit(lambda x: x * 2)

@@ -23,7 +23,7 @@ from pdrec_jax.diffusion.vectors import SparseBatch, densify, sparse_product
 from pdrec_jax.sharding import DATA, MODEL, axis, round_up, spread
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class DiffusionModel:
     """Everything about a diffusion model but its parameters; static under jit.
 

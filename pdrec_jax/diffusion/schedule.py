@@ -74,6 +74,17 @@ class Schedule:
     betas: np.ndarray
     noise_free: bool = False
 
+    def __eq__(self, other: object) -> bool:
+        # By value, as a static argument of what is compiled once for all seeds of a run.
+        return isinstance(other, Schedule) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    @property
+    def _value(self) -> tuple[bytes, bool]:
+        return self.betas.tobytes(), self.noise_free
+
     @property
     def steps(self) -> int:
         """T."""

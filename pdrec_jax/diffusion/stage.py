@@ -31,6 +31,8 @@ from pdrec_jax.evaluation.protocol import Candidates, Protocol
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.sharding import DATA, abstract, axis, made_in_place, round_up
 
+_score = jax.jit(score_all, static_argnums=(0, 6))
+
 
 def make_model(config: ConfigDict, split: Split) -> tuple[DiffusionModel, Any]:
     """Builds the model of a config, and a function that initialises its parameters.
@@ -251,12 +253,11 @@ def infer_preferences(
     block = round_up(config.block, axis(mesh, DATA))
     gather = gatherer(vectors, blocks(index, block), mesh)
     coupled, key = couple(model, params), jax.random.key(config.seed)
-    score = jax.jit(score_all, static_argnums=(0, 6))
     # The source's slots take part in the loop; nobody asks for their scores.
     first = 1 + split.train.num_items
 
     def score_blocks(rows: np.ndarray) -> jax.Array:
-        return score(model, params, coupled, gather(rows), key, rows, first)
+        return _score(model, params, coupled, gather(rows), key, rows, first)
 
     with log.progress("preferences", len(index), "user") as bar:
         return compute_preferences(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pdrec_jax import compilation
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import Catalogue, load_catalogue
 from pdrec_jax.data.interactions import Interactions
@@ -82,6 +83,7 @@ class Recommender:
         Raises:
           UserError: no run, nothing trained yet, no such variant, or a broken file.
         """
+        compilation.drop_if_many()  # of the models before it, in a service that loads many
         place = Workdir.open(workdir)
         trained = choose(place, variant)
         catalogue = load_catalogue(place.path)
@@ -239,10 +241,11 @@ class Recommender:
                 np.pad(vectors, padding),
                 self._blocks,
                 np.pad(seen, padding),
-                count=k,
+                count=min(_computed(k), self.catalogue.num_target_items),
                 last_item=self.catalogue.num_target_items,
             )
-            items[known], scores[known] = (np.asarray(x)[: len(some)] for x in (best, figures))
+            wanted = np.s_[: len(some), :k]
+            items[known], scores[known] = (np.asarray(x)[wanted] for x in (best, figures))
             if np.isnan(scores[known]).any():
                 raise UserError(
                     f"{self.place.path}: {self.trained.key} gives a score that is not a number, it "
@@ -271,6 +274,11 @@ class Recommender:
 def _require_count(k: object) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise UserError(f"k: an integer of at least 1 is expected, got {reprlib.repr(k)}")
+
+
+def _computed(k: int) -> int:
+    """How many items are computed where k are wanted: one of few numbers, each a program."""
+    return max(32, 1 << (int(k) - 1).bit_length())
 
 
 def _lists(given: Any, what: str, of: str) -> list[list[Any]]:

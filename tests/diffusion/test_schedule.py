@@ -1,5 +1,7 @@
 """Schedules: the recorded ones to 1e-12, their algebra, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -114,6 +116,17 @@ class TestMakeSchedule:
     def test_levels_that_make_no_schedule(self, name, levels):
         with pytest.raises(UserError, match=rf"noise_max: the {name} schedule leaves .* got "):
             make_schedule(name, 5, **noise(*levels))
+
+    def test_equal_values_are_one_key_of_what_is_compiled(self):
+        one, same, other = (
+            make_schedule("linear", 5, noise_scale=1.0, noise_min=0.1, noise_max=most)
+            for most in (0.2, 0.2, 0.3)
+        )
+        assert one == same
+        assert hash(one) == hash(same)
+        assert one != other
+        assert one != dataclasses.replace(one, noise_free=True)
+        assert one != one.betas.tobytes()
 
     def test_coefficients_that_nothing_reads_warn_of_nothing(self):
         """Where the last step keeps nothing of the data only epsilon needs its inverse."""

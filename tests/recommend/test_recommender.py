@@ -129,6 +129,17 @@ class TestWhatIsRecommended:
         for one, own in zip(found, scores, strict=False):
             check(one, own, 5)
 
+    def test_fewer_items_are_the_best_of_more_and_of_one_program(self, model) -> None:
+        recommender, log, _ = model
+        users = log.user_ids[:3].tolist()
+        most = recommender.recommend_users(users, k=32)
+        compiled = module.top_items._cache_size()
+        for k in (1, np.int64(2), 17, 31):
+            found = recommender.recommend_users(users, k=k)
+            assert [one.items for one in found] == [one.items[:k] for one in most]
+            assert [one.scores for one in found] == [one.scores[:k] for one in most]
+        assert module.top_items._cache_size() == compiled
+
     def test_all_items_and_no_more(self, model) -> None:
         recommender, log, _ = model
         (one,) = recommender.recommend_users(log.user_ids[:1].tolist(), k=9999)
