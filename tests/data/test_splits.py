@@ -108,6 +108,11 @@ class TestTwoDomains:
         ]
         assert split.train.user_ids.tolist() == [user for _, user in kept]
         assert split.dropped_users == log.num_users - len(kept)
+        dropped = log.select(log.target_lengths < 3)
+        assert split.dropped_popularity.tolist() == [
+            sum(item == other for row in histories(dropped) for other in row)
+            for item in range(log.num_target_items + 1)
+        ]
         for user, (history, _) in enumerate(kept):
             targets = [place for place, item in enumerate(history) if item <= log.num_target_items]
             before = [

@@ -152,3 +152,14 @@ class TestDraws:
         key, equal = jax.random.key(0), sparse(np.tile(x[1], (4, 1)))
         scores = np.asarray(score(model, params, coupled, equal, key, USERS))
         assert np.abs(scores[1:] - scores[:1]).max(axis=1).min() > 1e-3
+
+    def test_each_step_draws_its_own(self, monkeypatch, random_model, random_vectors, sparse):
+        def between_two_steps(denoise, a, c, x, *, noise, log_variance):
+            return noise(jnp.int32(3)) - noise(jnp.int32(2))
+
+        monkeypatch.setattr(inference.reverse, "reverse_dense", between_two_steps)
+        model, params = random_model(1, SLOTS, sampling_noise=True)
+        batch = sparse(random_vectors(1, 4, SLOTS))
+        found = score_all(model, params, None, batch, jax.random.key(0), USERS)
+        # The difference of two independent normals has a variance of 2.
+        assert np.std(found) == pytest.approx(2**0.5, rel=0.3)

@@ -5,7 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pdrec_jax.diffusion.schedule import FIRST_BETA, SCHEDULES, Schedule, make_betas, make_schedule
+from pdrec_jax.diffusion.schedule import (
+    FIRST_BETA,
+    MAX_BETA,
+    SCHEDULES,
+    Schedule,
+    make_betas,
+    make_schedule,
+)
 from pdrec_jax.errors import UserError
 
 KINDS = {
@@ -134,6 +141,11 @@ class TestMakeSchedule:
         assert schedule.x0_from_xt[-1] == np.inf
         a, c = schedule.affine("x0")
         assert np.isfinite([a, c]).all()
+
+    def test_a_variance_of_1_leaves_next_to_nothing_in_the_last_step(self):
+        schedule = make_schedule("linear-var", 4, **noise(1, 0.1, 1), fix_first_beta=False)
+        variances = [0.1, 0.4, 0.7, 1 - 0.3 * (1 - MAX_BETA)]
+        np.testing.assert_allclose(1 - schedule.alpha_bars, variances, rtol=1e-12)
 
     @pytest.mark.parametrize("name", ["linear", "linear-var"])
     def test_a_first_beta_of_0_counts_where_it_is_kept(self, name):

@@ -185,6 +185,20 @@ class TestStep:
         assert (plain["item_embedding"][201] == 0).all()
         assert (losses[0][1]["item_embedding"][201] != 0).any()
 
+    def test_it_is_of_the_configs_temperature_and_weight(self, config, inputs):
+        fields = {"encoder__contrast_temperature": 0.5, "encoder__contrast_weight": 0.3}
+        settings = config(encoder__name="cl4srec", encoder__max_length=MOST, **fields)
+        model, initialise = stage.make_model(settings, (), 200)
+        flat = Rows(*(part.reshape(-1) for part in inputs))
+        first, second = jax.random.normal(jax.random.key(0), (2, len(flat.items), 8))
+        users = jnp.arange(len(LENGTHS), dtype=jnp.int32)
+        found = model.encoder(initialise()).own_loss([first, second], [flat, flat], users)
+        (one, present), (other, _) = (
+            last_states(states, flat, len(users), MOST) for states in (first, second)
+        )
+        expected = 0.3 * contrastive_loss(one, other, present, users, 0.5)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
     @pytest.mark.loose_jax("dtypes")  # optax's Adam
     @pytest.mark.parametrize("above", [10**6, 1], ids=["whole table", "by rows"])
     def test_it_trains_and_ranks(self, config, world, above):

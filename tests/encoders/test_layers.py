@@ -104,6 +104,17 @@ def test_feed_forward():
     assert np.abs(module(x, jax.random.key(0)) - wanted).max() > 0.01
 
 
+def test_feed_forward_drops_twice():
+    """After each layer, and apart: what is left of ones has passed both."""
+    module = FeedForward(32, 0.5, rngs=nnx.Rngs(params=0))
+    for name in ("inner", "outer"):
+        getattr(module, name)[...] = jnp.eye(32)
+        getattr(module, f"{name}_bias")[...] = jnp.zeros(32)
+    out = np.asarray(module(jnp.ones((4, 16, 32)), jax.random.key(0)))
+    assert set(out.ravel()) == {1.0, 5.0}
+    assert (out > 1).mean() == pytest.approx(0.25, abs=0.05)
+
+
 @pytest.mark.parametrize("fans", [(64, 192), (64, 64), (1001, 64)])
 def test_xavier_normal(fans):
     values = np.asarray(xavier_normal(jax.random.key(0), (600, 64), fans))

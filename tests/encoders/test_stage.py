@@ -17,6 +17,7 @@ from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
 from pdrec_jax.encoders.stage import (
     build,
     hbr_weights,
+    loop_settings,
     make_model,
     parse_variant,
     title_of,
@@ -28,6 +29,7 @@ from pdrec_jax.encoders.task import EncoderTask
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import REFERENCE, STRICT
 from pdrec_jax.plugins.hbr import behaviour_weights
+from pdrec_jax.training import LoopSettings
 
 
 @pytest.mark.parametrize(
@@ -247,6 +249,25 @@ class TestLayout:
         assert (steps[3].ids["uniform"] != steps[0].ids["uniform"]).any()
         assert len({tuple(np.asarray(jax.random.key_data(step.key))) for step in steps}) == 4
 
+    def test_what_is_drawn_comes_again_with_its_batch(self, built):
+        """Safe negatives and drawn positives too; views, as dropout, are drawn anew."""
+        task = built(
+            "nns+dpa",
+            encoder__name="cl4srec",
+            encoder__batch_repeat=2,
+            encoder__history_weight=0.1,
+            dpa__drawn=1,
+        )
+        layout, params = task.layout(1), task.initial()["params"]
+        steps = []
+        for number in range(2):
+            batch = jax.tree.map(lambda leaf, number=number: jnp.asarray(leaf[number]), layout)
+            keys = step_keys(jax.random.key(0), jnp.int32(number), batch)
+            steps.append(step_inputs(params, task.model, task.data, batch, *keys))
+        for name in ("positive", "uniform", "safe", "likely", "history"):
+            np.testing.assert_array_equal(steps[1].ids[name], steps[0].ids[name])
+        assert (steps[1].ids["rows0"] != steps[0].ids["rows0"]).any()
+
     def test_a_part_of_an_epoch_knows_which_batches_come_again(self, built):
         task = built(encoder__batch_repeat=3)
         users, rows = task._drawn(1)
@@ -413,3 +434,26 @@ class TestBuild:
         assert task.scorer is scorers["test"]
         assert scorers["validation"] is None
         assert not scorers["test"].half_ties
+
+    def test_items_of_the_target_alone_are_ranked(self, config, world):
+        train = dataclasses.replace(
+            world.split.train,
+            domains=(world.split.train.items > 120).astype(np.int8),
+            num_target_items=120,
+        )
+        split = dataclasses.replace(world.split, train=train, history=train)
+        _, scorers = build(config(), "base", split, None, **self.options(world, STRICT))
+        assert [scorers[name].num_items for name in ("validation", "test")] == [120, 120]
+
+
+def test_when_it_stops(config):
+    fields = {
+        "epochs": 9,
+        "patience": 3,
+        "first_evaluation": 4,
+        "min_epochs": 6,
+        "evaluate_every": 2,
+    }
+    section = config(**{f"encoder__{name}": value for name, value in fields.items()}).encoder
+    expected = LoopSettings(**fields, save_seconds=60.0, save_behind=True)
+    assert loop_settings(section, 60.0, save_behind=True) == expected

@@ -126,6 +126,23 @@ class TestDrawnPositives:
         for cell, user in found.cells():
             assert np.isin([draw[cell] for draw in draws.values()], candidates[user]).all()
 
+    def test_the_likelier_are_drawn_oftener_where_the_config_says_so(self, step):
+        def mean_rank(draw_by: str) -> float:
+            found = step("dpa", dpa__drawn=4, dpa__draw_by=draw_by)
+            candidates = np.asarray(found.task.data.candidates)
+            draws = drawn(found, "likely").values()
+            ranks = [
+                np.flatnonzero(candidates[user] == draw[cell])[0] + 1
+                for cell, user in found.cells()
+                for draw in draws
+            ]
+            return float(np.mean(ranks))
+
+        # Of 8 candidates, all alike or rank r with probability log(1 + 1/r) / log 9.
+        expected = sum(r * np.log1p(1 / r) for r in range(1, 9)) / np.log(9)
+        assert mean_rank("uniform") == pytest.approx(4.5, abs=0.4)
+        assert mean_rank("rank") == pytest.approx(expected, abs=0.4)
+
     def test_other_draws_are_as_without(self, step):
         with_dpa = step("nns+dpa", dpa__drawn=1).inputs.ids
         for name, ids in step("nns").inputs.ids.items():
