@@ -26,7 +26,7 @@ import pytest
 from pdrec_jax.encoders import registry
 from pdrec_jax.errors import UserError
 from pdrec_jax.main import parse
-from pdrec_jax.overrides import validate
+from pdrec_jax.overrides import apply_protocol, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -155,7 +155,8 @@ class Parsed(BaseException):
 def check_arguments(module: str, arguments: list[str]) -> None:
     """Lets a module parse its arguments, and stops it there."""
     if module == "pdrec_jax.main":
-        validate(parse([module, *arguments]).config)
+        command = parse([module, *arguments])
+        validate(apply_protocol(command.config, command.by_hand))
         return
     known = argparse.ArgumentParser.parse_known_args
 
