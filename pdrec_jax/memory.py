@@ -1,4 +1,4 @@
-"""What a process keeps of the memory that it no longer needs."""
+"""The memory of a process: what it gives back, and the most that it held."""
 
 from __future__ import annotations
 

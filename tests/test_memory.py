@@ -1,4 +1,4 @@
-"""The memory of a process: what it has held at most."""
+"""The memory of a process: the most that it held."""
 
 import sys
 
