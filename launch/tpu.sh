@@ -26,6 +26,7 @@
 #
 # ARGUMENTS are those of pdrec_jax.main; --workdir must be on storage that all hosts mount.
 # docs/launching.md has the traps.
+
 # Where quotes are single, a host is to read the text.
 # shellcheck disable=SC2016
 set -euo pipefail
