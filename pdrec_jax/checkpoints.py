@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import threading
-import uuid
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from jax.sharding import SingleDeviceSharding
 
 from pdrec_jax import manifest, memory, processes
 from pdrec_jax.errors import UserError, warn
+from pdrec_jax.files import beside
 from pdrec_jax.interrupts import deferred
 from pdrec_jax.saved_trees import check_same
 
@@ -95,8 +95,8 @@ class Store:
         """Returns the step of the slot's newest save, None where there is none."""
         self.finish()
         steps = _steps(self.directory / slot) if processes.is_first() else []
-        step, _ = processes.of_first(steps[0] if steps else -1, 0)
-        return None if step < 0 else step
+        (step,) = processes.of_first(steps[0] if steps else _ABSENT)
+        return None if step == _ABSENT else step
 
     def save(
         self, slot: str, step: int, tree: Tree, meta: dict[str, Any], *, behind: bool = False
@@ -382,7 +382,7 @@ def _steps(place: Path) -> list[int]:
 
 def _remove(path: Path) -> None:
     """Removes a directory, whose name goes first: a kill leaves no half of it in place."""
-    going = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    going = beside(path)
     with contextlib.suppress(OSError):
         os.replace(path, going)
     shutil.rmtree(going, ignore_errors=True)

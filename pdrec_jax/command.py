@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import signal
 import sys
@@ -54,6 +55,29 @@ def some_files(names: str) -> list[Path]:
     # Path.exists raises where a list is too long for a name.
     whole = os.path.exists(names)
     return [Path(name) for name in ([names] if whole else names.split(",")) if name]
+
+
+def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
+    """Makes the type of a flag that takes numbers within bounds.
+
+    Args:
+      kind: int or float.
+      least: that is allowed.
+      most: likewise.
+    """
+    what = "a whole number" if kind is int else "a number"
+    limit = f"of at least {least:,}" if math.isinf(most) else f"from {least:,} to {most:,}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{what} {limit} is expected, got {text!r}")
+        return value
+
+    return parse
 
 
 def answered(work: Callable[[], int | None], going_on: str) -> int:

@@ -27,7 +27,7 @@ from pdrec_jax.phases import Outcome
 from pdrec_jax.report.report import write_report
 from pdrec_jax.report.tables import results_table, title
 from pdrec_jax.seeds import complete_report, open_log, preferences_at_hand, run_head
-from pdrec_jax.workdir import CONFIG, PER_USER, Workdir
+from pdrec_jax.workdir import CONFIG, PER_USER, RESULTS, Workdir
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -114,15 +114,9 @@ def run_one(
     if done is not None:
         place.require_log(sources.listed(files))
     whole = not place.phases.undone and done is not None
-    if processes.found_by_first(whole, str(place.path / "results.json")):
+    if processes.found_by_first(whole, str(place.path / RESULTS)):
         assert done is not None
-        if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():
-            # Of a run older than `recommend`.
-            given, data = prepared or prepare(config, files)
-            with place.held(data):
-                save_catalogue(place.path, catalogue_of(given.split, files))
-        _complete_ranks(config, files, place, done, prepared)
-        complete_report(config, place)
+        _complete(config, files, place, done, prepared)
         if alone:
             with place.reading_results():
                 text = results_table(done)
@@ -146,20 +140,17 @@ def run_one(
         )
         times = {"data": time.monotonic() - begun}
         models, arrays = _run_phases(given, preferences, place, log, times)
+        times |= {
+            "total": sum(times.values()),
+            "compiling": compilation.seconds_spent() - compiling,
+        }
         results = {
             **head,
             "stage": _stage(config, models),
             "data": data,
             "models": models,
             "plugins": (place.phases.find("preferences") or {}).get("effects", {}),
-            "times": {
-                name: round(spent, 2)
-                for name, spent in {
-                    **times,
-                    "total": sum(times.values()),
-                    "compiling": compilation.seconds_spent() - compiling,
-                }.items()
-            },
+            "times": {name: round(spent, 2) for name, spent in times.items()},
             "peak_memory_bytes": _peak_memory(place),
             "versions": _versions(),
             "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}",
@@ -174,6 +165,23 @@ def run_one(
     if alone:
         print(results_table(results), flush=True)
     return results
+
+
+def _complete(
+    config: ConfigDict,
+    files: list[Path] | None,
+    place: Workdir,
+    done: dict[str, Any],
+    prepared: Prepared | None,
+) -> None:
+    """Makes what a finished run lacks of its files, where it can be made."""
+    if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():
+        # Of a run older than `recommend`.
+        given, data = prepared or prepare(config, files)
+        with place.held(data):
+            save_catalogue(place.path, catalogue_of(given.split, files))
+    _complete_ranks(config, files, place, done, prepared)
+    complete_report(config, place)
 
 
 def _complete_ranks(

@@ -61,6 +61,14 @@ def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def beside(path: Path) -> Path:
+    """A new name next to a file or folder, for what takes the place of it when it is whole.
+
+    Not in the folder of temporary files: ``os.replace`` is atomic only within one file system.
+    """
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
 def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object]) -> None:
     """Writes a file as a whole or not at all.
 
@@ -77,8 +85,7 @@ def atomic_write(path: str | os.PathLike[str], fill: Callable[[BinaryIO], object
     target = Path(path)
     if not target.name:
         raise UserError(f"{path}: the name of a file is expected")
-    # Beside the target: os.replace is atomic only within one file system.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = beside(target)
     with write_errors(target):
         try:
             with open(temporary, "xb") as file:

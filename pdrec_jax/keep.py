@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from pdrec_jax import metric_log
 from pdrec_jax.command import Parser, answered, leave, some_path
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_savez_compressed, atomic_write_bytes, write_errors
 from pdrec_jax.workdir import CONFIG, PER_USER, Workdir, seed_folder
 
-_CURVES = "metrics.jsonl"
 _RANKINGS = ("sampled", "full")  # of every model
 
 
@@ -55,7 +55,7 @@ def _read(run: Workdir, out: Path) -> list[_Kept]:
       UserError: the run is not finished, or something of it is missing or damaged.
     """
     config, several = run.config, run.config.seeds > 1
-    results, arrays, curves = run.results(), run.per_user(), run.path / _CURVES
+    results, arrays, curves = run.results(), run.per_user(), run.path / metric_log.FILE
     if results is None or not _covers(run, results):
         raise UserError(f"{run.path}: a finished run is expected")
     if not several:
@@ -119,10 +119,10 @@ def keep(runs: Sequence[tuple[Workdir, Path]]) -> None:
                 copy.reopen()
                 if not kept.curves:
                     with write_errors(kept.out):
-                        (kept.out / _CURVES).unlink(missing_ok=True)
+                        (kept.out / metric_log.FILE).unlink(missing_ok=True)
             for kept, copy in reversed(list(zip(parts, copies, strict=True))):
                 if kept.curves:
-                    atomic_write_bytes(kept.out / _CURVES, kept.curves)
+                    atomic_write_bytes(kept.out / metric_log.FILE, kept.curves)
                 if kept.arrays:
                     atomic_savez_compressed(kept.out / PER_USER, **kept.arrays)
                 copy.finish(kept.results)

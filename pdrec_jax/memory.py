@@ -1,16 +1,18 @@
-"""The memory of a process: what it gives back, and the most that it held."""
+"""Memory of a process and its accelerator: what is held, the most that was, what is given back."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
+import re
 import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-_PEAK = Path("/proc/self/clear_refs")
+import jax
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @functools.cache
@@ -34,14 +36,49 @@ def release() -> None:
 
 def peak() -> int:
     """The largest resident set of this process, in bytes, since ``forget_peak`` or its start."""
+    if (found := _status("VmHWM")) is not None:
+        return found
+    # Not on Linux, where it may be that of the process that started this one.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak() -> None:
+def forget_peak() -> bool:
     """Has the peak begin at what is held now, where the system can: on Linux.
 
     Or else a run would report that of a larger one before it in the same process.
+
+    Returns:
+      whether it could.
     """
-    with contextlib.suppress(OSError):
-        _PEAK.write_text("5", encoding="ascii")
+    # What the C library keeps of freed memory would be used again without showing.
+    release()
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def now() -> int | None:
+    """Resident set of the process in bytes, None where it is not known."""
+    return _status("VmRSS")
+
+
+def anonymous_now() -> int | None:
+    """Memory of the process that no file backs, in bytes, None where it is not known."""
+    return _status("RssAnon")
+
+
+def device_peak() -> int | None:
+    """Most memory in use on the first device since the process began, in bytes; None on a CPU."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use")
+
+
+def _status(name: str) -> int | None:
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.M)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, write_errors
 
-_FILE = "metrics.jsonl"
+FILE = "metrics.jsonl"
 _BAR_SECONDS = 0.2
 _LINE_SECONDS = 30.0
 
@@ -65,7 +65,7 @@ class MetricLog:
         self._file: io.FileIO | None = None
         self._boards = _Boards(workdir / "tensorboard") if tensorboard and workdir else None
         if workdir is not None:
-            path = workdir / _FILE
+            path = workdir / FILE
             with write_errors(path):
                 workdir.mkdir(parents=True, exist_ok=True)
                 self._lines = _load(path)
@@ -115,7 +115,7 @@ class MetricLog:
         if self.workdir is not None:
             if self._file is None:
                 raise ValueError("the metric log is closed")
-            _append(self._file, self.workdir / _FILE, _dump(line).encode())
+            _append(self._file, self.workdir / FILE, _dump(line).encode())
             if self._boards is not None:
                 self._boards.write(line)
         self._lines.append(line)
@@ -136,7 +136,7 @@ class MetricLog:
         if len(kept) == len(self._lines):
             return
         if self._file is not None and self.workdir is not None:
-            atomic_write_text(self.workdir / _FILE, "".join(map(_dump, kept)))
+            atomic_write_text(self.workdir / FILE, "".join(map(_dump, kept)))
             # The open file is the one that was just replaced.
             self._file.close()
             self._open()
@@ -173,7 +173,7 @@ class MetricLog:
     def _open(self) -> None:
         if self.workdir is not None:
             # Unbuffered: what a failed write left in a buffer would turn up later, out of place.
-            self._file = open(self.workdir / _FILE, "ab", buffering=0)  # noqa: SIM115
+            self._file = open(self.workdir / FILE, "ab", buffering=0)  # noqa: SIM115
 
     def _print(self, text: str) -> None:
         # tqdm.write keeps a bar that is on screen below the line.

@@ -64,9 +64,9 @@ def source_of_model(given: Given, section: ConfigDict) -> Path:
                 f"config.diffusion_from: the model in {source} has diffusion.{name} "
                 f"{other[name]!r}, expected {value!r}"
             )
-    made = Store(source).restore_meta("preferences")
+    made, here = Store(source).restore_meta("preferences"), origin(given)
     for name in ("protocol", "split", "weighting"):
-        expected = origin(given)[name]
+        expected = here[name]
         if made.get(name, expected) != expected:
             raise UserError(
                 f"config.diffusion_from: the model in {source} was trained with another {name} "

@@ -35,7 +35,7 @@ from pdrec_jax.report.seeds import seeds_table, write_seeds_report
 from pdrec_jax.report.tables import title
 from pdrec_jax.training import Diverged, Run
 from pdrec_jax.training_together import fit_together
-from pdrec_jax.workdir import PER_USER, Workdir, seed_configs, seed_folder
+from pdrec_jax.workdir import PER_USER, RESULTS, Workdir, seed_configs, seed_folder
 
 RunOne = Callable[[ConfigDict, list[Path] | None, Path, Prepared | None], dict[str, Any]]
 
@@ -168,7 +168,7 @@ def run(
 
 def _found(here: bool, place: Workdir) -> bool:
     """Whether the first process finds a run finished; each must ask, see ``found_by_first``."""
-    return processes.found_by_first(here, str(place.path / "results.json"))
+    return processes.found_by_first(here, str(place.path / RESULTS))
 
 
 def _require_ranks(seed: int, place: Workdir, done: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from pdrec_jax import interrupts, processes
 from pdrec_jax.checkpoints import NoCheckpoint, Store
@@ -38,6 +39,16 @@ class Unfinished(Exception):
     def __init__(self, state: Tree, losses: np.ndarray):
         super().__init__()
         self.state, self.losses = state, losses
+
+
+def learning_rate(config: ConfigDict, epoch: Any) -> Any:
+    """The learning rate of an epoch, which falls by a factor with each.
+
+    Args:
+      config: section of a stage.
+      epoch: from 1; or an array of them.
+    """
+    return config.learning_rate * config.learning_rate_decay ** (epoch - 1)
 
 
 def epoch_values(losses: np.ndarray, rate: float) -> dict[str, float]:

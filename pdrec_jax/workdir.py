@@ -35,8 +35,8 @@ from pdrec_jax.settings import (
     require_field,
 )
 
-CONFIG, PER_USER = "config.json", "per_user.npz"
-_DATA, _RESULTS, _PHASES = "data.json", "results.json", "phases"
+CONFIG, RESULTS, PER_USER = "config.json", "results.json", "per_user.npz"
+_DATA, _PHASES = "data.json", "phases"
 
 
 class Workdir:
@@ -102,7 +102,7 @@ class Workdir:
                     f"{self.path} was begun on; put it back, or {self._another}"
                 )
             # More may have been begun since, and their results are not there yet.
-            done = (read_json(self.path / _RESULTS) or {}).get("seeds")
+            done = (read_json(self.path / RESULTS) or {}).get("seeds")
             more = len(done) if isinstance(done, list) else 1
             if more > config.seeds:
                 raise UserError(
@@ -246,7 +246,7 @@ class Workdir:
 
     def results(self) -> dict[str, Any] | None:
         """Returns the results of a finished run, None otherwise."""
-        return read_json(self.path / _RESULTS)
+        return read_json(self.path / RESULTS)
 
     def results_of(self, stage: str) -> dict[str, Any] | None:
         """Returns the results of a finished run, None unless they cover a stage, or ``all``."""
@@ -266,7 +266,7 @@ class Workdir:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{self.path / _RESULTS}: not what a run writes ({type(error).__name__}: {error}); "
+                f"{self.path / RESULTS}: not what a run writes ({type(error).__name__}: {error}); "
                 "remove it and run the same command again"
             ) from error
 
@@ -318,7 +318,7 @@ class Workdir:
     def finish(self, results: dict[str, Any]) -> None:
         """Writes the results, which mark the run as finished: nothing is written after them."""
         if processes.is_first():
-            atomic_write_text(self.path / _RESULTS, json.dumps(results, indent=2) + "\n")
+            atomic_write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
         processes.barrier(f"finished {self.path}")
 
     def reopen(self) -> None:
@@ -328,7 +328,7 @@ class Workdir:
           UserError: the directory cannot be written.
         """
         with write_errors(self.path):
-            (self.path / _RESULTS).unlink(missing_ok=True)
+            (self.path / RESULTS).unlink(missing_ok=True)
 
 
 def saved_config(path: Path) -> ConfigDict | None:

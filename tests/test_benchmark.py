@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pdrec_jax.benchmark import diffusion_step, encoder_step, memory, suite, tables
+from pdrec_jax import memory
+from pdrec_jax.benchmark import diffusion_step, encoder_step, suite, tables
 from pdrec_jax.benchmark.__main__ import STAGES, main
 from pdrec_jax.benchmark.contest import (
     Comparison,
@@ -322,7 +323,7 @@ def test_a_compilation_under_the_clock_is_reported() -> None:
 
 
 def test_added_memory_is_that_of_the_call() -> None:
-    if not memory.reset_peak():
+    if not memory.forget_peak():
         pytest.skip("this system cannot reset the peak of a process")
     size = 64 * 2**20
     eating = Contestant("eating", lambda: np.ones(size, np.uint8).sum(), 1)
@@ -336,9 +337,9 @@ def test_added_memory_is_that_of_the_call() -> None:
 def test_peak_memory_is_known_where_it_cannot_be_reset(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "no" / "folder")
-    assert memory.reset_peak() is False
-    assert memory.host_now() is None
-    assert memory.host_peak() > 2**20
+    assert memory.forget_peak() is False
+    assert memory.now() is None
+    assert memory.peak() > 2**20
 
 
 def test_memory_of_an_accelerator_is_shown(monkeypatch) -> None:

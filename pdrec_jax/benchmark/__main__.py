@@ -6,36 +6,13 @@ python -m pdrec_jax.benchmark [--stage=reverse] [--repeats=20] [--out=DIR] [--it
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pdrec_jax.benchmark.sizes import Sizes
-from pdrec_jax.command import Parser, answered, leave, some_path
+from pdrec_jax.command import Parser, answered, leave, number, some_path
 
 # The keys of suite.STAGES, which would take JAX to look at.
 STAGES = ("reverse", "encoder_step", "diffusion_step", "preferences", "evaluation")
-
-
-def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
-    """Makes the type of a flag that takes numbers within bounds.
-
-    Args:
-      kind: int or float.
-      least: that is allowed.
-      most: likewise.
-    """
-    what = "a whole number" if kind is int else "a number"
-    limit = f"of at least {least:,}" if math.isinf(most) else f"from {least:g} to {most:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{what} {limit} is expected, got {text!r}")
-        return value
-
-    return parse
 
 
 def _parser() -> argparse.ArgumentParser:

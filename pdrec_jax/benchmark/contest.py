@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pdrec_jax.benchmark import memory
+from pdrec_jax import memory
 
 _MEMORY_CALLS = 2
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -295,11 +295,11 @@ def _peak(contestant: Contestant) -> tuple[int, int | None, int | None]:
     # A call that finds memory left over from the one before seems to need less: the larger counts.
     for _ in range(_MEMORY_CALLS):
         gc.collect()
-        before = memory.host_now() if memory.reset_peak() else None
+        before = memory.now() if memory.forget_peak() else None
         jax.block_until_ready(contestant.run())
-        peak = max(peak, memory.host_peak())
+        peak = max(peak, memory.peak())
         if before is not None:
-            added = max(added or 0, memory.host_peak() - before)
+            added = max(added or 0, memory.peak() - before)
     return peak, added, memory.device_peak()
 
 

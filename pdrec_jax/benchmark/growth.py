@@ -9,7 +9,6 @@ leaves an empty place.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pdrec_jax.benchmark.__main__ import STAGES
-from pdrec_jax.command import MISTAKE, some_path
+from pdrec_jax.command import MISTAKE, Parser, answered, leave, some_path
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report.tables import markdown_rows
@@ -146,9 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: without the program's name; None for those of the process.
 
     Returns:
-      the exit status: 0, or 2 after one line on a mistake of the user's.
+      the exit status, see ``command.answered``.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pdrec_jax.benchmark.growth", allow_abbrev=False, description=__doc__
     )
     parser.add_argument("--along", choices=("items", "users"), required=True)
@@ -157,8 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=some_path, metavar="DIR", help="write growth.md and .json there"
     )
-    given, rest = parser.parse_known_args(arguments)
-    try:
+
+    def work() -> None:
+        given, rest = parser.parse_known_args(arguments)
         sizes, stages = _sizes(given.sizes), given.stages.split(",")
         growth = measure(given.along, sizes, stages, rest)
         text = table(growth, given.along, sizes)
@@ -168,11 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 given.out.mkdir(parents=True, exist_ok=True)
             atomic_write_text(given.out / "growth.md", text + "\n")
             atomic_write_text(given.out / "growth.json", json.dumps(growth, indent=1) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    return 0
+
+    return answered(work, "the same command begins anew")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -22,14 +22,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pdrec_jax.benchmark.__main__ import number
-from pdrec_jax.benchmark.memory import anonymous_now
-from pdrec_jax.command import Parser, answered, leave, some_path
+from pdrec_jax.command import Parser, answered, leave, number, some_path
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.mapped import write_mapped
 from pdrec_jax.data.sources import PREPARED_COLUMNS, PREPARED_LOG
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write, atomic_write_text, read_json, write_errors
+from pdrec_jax.memory import anonymous_now
 from pdrec_jax.report.tables import markdown_rows
 
 _EVENTS_A_BLOCK = 1 << 21

@@ -8,11 +8,12 @@ import numpy as np
 from pdrec_jax.benchmark.contest import Comparison, Contestant
 from pdrec_jax.benchmark.sizes import Sizes
 from pdrec_jax.benchmark.workload import make_workload
+from pdrec_jax.data.batches import blocks
 from pdrec_jax.diffusion.inference import couple, score_all
-from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
-from pdrec_jax.diffusion.ranking import blocks
+from pdrec_jax.diffusion.preferences import Preferences, compute_preferences
 from pdrec_jax.diffusion.stage import make_model, vectors_of
 from pdrec_jax.diffusion.vectors import gather_batch, token_budget
+from pdrec_jax.given import pool_rules
 from pdrec_jax.settings import seeded
 
 
@@ -31,14 +32,7 @@ def comparisons(sizes: Sizes, source: str) -> Iterator[Comparison]:
     index = np.flatnonzero(workload.users.preferences)
     tokens = token_budget(vectors, np.stack(blocks(index, config.block)))
     protocol = workload.protocol
-    rules = PoolRules(
-        candidates=workload.config.dpa.coarse,
-        candidates_unobserved=protocol.dpa_unobserved,
-        negatives=workload.config.nns.kept,
-        first_fraction=workload.config.nns.first_fraction,
-        last_fraction=protocol.nns_last_fraction,
-        ranks_among_all=protocol.nns_excludes_heldout,
-    )
+    rules = pool_rules(workload.config, protocol)
     score, key = jax.jit(score_all, static_argnums=(0, 6)), jax.random.key(0)
     first = 1 + split.train.num_items
 

@@ -62,6 +62,20 @@ def draw_users(
     return np.asarray(users)[np.repeat(distinct, repeat, axis=0)[:steps]]
 
 
+def blocks(users: NDArray, size: int) -> list[NDArray]:
+    """Cuts users into blocks of one size, the last one filled up with its first user.
+
+    Args:
+      users: [U'].
+      size: B.
+
+    Returns:
+      arrays [B].
+    """
+    cut = [users[i : i + size] for i in range(0, len(users), size)]
+    return [np.concatenate([b, np.full(size - len(b), b[0], b.dtype)]) for b in cut]
+
+
 def extend_train(split: Split) -> tuple[NDArray, NDArray, NDArray | None]:
     """Appends each user's validation event to its training events, as the test's input.
 

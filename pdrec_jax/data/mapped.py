@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -25,7 +24,7 @@ from pdrec_jax import manifest
 from pdrec_jax.data.columns import Ids
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_text, write_errors
+from pdrec_jax.files import atomic_write_text, beside, write_errors
 
 _ABOUT, _VERSION = "log.json", 1
 # Ids are of any dtype but objects: numbers or text.
@@ -105,7 +104,7 @@ def write_mapped(
     Raises:
         UserError: the disk is full, or the place refuses the directory.
     """
-    temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = beside(directory)
     with write_errors(directory):
         temporary.mkdir()
     try:

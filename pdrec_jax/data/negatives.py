@@ -6,6 +6,7 @@ over a CSR table of them draws exactly uniformly in a fixed number of steps.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ class ComplementTable:
     """The keys of every user's items.
 
     Attributes:
-      offsets: [U+1] int32, CSR.
+      offsets: [U+1] CSR, int32, on the host int64.
       keys: [N] int32, non-decreasing within a user.
       num_items: I.
       steps: of the binary search, static.
@@ -36,7 +37,12 @@ class ComplementTable:
 
 
 def complement_table(
-    offsets: np.ndarray, items: np.ndarray, num_items: int, *, on_host: bool = False
+    offsets: np.ndarray,
+    items: np.ndarray,
+    num_items: int,
+    *,
+    user_ids: Sequence[Any] | np.ndarray | None = None,
+    on_host: bool = False,
 ) -> ComplementTable:
     """Builds the table on the host.
 
@@ -44,6 +50,7 @@ def complement_table(
       offsets: [U+1], CSR.
       items: [E] int32; those above I are none that could be drawn.
       num_items: I.
+      user_ids: [U] by which the error names a user; None for the place, counted from 0.
       on_host: leave the arrays there; the keys of items that are mapped are mapped too.
 
     Raises:
@@ -60,9 +67,11 @@ def complement_table(
     else:
         counts, keys = _keys(offsets, items, num_items)
     if counts.max(initial=0) >= num_items:
+        user = int(counts.argmax())
+        name = f"{user} (counted from 0)" if user_ids is None else user_ids[user]
         raise UserError(
-            f"negatives: user {int(counts.argmax())} has interacted with all {num_items} items "
-            "(users counted from 0), so that no negative is left; a larger catalogue is needed"
+            f"negatives: user {name} has interacted with all {num_items} items, "
+            "so that no negative is left; a larger catalogue is needed"
         )
     starts = np.concatenate([[0], np.cumsum(counts)])
     array: Any = np.asarray if on_host else jnp.asarray

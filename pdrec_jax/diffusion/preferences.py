@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import scratch
+from pdrec_jax.data.batches import blocks
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.redraw import words
 from pdrec_jax.diffusion.selection import (
@@ -273,9 +274,8 @@ def compute_preferences(
     key = jax.random.key(seed)
     block = round_up(block, axis(mesh, DATA))
     cut = _cut_block if mesh is None else functools.partial(cut_block_on, mesh)
-    for begin in range(0, len(index), block):
-        real = index[begin : begin + block]
-        rows = np.concatenate([real, np.full(block - len(real), real[0])])
+    for number, rows in enumerate(blocks(index, block)):
+        real = index[number * block :][:block]
         events = _event_rows(train.offsets, train.items, rows, width)
         seen = distinct_rows(train.offsets, train.items, rows, width)
         seen = np.where(seen <= num_items, seen, 0)

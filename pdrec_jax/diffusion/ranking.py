@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from pdrec_jax.data.batches import blocks
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all, score_items
 from pdrec_jax.diffusion.sharded_vectors import place_batch, share_budget, shares
@@ -30,12 +31,6 @@ from pdrec_jax.evaluation.ranking import (
 )
 from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.sharding import DATA, axis, round_up, spread
-
-
-def blocks(users: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cuts users into blocks of one size, the last one filled up with its first user."""
-    cut = [users[i : i + size] for i in range(0, len(users), size)]
-    return [np.concatenate([b, np.full(size - len(b), b[0], b.dtype)]) for b in cut]
 
 
 def gather_blocks(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.batches import blocks
 from pdrec_jax.diffusion.selection import draw_subset, nth_true
 
 WORD = 32  # items of a pool that a number holds
@@ -81,9 +82,8 @@ class Redraws:
         index = np.flatnonzero(self.pools.any(axis=1))
         block = min(_BLOCK, max(1, len(index)))
         key = jax.random.fold_in(jax.random.key(self.seed), turn)
-        for begin in range(0, len(index), block):
-            real = index[begin : begin + block]
-            rows = np.concatenate([real, np.full(block - len(real), real[0])])
+        for number, rows in enumerate(blocks(index, block)):
+            real = index[number * block :][:block]
             drawn = _draw(key, rows, self.pools[rows], self.first.shape[1])
             out[real] = np.asarray(drawn)[: len(real)]
         return out

@@ -96,7 +96,7 @@ def _everyone(rows: TableRows) -> TableRows:
     return TableRows(head, window, jax.lax.all_gather(rows.far, DATA, tiled=True))
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7, 8, 9), donate_argnums=0)
+@functools.partial(jax.jit, static_argnums=(6, 7, 9), donate_argnums=0)
 def train_steps_on_windows_on(
     state: State,
     batches: SplitBatch,
@@ -129,6 +129,7 @@ def train_steps_on_windows_on(
         rate: Array,
         head: HeldHead,
         tail: Tails,
+        seed: Array,
     ) -> tuple[State, Array]:
         batches = jax.tree.map(lambda part: part[:, 0], batches)
         make = _by_rows if model.error_fraction < 1 else _dense
@@ -138,10 +139,10 @@ def train_steps_on_windows_on(
     return jax.shard_map(
         own,
         mesh=mesh,
-        in_specs=(places, PartitionSpec(None, DATA), _WHOLE, _WHOLE, _BY_SLOT, _WHOLE),
+        in_specs=(places, PartitionSpec(None, DATA), _WHOLE, _WHOLE, _BY_SLOT, _WHOLE, _WHOLE),
         out_specs=(places, _WHOLE),
         check_vma=False,
-    )(state, batches, numbers, jnp.float32(rate), head, tail)
+    )(state, batches, numbers, jnp.float32(rate), head, tail, jnp.asarray(seed))
 
 
 def _by_rows(
@@ -153,7 +154,7 @@ def _by_rows(
     tail: Tails,
     model: DiffusionModel,
     weight_decay: float,
-    seed: int,
+    seed: Array,
     size: int,
 ) -> tuple[State, Array]:
     key, mine = jax.random.key(seed), Head(head.slots, head.inside)
@@ -200,7 +201,7 @@ def _dense(
     tail: Tails,
     model: DiffusionModel,
     weight_decay: float,
-    seed: int,
+    seed: Array,
     size: int,
 ) -> tuple[State, Array]:
     del tail

@@ -31,7 +31,7 @@ from pdrec_jax.sharding import DATA, MODEL, axis, held_columns, spread
 if TYPE_CHECKING:
     from pdrec_jax.diffusion.preferences import PoolRules
 
-_KEY_BITS = 32
+KEY_BITS = 32
 
 
 class _Cut(NamedTuple):
@@ -70,10 +70,10 @@ def rank_cut(keys: Array, columns: Array, rank: Array, total: int) -> _Cut:
     """
 
     def narrow(step: Array, found: Array) -> Array:
-        guess = found | (jnp.uint32(1) << (_KEY_BITS - 1 - step).astype(jnp.uint32))
+        guess = found | (jnp.uint32(1) << (KEY_BITS - 1 - step).astype(jnp.uint32))
         return jnp.where(_count(keys >= guess[:, None]) > rank, guess, found)
 
-    key = jax.lax.fori_loop(0, _KEY_BITS, narrow, jnp.zeros(rank.shape, jnp.uint32))
+    key = jax.lax.fori_loop(0, KEY_BITS, narrow, jnp.zeros(rank.shape, jnp.uint32))
     skip = rank - _count(keys > key[:, None])
     equal, bits = keys == key[:, None], total.bit_length()
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from pdrec_jax.diffusion.vectors import InteractionVectors, SparseBatch, gather_batch
 from pdrec_jax.sharding import DATA, MODEL, axis, from_parts, held_columns, held_rows, round_up
 
-_TOKEN_STEP = 256
+TOKEN_STEP = 256
 _BY_USER, _BY_SLOT, _BOTH = PartitionSpec(DATA), PartitionSpec(MODEL), PartitionSpec(DATA, MODEL)
 _WHOLE = PartitionSpec()
 
@@ -34,7 +34,7 @@ def shares(users: np.ndarray, mesh: Mesh) -> np.ndarray:
 def share_budget(vectors: InteractionVectors, users: np.ndarray) -> int:
     """Returns P: enough for each place of some batches, [..., d, b] from ``shares``, rounded up."""
     lengths = np.where(users < 0, 0, vectors.lengths_of(np.maximum(users, 0)))
-    return round_up(int(lengths.sum(axis=-1).max(initial=1)), _TOKEN_STEP)
+    return round_up(int(lengths.sum(axis=-1).max(initial=1)), TOKEN_STEP)
 
 
 def place_batch(

@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from pdrec_jax import training
 from pdrec_jax.checkpoints import Store
-from pdrec_jax.data.batches import extend_train
+from pdrec_jax.data.batches import blocks, extend_train
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.denoiser import Params, make_denoiser, structure
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, score_all
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
-from pdrec_jax.diffusion.ranking import Evaluation, blocks, gatherer
+from pdrec_jax.diffusion.ranking import Evaluation, gatherer
 from pdrec_jax.diffusion.schedule import Schedule, make_schedule
 from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.diffusion.vectors import (

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax import memory, training
@@ -32,6 +31,7 @@ from pdrec_jax.diffusion.step import training_loss, windowed_training_loss
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.vectors import (
     InteractionVectors,
+    SparseBatch,
     gather_batch,
     token_budget,
 )
@@ -115,84 +115,82 @@ class DiffusionTask:
         done: Sequence[float] = (),
     ) -> tuple[dict[str, Any], dict[str, float]]:
         """Trains one epoch in a few dispatches, see ``training.Task``."""
-        if self.model.mesh is not None:
-            return self._run_epoch_on(self.model.mesh, state, epoch, advance, done)
-        config, users = self.config, self._draw(epoch)
-        # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
-        tokens = [
-            max(token_budget(vectors, users), usual)
-            for vectors, usual in zip(self._parts, self._usual_tokens, strict=True)
-        ]
-        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+        stride, rate = self._steps_a_dispatch, training.learning_rate(self.config, epoch)
+        gather = self._gatherer(self._draw(epoch))
         losses = [np.array(done, np.float32)]
-        by_rows, stride = self.model.error_fraction < 1, self._steps_a_dispatch
+        batches = gather(slice(len(done), len(done) + stride))
         for begin in range(len(done), self.steps, stride):
-            chunk = users[begin : begin + stride]
-            batches = [
-                [gather_batch(vectors, row, some) for row in chunk]
-                for vectors, some in zip(self._parts, tokens, strict=True)
-            ]
-            parts = [jax.tree.map(lambda *rows: np.stack(rows), *some) for some in batches]
-            numbers = np.arange(len(chunk)) + (epoch - 1) * self.steps + begin
-            static = self.model, config.weight_decay, config.seed, config.batch_size
-            if by_rows:
-                given = state, SplitBatch(*parts), numbers, rate, self._head, self._tails
-                state, loss = train_steps_by_rows(*given, *static)
-            elif self.model.windowed:
-                split = SplitBatch(*parts)
-                state, loss = train_steps_on_windows(
-                    state, split, numbers, rate, self._head, *static
-                )
-            else:
-                state, loss = train_steps(state, parts[0], numbers, rate, *static)
+            end = min(begin + stride, self.steps)
+            numbers = np.arange(begin, end) + (epoch - 1) * self.steps
+            state, loss = self._train(state, batches, numbers, rate)
+            if end < self.steps:  # the host gathers while the device works
+                batches = gather(slice(end, end + stride))
             losses.append(np.asarray(loss))
-            if advance(len(chunk)) and begin + stride < self.steps:
+            if advance(end - begin) and end < self.steps:
                 raise training.Unfinished(state, np.concatenate(losses))
         memory.release()
         return state, training.epoch_values(np.concatenate(losses), rate)
 
-    def _run_epoch_on(
-        self,
-        mesh: Mesh,
-        state: dict[str, Any],
-        epoch: int,
-        advance: training.Advance,
-        done: Sequence[float],
-    ) -> tuple[dict[str, Any], dict[str, float]]:
-        """``run_epoch`` on a mesh, whose processes gather the users of their own places alone."""
-        config, users = self.config, shares(self._draw(epoch), mesh)
-        tokens = [
-            max(share_budget(vectors, users), usual)
-            for vectors, usual in zip(self._parts, self._usual_shares, strict=True)
-        ]
-        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-        losses = [np.array(done, np.float32)]
-        stride = self._steps_a_dispatch
-        for begin in range(len(done), self.steps, stride):
-            chunk = users[begin : begin + stride]
-            batches = [
-                place_batch(mesh, vectors, chunk, some)
-                for vectors, some in zip(self._parts, tokens, strict=True)
+    def _gatherer(self, users: np.ndarray) -> Callable[[slice], list[SparseBatch]]:
+        """Returns what collects the vectors of some of an epoch's steps, in one shape for all.
+
+        On a mesh a process gathers the users of its own places alone.
+
+        Args:
+          users: [steps, B] of the epoch.
+        """
+        mesh = self.model.mesh
+        # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
+        if mesh is None:
+            tokens = [
+                max(token_budget(part, users), usual)
+                for part, usual in zip(self._parts, self._usual_tokens, strict=True)
             ]
-            numbers = np.arange(len(chunk)) + (epoch - 1) * self.steps + begin
-            static = self.model, config.weight_decay, config.seed, config.batch_size
-            if self.model.windowed:
-                given = state, SplitBatch(*batches), numbers, rate, self._held_head, self._tails
-                state, loss = train_steps_on_windows_on(*given, *static)
-            else:
-                state, loss = train_steps_on(state, batches[0], numbers, rate, *static)
-            losses.append(np.asarray(loss))
-            if advance(len(chunk)) and begin + stride < self.steps:
-                raise training.Unfinished(state, np.concatenate(losses))
-        return state, training.epoch_values(np.concatenate(losses), rate)
+            return lambda chunk: [
+                jax.tree.map(
+                    lambda *rows: np.stack(rows),
+                    *(gather_batch(part, row, some) for row in users[chunk]),
+                )
+                for part, some in zip(self._parts, tokens, strict=True)
+            ]
+        own = shares(users, mesh)
+        tokens = [
+            max(share_budget(part, own), usual)
+            for part, usual in zip(self._parts, self._usual_tokens, strict=True)
+        ]
+        return lambda chunk: [
+            place_batch(mesh, part, own[chunk], some)
+            for part, some in zip(self._parts, tokens, strict=True)
+        ]
+
+    def _train(
+        self,
+        state: dict[str, Any],
+        batches: list[SparseBatch],
+        numbers: np.ndarray,
+        rate: float,
+    ) -> tuple[dict[str, Any], jax.Array]:
+        """Dispatches some steps, each on its batch."""
+        config, model = self.config, self.model
+        static = model, config.weight_decay, config.seed, config.batch_size
+        if not model.windowed:
+            train = train_steps if model.mesh is None else train_steps_on
+            return train(state, batches[0], numbers, rate, *static)
+        given = state, SplitBatch(*batches), numbers, rate
+        if model.mesh is not None:
+            return train_steps_on_windows_on(*given, self._held_head, self._tails, *static)
+        if model.error_fraction < 1:
+            return train_steps_by_rows(*given, self._head, self._tails, *static)
+        return train_steps_on_windows(*given, self._head, *static)
 
     @functools.cached_property
-    def _usual_shares(self) -> list[int]:
-        """``_usual_tokens`` of a place on a mesh."""
-        assert self.model.mesh is not None
-        draws = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
-        users = shares(draws, self.model.mesh)
-        return [share_budget(part, users) for part in self._parts]
+    def _usual_tokens(self) -> list[int]:
+        """Tokens of each part that nearly every epoch's batches fit in; on a mesh a place's."""
+        drawn = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
+        if self.model.mesh is None:
+            return [token_budget(part, drawn) for part in self._parts]
+        own = shares(drawn, self.model.mesh)
+        return [share_budget(part, own) for part in self._parts]
 
     @functools.cached_property
     def _held_head(self) -> HeldHead:
@@ -244,15 +242,9 @@ class DiffusionTask:
         return split_vectors(self.vectors, self._head) if self.model.windowed else (self.vectors,)
 
     @functools.cached_property
-    def _usual_tokens(self) -> list[int]:
-        """Tokens of each part that nearly every epoch's batches fit in."""
-        drawn = [self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)]
-        return [max(token_budget(part, users) for users in drawn) for part in self._parts]
-
-    @functools.cached_property
     def _tails(self) -> Tails:
         config = self.config
-        rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
+        rates = training.learning_rate(config, np.arange(1, config.epochs + 1))
         return tails(AdamW(decay=config.weight_decay), np.repeat(rates, self.steps))
 
     def parameters(self, state: dict[str, Any]) -> Params:

@@ -181,6 +181,8 @@ def _build(
 class SparseBatch:
     """The vectors of B rows as P tokens; unused tokens have row B and weight 0.
 
+    On a mesh B is what a place has of the batch.
+
     Attributes:
       slots: [..., P] int32.
       rows: [..., P] int32, non-decreasing.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from pdrec_jax.data.batches import enough_rows, pack
+from pdrec_jax.data.batches import blocks, enough_rows, pack
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion.preferences import PoolRules, Preferences, compute_preferences
 from pdrec_jax.encoders.model import Batch, EncoderModel, Params, final_states, score_all
@@ -59,8 +59,7 @@ def infer_preferences(
     train = split.train
     index = np.flatnonzero(users)
     block = round_up(block, axis(model.mesh, DATA))
-    cut = [index[i : i + block] for i in range(0, len(index), block)]
-    full = [np.concatenate([b, np.full(block - len(b), b[0])]) for b in cut]
+    full = blocks(index, block)
     rows = enough_rows(train.offsets, full, model.max_length)
     alone = model.mesh is None and not train.mapped
     if alone:

@@ -86,7 +86,7 @@ class TrainingData:
     """What every step reads, resident on the device; on a mesh cut out of arrays on the host.
 
     Attributes:
-      offsets: [U+1] int32, CSR of the training events.
+      offsets: [U+1] CSR of the training events, int32, on the host int64.
       items: [E] int32.
       outside: table for uniform negatives.
       weights: [E] float32, HBR's weight of each event as a target.

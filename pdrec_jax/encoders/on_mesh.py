@@ -21,13 +21,13 @@ from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.encoders.step import step_keys, train_step
 from pdrec_jax.sharding import constrain, round_up, spread
 
-_EVENT_STEP = 256
+EVENT_STEP = 256
 
 
 def event_budget(offsets: np.ndarray, users: np.ndarray) -> int:
     """Returns how many events the users of each of some batches [..., B] have at most, rounded."""
     lengths = offsets[users + 1] - offsets[users]
-    return round_up(int(lengths.sum(axis=-1).max(initial=1)), _EVENT_STEP)
+    return round_up(int(lengths.sum(axis=-1).max(initial=1)), EVENT_STEP)
 
 
 def cut_out(

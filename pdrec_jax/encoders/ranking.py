@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from pdrec_jax.data.batches import enough_rows, pack
+from pdrec_jax.data.batches import blocks, enough_rows, pack
 from pdrec_jax.data.scratch import is_mapped
 from pdrec_jax.encoders.model import (
     Batch,
@@ -93,8 +93,7 @@ class Evaluation:
     def _cut(self) -> tuple[list[np.ndarray], tuple[int, ...], int]:
         """Users in blocks of one size, filled up; rows and events that each block fits in."""
         size = round_up(self.block, axis(self.model.mesh, DATA))
-        cut = [self.users[i : i + size] for i in range(0, len(self.users), size)]
-        full = [np.concatenate([b, np.full(size - len(b), b[0])]) for b in cut]
+        full = blocks(self.users, size)
         rows = enough_rows(self.offsets, full, self.model.max_length, self.model.layout)
         return full, rows, event_budget(self.offsets, np.stack(full)) if full else 0
 

@@ -220,7 +220,13 @@ def training_data(
         # Events are counted in 32 bits on a device, which then sees those of a batch alone.
         array(train.offsets, np.int64 if on_host else np.int32),
         array(train.items),
-        complement_table(train.offsets, train.items, split.num_learnt_items, on_host=on_host),
+        complement_table(
+            train.offsets,
+            train.items,
+            split.num_learnt_items,
+            user_ids=train.user_ids,
+            on_host=on_host,
+        ),
         array(weights),
         array(pools),
         array(candidates),

@@ -74,6 +74,7 @@ class EncoderTask:
     num_items: int
     by_batch: bool = False
     redraws: Redraws | None = None
+    _layouts: dict[int, Batch] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state.
@@ -118,12 +119,19 @@ class EncoderTask:
     @functools.cached_property
     def _tail(self) -> Tails:
         config = self.config
-        rates = config.learning_rate * config.learning_rate_decay ** np.arange(config.epochs)
+        rates = training.learning_rate(config, np.arange(1, config.epochs + 1))
         return tails(ADAM, np.repeat(rates, self.steps))
 
     def layout(self, epoch: int) -> Batch:
-        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
-        return self._pack(*self._drawn(epoch))
+        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host.
+
+        Those that were asked for last are kept: who asks for the next epoch's while the device
+        trains this one's finds them ready.
+        """
+        if epoch not in self._layouts:
+            self._layouts.clear()
+            self._layouts[epoch] = self._pack(*self._drawn(epoch))
+        return self._layouts[epoch]
 
     def _drawn(self, epoch: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """The users of an epoch, [steps, B], and the rows that each of its batches fits in."""
@@ -154,8 +162,7 @@ class EncoderTask:
 
     def clock(self, epoch: int) -> tuple[np.ndarray, float]:
         """Returns the numbers of an epoch's steps [steps] and its learning rate."""
-        config = self.config
-        rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+        rate = training.learning_rate(self.config, epoch)
         return np.arange((epoch - 1) * self.steps, epoch * self.steps), rate
 
     def by_rows(self, state: dict[str, Any]) -> bool:
@@ -187,6 +194,7 @@ class EncoderTask:
             state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = train_epoch(*given, self.model, config.seed)
+        self.layout(epoch + 1)
         every = np.concatenate([np.array(done, np.float32), np.asarray(losses)])
         advance(self.steps - len(done))
         return state, training.epoch_values(every, rate)

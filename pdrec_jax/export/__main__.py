@@ -8,18 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pdrec_jax.command import Parser, answered, leave, some_path, some_text
+from pdrec_jax.command import Parser, answered, leave, number, some_path, some_text
 from pdrec_jax.main import load_config
 
-_MOST = 10_000
-
-
-def _wanted(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text.lstrip("0")[:6] or 0) <= _MOST:
-        raise argparse.ArgumentTypeError(
-            f"a whole number of at least 1 and at most {_MOST:,} is expected, got {text!r}"
-        )
-    return int(text)
+_K = number(int, 1, 10_000)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,9 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="directory of the artifact; one that is there, with nothing else in it, is replaced",
     )
-    parser.add_argument(
-        "--k", type=_wanted, default=100, metavar="K", help="most items a user (100)"
-    )
+    parser.add_argument("--k", type=_K, default=100, metavar="K", help="most items a user (100)")
     parser.add_argument(
         "--variant",
         help="of the encoder (base, hbr+nns+dpa, ..); by default that with the best validation "

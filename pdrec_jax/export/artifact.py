@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from pdrec_jax.files import (
     atomic_write,
     atomic_write_bytes,
     atomic_write_text,
+    beside,
     read_json,
     replace_directory,
     require_elsewhere,
@@ -92,7 +92,7 @@ def write_artifact(recommender: Recommender, out: Path, k: int) -> dict[str, Any
     }
     require_finite(flat, place.path)
     whole = out.resolve()  # a link stays, and `.` has a name
-    temporary = whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = beside(whole)
     with write_errors(out):
         whole.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave, some_files, some_path, some_text
+from pdrec_jax.command import Parser, answered, leave, number, some_files, some_path, some_text
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import (
     atomic_write_text,
@@ -19,15 +19,7 @@ from pdrec_jax.files import (
     require_place,
 )
 
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= 1000:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 to 1000 is expected, got {text!r}")
-    return value
+_TOP = number(int, 1, 1000)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +33,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--user", metavar="ID", help="as the log has it", required=True)
     parser.add_argument("--html", type=some_path, metavar="FILE", help="write one web page too")
     parser.add_argument(
-        "--top", type=_count, default=10, metavar="K", help="items of each model (default: 10)"
+        "--top",
+        type=_TOP,
+        default=10,
+        metavar="K",
+        help="items of each model (default: 10)",
     )
     parser.add_argument(
         "--log",

@@ -272,8 +272,8 @@ def _negatives(told: Explanation) -> str:
         for place, item in zip(found.ranks, found.items, strict=True)
     )
     return (
-        f"<p>{len(found.items):,} different negatives, drawn once from the {size:,} items of rank "
-        f"{first:,} to {last:,} among {found.ranked:,}. Training draws one of them a position.</p>"
+        f"<p>{len(found.items):,} different negatives of the preferences, drawn from the {size:,} "
+        f"items of rank {first:,} to {last:,} among {found.ranked:,}.</p>"
         + _figure(plot, f"Score of every item in the ranking: {', '.join(marks)}.")
         + _table("Sample, by rank", [("rank", True), ("item", False)], rows)
     )

@@ -27,7 +27,7 @@ from pdrec_jax.overrides import validate
 from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.recommend.models import Trained, load_encoder, trained_model, trained_models
 from pdrec_jax.settings import seeded
-from pdrec_jax.workdir import Workdir
+from pdrec_jax.workdir import CONFIG, Workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
     if config.preferences_from:
         source = other_runs.of_seed(config.preferences_from, config.seed)
     if source != path:
-        origin = Workdir.open(source) if (source / "config.json").is_file() else None
+        origin = Workdir.open(source) if (source / CONFIG).is_file() else None
     preferences = None
     if place.phases.require_sound("preferences") is not None:
         own = source == path
@@ -155,8 +155,7 @@ def maker_of(run: TrainedRun) -> tuple[Workdir, Trained] | None:
     """Finds the model that filled a run's preferences, and its run; None where it is gone."""
     if run.origin is None:
         return None
-    key = {"diffusion": "diffusion", "sasrec": "sasrec"}[run.origin.config.preferences_by]
-    model = trained_model(run.origin, key)
+    model = trained_model(run.origin, run.origin.config.preferences_by)
     return None if model is None else (run.origin, model)
 
 

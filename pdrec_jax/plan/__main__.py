@@ -31,7 +31,6 @@ from pdrec_jax.main import parse
 from pdrec_jax.overrides import apply_overrides, validate
 from pdrec_jax.plan.hardware import parse_mesh, parse_topology
 
-TOO_LARGE = 3
 _MOST = 1e15  # far beyond any log, and exact as a float
 
 

@@ -19,14 +19,17 @@ from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import PACKED, enough_rows
 from pdrec_jax.diffusion.redraw import words
+from pdrec_jax.diffusion.sharded_pools import KEY_BITS
+from pdrec_jax.diffusion.sharded_vectors import TOKEN_STEP
 from pdrec_jax.diffusion.task import steps_a_dispatch
 from pdrec_jax.diffusion.windows import size_of_head, width_of_windows
-from pdrec_jax.encoders import registry
-from pdrec_jax.encoders.stage import count_negatives
+from pdrec_jax.encoders.stage import count_negatives, parse_variant, title_of
+from pdrec_jax.encoders.task import STEPS_ON_MESH
 from pdrec_jax.evaluation.protocol import protocol_of
 from pdrec_jax.plan.cost import Collective, Cost
 from pdrec_jax.plan.roofline import Memory, Program
 from pdrec_jax.plan.sizes import Sizes, as_offsets
+from pdrec_jax.plan.stages import evaluations
 from pdrec_jax.sharding import round_up
 
 _FLOAT = 4
@@ -34,9 +37,6 @@ _PASSES = 10  # of a training step over [b, i]: start, noise, dropout, output, e
 _KEPT = 4  # such arrays at once
 _DRAWING = 20  # passes of a normal draw over [b, i]: five groups of rounds, two words in and out
 _DRAWN = 4  # more arrays at once meanwhile
-_TOKEN_STEP = 256
-_STEPS = 8  # of a dispatch of the encoder
-_KEY_BITS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +77,6 @@ def _cost(flops: float, numbers: float, *collectives: list[Collective]) -> Cost:
 
 def _memory(arguments: float, temporaries: float, outputs: float = 0) -> Memory:
     return Memory(*(int(count) * _FLOAT for count in (arguments, temporaries, outputs)))
-
-
-def _evaluations(section: ConfigDict, first: int) -> int:
-    return max(0, (section.epochs - first) // section.evaluate_every + 1) + 2
 
 
 def _training(section: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Program:
@@ -127,10 +123,10 @@ def _training(section: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Program:
         kept += 3 * rows
         over.append(mesh.over_users("all-reduce", near + slots, turns))
         over.append(mesh.over_users("all-gather", far * (first + last + 1), turns))
-    held = 3 * table + 3 * turns * round_up(int(tokens), _TOKEN_STEP)
+    held = 3 * table + 3 * turns * round_up(int(tokens), TOKEN_STEP)
     if windowed:
         # As many tokens of the head, and what rows that wait have missed, by the number of steps.
-        held += 3 * turns * round_up(int(tokens), _TOKEN_STEP) + 2 * section.epochs * steps
+        held += 3 * turns * round_up(int(tokens), TOKEN_STEP) + 2 * section.epochs * steps
     return Program(
         "diffusion: train",
         section.epochs * -(-steps // turns),
@@ -179,7 +175,7 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
     held = table + 3 * tokens + (last * first if affine else 0)
     yield Program(
         "diffusion: rank candidates",
-        _evaluations(section, section.evaluate_every) * blocks,
+        evaluations(section, section.evaluate_every) * blocks,
         unit,
         _memory(held, dense + (users * candidates * last if affine else 0)),
         _cost(loop + few, passed + read_few, into_h, mesh.sum_items(users * candidates)),
@@ -205,7 +201,7 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
     )
     protocol = protocol_of(config)
     cuts = 1 if protocol.nns_last_fraction == 1 else 2
-    looks = cuts * (_KEY_BITS + 2 + (sizes.items + 1).bit_length())
+    looks = cuts * (KEY_BITS + 2 + (sizes.items + 1).bit_length())
     kept, longest = config.nns.kept, sizes.longest
     pools = words(sizes.items) if config.nns.refresh_epochs else 0
     yield Program(
@@ -231,7 +227,7 @@ def _diffusion(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Progra
 
 def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]:
     section = config.encoder
-    (title, _), width, length = registry.find(section.name), section.width, section.max_length
+    width, length = section.width, section.max_length
     slots = mesh.slots(sizes.items)
     table = slots * width
     # Four projections and two layers, or the six matrices of a recurrence; attention on top.
@@ -245,10 +241,10 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
         return -(-sum(r * w for r, w in zip(rows, widths, strict=True)) // mesh.data)
 
     steps = -(-sizes.users // section.batch_size)
-    turns = min(_STEPS, steps)
+    turns = min(STEPS_ON_MESH, steps)
     cells, size = cells_of(section.batch_size), mesh.users(section.batch_size)
     for variant in section.variants:
-        plugins = () if variant == "base" else tuple(variant.split("+"))
+        plugins = parse_variant(variant)
         drawn = config.dpa.drawn if "dpa" in plugins else 0
         picks = "dpa" in plugins and not drawn
         passes = 1 + picks + views
@@ -257,7 +253,7 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
         read += size * config.dpa.coarse if picks else 0
         activations = cells * passes * width * section.blocks * 8
         yield Program(
-            f"{'+'.join([title, *(plugin.upper() for plugin in plugins)])}: train",
+            f"{title_of(section, variant)}: train",
             section.epochs * -(-steps // turns),
             f"{turns} steps of {section.batch_size} users",
             _memory(
@@ -280,7 +276,7 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
     variants, scores = len(section.variants), users * slots
     yield Program(
         "encoders: rank candidates",
-        variants * _evaluations(section, section.first_evaluation) * blocks,
+        variants * evaluations(section, section.first_evaluation) * blocks,
         f"{block} users",
         _memory(table, activations + 2 * users * candidates * width),
         _cost(

@@ -21,6 +21,8 @@ from pdrec_jax.plan.stages import stages
 # From a mesh to its programs, each when it is asked for.
 Programs = Callable[[tuple[int, int]], Iterable[Program]]
 
+TOO_LARGE = 3  # exit status
+
 
 def programs_of(
     config: ConfigDict, sizes: Sizes, topology: Topology, devices: list[Any] | None = None
@@ -131,4 +133,4 @@ def run(
             break
     else:
         print(f"nor on any other mesh of {topology.name}: more devices, or smaller batches and H")
-    return 3
+    return TOO_LARGE

@@ -26,6 +26,7 @@ from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.optimise import train_steps_on
 from pdrec_jax.diffusion.sharded_optimise import train_steps_on_windows_on
 from pdrec_jax.diffusion.sharded_pools import cut_block_on
+from pdrec_jax.diffusion.sharded_vectors import TOKEN_STEP
 from pdrec_jax.diffusion.sharded_windows import HeldHead
 from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.diffusion.vectors import SparseBatch
@@ -43,7 +44,6 @@ from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import DATA, MODEL, abstract, axis, made_in_place, round_up
 
 _DRAWS = 8  # batches that decide how large one is at most
-_STEP = 256  # sizes of what belongs to the users of a batch are rounded up to this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _placed(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
 
-def _evaluations(section: ConfigDict, first: int) -> int:
+def evaluations(section: ConfigDict, first: int) -> int:
     """How often a stage ranks its users on candidates: as it trains, and twice at its end."""
     return max(0, (section.epochs - first) // section.evaluate_every + 1) + 2
 
@@ -92,7 +92,7 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
 
     def batch(size: int, *leading: int) -> SparseBatch:
         share = round_up(size, places) // places
-        tokens = round_up(int(sizes.draw((_DRAWS, places, share)).sum(axis=-1).max()), _STEP)
+        tokens = round_up(int(sizes.draw((_DRAWS, places, share)).sum(axis=-1).max()), TOKEN_STEP)
         spec = (*[None] * len(leading), DATA)
         return SparseBatch(
             *(  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def diffusion_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[S
         items = _array((block, 1 + config.evaluation.negatives))
         return ranking._count_sampled.lower(*given, items, model)
 
-    often = _evaluations(section, section.evaluate_every)
+    often = evaluations(section, section.evaluate_every)
     yield Stage("diffusion: rank candidates", often * blocks, unit, lambda: count(False))
     yield Stage("diffusion: rank all items", blocks, unit, lambda: count(True))
 
@@ -201,7 +201,7 @@ def _layout(model: EncoderModel, lengths: np.ndarray, *leading: int) -> tuple[Ba
     widths = model.layout.row_lengths(model.max_length)
     groups = tuple(_array((*leading, *cells)) for cells in zip(rows, widths, strict=True))
     ids = _array((*leading, size))
-    events = round_up(int(lengths.sum(axis=-1).max()), _STEP)
+    events = round_up(int(lengths.sum(axis=-1).max()), encoder_on_mesh.EVENT_STEP)
     return Batch(ids, groups, groups, ids, ids), events  # type: ignore[arg-type]
 
 
@@ -255,7 +255,7 @@ def _encoder_ranking(
         return encoder_ranking._count_sampled.lower(params, *given, items, model)
 
     blocks, variants = -(-sizes.users // block), len(section.variants)
-    often = _evaluations(section, section.first_evaluation)
+    often = evaluations(section, section.first_evaluation)
     unit = f"{block} users"
     yield Stage("encoders: rank candidates", variants * often * blocks, unit, lambda: count(False))
     yield Stage("encoders: rank all items", variants * blocks, unit, lambda: count(True))

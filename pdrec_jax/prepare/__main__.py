@@ -11,21 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pdrec_jax.command import Parser, answered, leave, some_files, some_path
+from pdrec_jax.command import Parser, answered, leave, number, some_files, some_path
 from pdrec_jax.errors import UserError
 
 _OWN = ("input", "user", "item", "time", "unit", "duplicates", "user_core", "item_core", "mapped")
 _PUBLIC = ("dataset", "origin", "downloads", "unverified")
 
-
-def _least(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is expected, got {text!r}")
-    return value
+_CORE = number(int, 1, 1_000_000)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,10 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         "or the last; or none (default: exact)",
     )
     own.add_argument(
-        "--user_core", type=_least, metavar="N", help="fewest records of a user (default: 3)"
+        "--user_core",
+        type=_CORE,
+        metavar="N",
+        help="fewest records of a user (default: 3)",
     )
     own.add_argument(
-        "--item_core", type=_least, metavar="N", help="fewest records of an item (default: 1)"
+        "--item_core",
+        type=_CORE,
+        metavar="N",
+        help="fewest records of an item (default: 1)",
     )
     own.add_argument(
         "--mapped",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdrec_jax.data.columns import LINE_ENDS, MAX_ID, shown
+from pdrec_jax.data.columns import LINE_ENDS, MAX_ID
 from pdrec_jax.errors import UserError
 
 # Why an id or a time is no use; the places are the codes below.
@@ -266,8 +266,3 @@ def parse_date(text: str) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
     return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)).total_seconds()
-
-
-def describe(name: str, fault: str) -> str:
-    """The fault of a field, for the report."""
-    return f"field {shown(name)}: {fault}"

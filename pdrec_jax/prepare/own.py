@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,13 @@ from pdrec_jax.data.columns import Columns, shown
 from pdrec_jax.data.mapped import read_mapped
 from pdrec_jax.data.sources import PREPARED, PREPARED_COLUMNS, PREPARED_LOG
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import atomic_write_text, replace_directory, require_elsewhere, write_errors
+from pdrec_jax.files import (
+    atomic_write_text,
+    beside,
+    replace_directory,
+    require_elsewhere,
+    write_errors,
+)
 from pdrec_jax.prepare import filters, mapped
 from pdrec_jax.prepare.defaults import suggest
 from pdrec_jax.prepare.figures import Figures, measure, measure_log
@@ -312,7 +317,7 @@ def _external(ids: Any, codes: Any) -> Any:
 def _write(out: Path, fill: Callable[[Path], str], overwrite: bool) -> str:
     """Fills a directory beside `out`, then gives it the name; returns what `fill` does."""
     place = out.resolve()  # a link stays
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = beside(place)
     with write_errors(out):
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()

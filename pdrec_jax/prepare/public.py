@@ -7,7 +7,6 @@ import dataclasses
 import lzma
 import os
 import struct
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 from pdrec_jax import interrupts
 from pdrec_jax.data.columns import one_line
 from pdrec_jax.errors import UserError
-from pdrec_jax.files import write_errors
+from pdrec_jax.files import beside, write_errors
 from pdrec_jax.prepare.domain_logs import HEAD, DomainLog, figures_text, require_figures
 from pdrec_jax.prepare.download import Patience, checksum_note, fetch, require_checksum
 from pdrec_jax.prepare.origins import DOUBAN_ZIP, PAIRS, Domain, Pair, Remote
@@ -116,9 +115,7 @@ def _in_the_way(path: Path) -> UserError:
 
 def _write_together(contents: dict[Path, bytes]) -> None:
     """Writes files, all of them or none; a kill between two renames alone leaves the first."""
-    temporary = {
-        path: path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp") for path in contents
-    }
+    temporary = {path: beside(path) for path in contents}
     try:
         for path, content in contents.items():
             with write_errors(path), temporary[path].open("xb") as file:
@@ -180,7 +177,7 @@ def _unzipped(remote: Remote, downloads: Path, patience: Patience | None, verify
     """A file of RecBole-CDR's bundle."""
     bundle = fetch(DOUBAN_ZIP, downloads, patience, verify=verify)
     path = downloads / remote.name
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = beside(path)
     try:
         with write_errors(path), temporary.open("xb") as file:
             for piece in _member(bundle, Path(remote.name).name):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pdrec_jax.command import Parser, answered, leave, some_files, some_path, some_text
+from pdrec_jax.command import Parser, answered, leave, number, some_files, some_path, some_text
 from pdrec_jax.errors import UserError, warn
 from pdrec_jax.main import load_config
 
@@ -19,15 +19,7 @@ if TYPE_CHECKING:
     from pdrec_jax.recommend.histories import Faults, Histories, Unknown
     from pdrec_jax.recommend.recommender import Recommender
 
-_MOST = 10_000
-
-
-def _wanted(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text.lstrip("0")[:6] or 0) <= _MOST:
-        raise argparse.ArgumentTypeError(
-            f"a whole number of at least 1 and at most {_MOST:,} is expected, got {text!r}"
-        )
-    return int(text)
+_K = number(int, 1, 10_000)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", required=True, type=some_path, metavar="FILE", help=".parquet, .csv or .jsonl"
     )
-    parser.add_argument("--k", type=_wanted, default=20, metavar="K", help="items a user (20)")
+    parser.add_argument("--k", type=_K, default=20, metavar="K", help="items a user (20)")
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument(
         "--users",
@@ -216,8 +208,8 @@ def _histories(
 def _summary(
     out: Path, recommender: Recommender, counts: dict[str, Any], faults: Faults
 ) -> Iterator[str]:
-    for what, number in sorted(faults.rows.items()):
-        yield f"skipped: {number:,} rows, {what}"
+    for what, count in sorted(faults.rows.items()):
+        yield f"skipped: {count:,} rows, {what}"
     if faults.items.count:
         yield f"skipped: {_told(faults.items, 'events', 'an item that the model does not know')}"
     if faults.users.count:

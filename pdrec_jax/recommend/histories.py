@@ -178,7 +178,7 @@ class UsersOfLog:
         strange = np.flatnonzero(place < 0)
         faults.users.add(strange.size, str(wanted[strange[0]]) if strange.size else "")
         log = self._log
-        lengths = np.where(place >= 0, log.lengths[place], 0)
+        lengths = np.where(place >= 0, log.offsets[place + 1] - log.offsets[place], 0)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         events = np.arange(offsets[-1]) + np.repeat(log.offsets[place] - offsets[:-1], lengths)
         times = None if log.times is None else log.times[events]

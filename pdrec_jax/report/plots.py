@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pdrec_jax.evaluation.groups import quantile_bins
+from pdrec_jax.evaluation.metrics import user_values
 from pdrec_jax.files import atomic_write_bytes, write_errors
 from pdrec_jax.report.tables import BLOCKS, is_simulated, title
 
@@ -126,20 +127,6 @@ def write_plots(
         atomic_write_bytes(folder / name, image.getvalue())
         written.append(folder / name)
     return written
-
-
-def ndcg_at_10(ranks: np.ndarray) -> np.ndarray:
-    """NDCG@10 with one relevant item: 1 / log2(rank + 2) for ranks below 10, else 0.
-
-    Args:
-        ranks: [...] ranks from 0 (best); NaN where there is none.
-
-    Returns:
-        [...] float64, NaN where the rank is.
-    """
-    ranks = np.asarray(ranks, np.float64)
-    gains = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0.0)
-    return np.where(np.isnan(ranks), np.nan, gains)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
@@ -267,7 +254,7 @@ def _by_length(
         counts = np.bincount(bins)
         shown = [curve for curve in curves if curve.key in ranks]
         for index, curve in enumerate(shown):
-            gains = ndcg_at_10(ranks[curve.key][common])
+            gains = user_values("NDCG@10", ranks[curve.key][common])
             means, margins = np.transpose(
                 [mean_interval(gains[bins == each]) for each in range(len(labels))]
             )

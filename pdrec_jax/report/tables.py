@@ -9,8 +9,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pdrec_jax.evaluation.metrics import CUTOFFS
+
 WIDTH = 100
-CUTOFFS = (1, 5, 10, 20, 50)
 BLOCKS = {
     "sampled": "Sampled ranking: the test item and {negatives} drawn items",
     "full": "Full ranking: the test item among the whole catalogue",

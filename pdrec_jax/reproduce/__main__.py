@@ -114,43 +114,12 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     from pdrec_jax.encoders import registry
 
     _check(arguments, rest)
-    flags = list(rest)
-    flags += [] if arguments.seeds is None else [f"--config.seeds={arguments.seeds}"]
-    names = arguments.datasets or (_PAIRS if arguments.table == "3" else _DATASETS)
-    before = registry.registered()
-
-    def read(name: str, own: Sequence[str] = ()) -> Setting:
-        registry.put_back(before)  # what another config has registered is not this one's
-        return _setting(name, arguments, [*flags, *own])
-
-    # A table a protocol, for figures of two protocols do not belong into one.
-    groups = [
-        [read(name, own) for name in names]
-        for own in ([f"--config.protocol={each}"] for each in arguments.protocol or ())
-    ] or [[read(name) for name in names]]
-
-    folders = collections.Counter(setting.dataset for setting in groups[0])
-    for setting in groups[0]:
-        if folders[setting.dataset] > 1:
-            raise UserError(
-                f"--datasets: {setting.path} and another one would share the folder "
-                f"{setting.dataset}-..; give one of them another name"
-            )
-        domains, table = ("two domains", "3") if setting.config.data.mixed else ("one domain", "1")
-        if arguments.table in ("1", "3") and arguments.table != table:
-            raise UserError(
-                f"--datasets: {setting.path} is of {domains}; --table={table} is its table"
-            )
+    groups = _settings(arguments, rest)
     target = _target(arguments)
     from pdrec_jax.experiment import run
     from pdrec_jax.reproduce import figures
-    from pdrec_jax.reproduce.targets import METRICS
 
-    metric = _METRIC if arguments.metric is None else arguments.metric
-    if metric not in METRICS:
-        raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
-    if arguments.metric is not None and not target.drawn:
-        raise UserError("--metric: a table has all of them; leave it out")
+    metric = _metric(arguments, target)
     jobs = []
     for settings in groups:
         for setting in settings:
@@ -177,6 +146,55 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
     for settings in groups:
         for path in _write(target, settings, arguments, metric):
             print(path)
+
+
+def _settings(arguments: argparse.Namespace, rest: Sequence[str]) -> list[list[Setting]]:
+    """Reads the configs, a list a protocol: figures of two protocols do not belong into one table.
+
+    Raises:
+      UserError: two of them would share a folder, or one is of no use for the table.
+    """
+    from pdrec_jax.encoders import registry
+
+    flags = list(rest)
+    flags += [] if arguments.seeds is None else [f"--config.seeds={arguments.seeds}"]
+    names = arguments.datasets or (_PAIRS if arguments.table == "3" else _DATASETS)
+    before = registry.registered()
+
+    def read(name: str, own: Sequence[str] = ()) -> Setting:
+        registry.put_back(before)  # what another config has registered is not this one's
+        return _setting(name, arguments, [*flags, *own])
+
+    groups = [
+        [read(name, own) for name in names]
+        for own in ([f"--config.protocol={each}"] for each in arguments.protocol or ())
+    ] or [[read(name) for name in names]]
+
+    folders = collections.Counter(setting.dataset for setting in groups[0])
+    for setting in groups[0]:
+        if folders[setting.dataset] > 1:
+            raise UserError(
+                f"--datasets: {setting.path} and another one would share the folder "
+                f"{setting.dataset}-..; give one of them another name"
+            )
+        domains, table = ("two domains", "3") if setting.config.data.mixed else ("one domain", "1")
+        if arguments.table in ("1", "3") and arguments.table != table:
+            raise UserError(
+                f"--datasets: {setting.path} is of {domains}; --table={table} is its table"
+            )
+    return groups
+
+
+def _metric(arguments: argparse.Namespace, target: Target) -> str:
+    """The metric of a figure; a table has all of them."""
+    from pdrec_jax.reproduce.targets import METRICS
+
+    metric = _METRIC if arguments.metric is None else arguments.metric
+    if metric not in METRICS:
+        raise UserError(f"--metric: one of {', '.join(METRICS)} is expected")
+    if arguments.metric is not None and not target.drawn:
+        raise UserError("--metric: a table has all of them; leave it out")
+    return metric
 
 
 def _check(arguments: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from pdrec_jax.encoders import registry
 from pdrec_jax.errors import UserError
 from pdrec_jax.experiment import resolve
 from pdrec_jax.settings import differences, get, put
-from pdrec_jax.workdir import Workdir, saved_config
+from pdrec_jax.workdir import RESULTS, Workdir, saved_config
 
 ENCODERS = ("sasrec", "gru4rec", "cl4srec")  # of the paper, in the order in which they run
 VARIANTS = ("base", "hbr", "hbr+nns", "hbr+nns+dpa")
@@ -140,7 +140,7 @@ class Job:
 
     def _require(self, what: str, source: Path, step: int | None) -> None:
         """Refuses a run that is finished, and so would leave no save where there is none."""
-        if step is None and (source / "results.json").is_file():
+        if step is None and (source / RESULTS).is_file():
             raise UserError(
                 f"{self.workdir}: not finished, and the {what} that it would read are not in "
                 f"{source} (what pdrec_jax.keep has kept has none); name another --out"
@@ -167,7 +167,7 @@ class Job:
             return self
         config = self.config.copy_and_resolve_references()
         # With all the seeds that are asked for: others are trained yet.
-        finished = (self.workdir / "results.json").is_file() and saved.seeds >= config.seeds
+        finished = (self.workdir / RESULTS).is_file() and saved.seeds >= config.seeds
         put_back = set()
         for field in changed:
             # Ours name a folder beside this one, so two parts tell it from all others. What is not

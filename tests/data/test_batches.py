@@ -13,6 +13,7 @@ from pdrec_jax.data.batches import (
     LANES,
     PACKED,
     assign_rows,
+    blocks,
     draw_users,
     enough_rows,
     extend_train,
@@ -55,6 +56,12 @@ class TestDrawUsers:
         assert thrice.shape == (steps, 6)
         for step in range(steps):
             np.testing.assert_array_equal(thrice[step], once[step // 3])
+
+
+def test_the_last_block_is_filled() -> None:
+    cut = blocks(np.array([5, 6, 7, 8, 9]), 2)
+    assert [block.tolist() for block in cut] == [[5, 6], [7, 8], [9, 9]]
+    assert blocks(np.zeros(0, np.int64), 2) == []
 
 
 @pytest.mark.parametrize("times", [True, False])

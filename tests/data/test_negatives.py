@@ -126,8 +126,13 @@ def test_a_large_catalogue_does_not_overflow():
 
 
 def test_a_user_with_every_item_is_refused():
-    with pytest.raises(UserError, match="user 1 has interacted with all 3 items"):
+    with pytest.raises(
+        UserError, match=r"user 1 \(counted from 0\) has interacted with all 3 items"
+    ):
         table_of([[1], [3, 1, 2, 2]], 3)
+    given = np.array([0, 1, 4]), np.array([1, 3, 1, 2], np.int32), 3
+    with pytest.raises(UserError, match=r"^negatives: user bob has interacted with all 3 items, "):
+        complement_table(*given, user_ids=["ann", "bob"])
 
 
 def test_on_the_host_events_are_counted_in_64_bits() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pdrec_jax.diffusion.inference import couple, score_all
-from pdrec_jax.diffusion.ranking import Evaluation, blocks, gather_blocks
+from pdrec_jax.diffusion.ranking import Evaluation, gather_blocks
 from pdrec_jax.diffusion.vectors import InteractionVectors, gather_batch, token_budget
 
 USERS, ITEMS = 11, 40
@@ -39,11 +39,6 @@ def candidates() -> np.ndarray:
 
 
 class TestBlocks:
-    def test_last_one_is_filled(self):
-        cut = blocks(np.array([5, 6, 7, 8, 9]), 2)
-        assert [block.tolist() for block in cut] == [[5, 6], [7, 8], [9, 9]]
-        assert blocks(np.zeros(0, np.int64), 2) == []
-
     def test_gathered(self, vectors):
         users = np.array([3, 1, 8])
         found = list(gather_blocks(vectors, users, 2))

@@ -1,15 +1,17 @@
 """The diffusion stage: what it builds, and an epoch that is interrupted between two dispatches."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pdrec_jax.data.interactions import from_events
 from pdrec_jax.data.simulator import simulate
 from pdrec_jax.data.splits import Split, leave_one_out
-from pdrec_jax.diffusion import stage
+from pdrec_jax.diffusion import optimise, stage
 from pdrec_jax.diffusion import task as task_module
 from pdrec_jax.diffusion.task import DiffusionTask
 from pdrec_jax.errors import UserError
@@ -69,6 +71,24 @@ def test_interrupted_anywhere(task) -> None:
     state, resumed = task.run_epoch(state, 1, lambda _: True, tuple(losses.tolist()))
     assert resumed == values
     jax.tree.map(np.testing.assert_array_equal, state, unbroken)
+
+
+@pytest.mark.parametrize(
+    ("train", "fields"),
+    [
+        (optimise.train_steps, {}),
+        (optimise.train_steps_on_windows, {"noise_fraction": 0.25}),
+        (optimise.train_steps_by_rows, {"noise_fraction": 0.25, "error_fraction": 0.25}),
+    ],
+)
+def test_a_second_seed_compiles_no_training_anew(train, fields) -> None:
+    first = task_of(**fields)
+    second = dataclasses.replace(first, config=ConfigDict({**first.config, "seed": 1}))
+    _, values = first.run_epoch(first.initial(), 1, lambda _: False)
+    programs = train._cache_size()
+    _, others = second.run_epoch(first.initial(), 1, lambda _: False)
+    assert train._cache_size() == programs > 0
+    assert others["loss"] != values["loss"]
 
 
 def test_row_by_row_an_epoch_has_few_pieces(monkeypatch) -> None:

@@ -26,6 +26,20 @@ class TestLayout:
         assert (task.layout(1).users != late.users).any()
         assert (built(seed=1).layout(1).users != task.layout(1).users).any()
 
+    def test_the_next_one_is_made_while_the_device_works(self, built, monkeypatch):
+        task, drawn = built(), EncoderTask._drawn
+        made = []
+        monkeypatch.setattr(
+            EncoderTask, "_drawn", lambda self, epoch: (made.append(epoch), drawn(self, epoch))[1]
+        )
+        state = task.initial()
+        for epoch in (1, 2):
+            state, _ = task.run_epoch(
+                state, epoch, lambda _, then=epoch + 1: made.append(f"{then} ready")
+            )
+        # An epoch's end is told of with the next one's batches at hand, and none is made twice.
+        assert made == [1, 2, "2 ready", 3, "3 ready"]
+
     def test_shapes_repeat(self, built):
         task = built()
         shapes = {

@@ -43,7 +43,7 @@ def test_text_and_page(workdir, tmp_path) -> None:
         (("--workdir={run}", "--user="), "has no user ''"),
         (("--workdir={here}/none", "--user=user 1"), "the workdir of a run is expected"),
         (("--workdir={run}/phases", "--user=user 1"), "the workdir of a run is expected"),
-        (("--workdir={run}", "--user=user 9", "--top=0"), "a whole number from 1 to 1000"),
+        (("--workdir={run}", "--user=user 9", "--top=0"), "a whole number from 1 to 1,000"),
         (("--workdir={run}", "--user=user 9", "--strange"), "unrecognized arguments"),
         (("--workdir={run}", "--user=user 9", "--html={here}/no/page.html"), "cannot write"),
         (("--workdir={run}", "--user=user 9", "--html={here}"), "is a directory, a file is"),

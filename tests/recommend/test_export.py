@@ -310,7 +310,7 @@ class TestMistakes:
     def test_no_run(self, tmp_path: Path, capsys) -> None:
         flags = [f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"]
         self.refused(capsys, "the workdir of a run is expected", *flags)
-        self.refused(capsys, "a whole number of at least 1", *flags, "--k=-1")
+        self.refused(capsys, "a whole number from 1 to 10,000", *flags, "--k=-1")
 
     @pytest.mark.parametrize("name", ["recommend.jax", "item_vectors.parquet"])
     def test_a_full_disk_names_the_file_as_it_would_be(

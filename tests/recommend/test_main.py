@@ -151,8 +151,8 @@ class TestMistakes:
             (["--histories="], "--histories: a file is expected"),
             (["--histories=bad.csv", "--user=item_id"], "different columns are expected"),
             (["--all_users", "--variant=hbr"], "--variant: "),
-            (["--all_users", "--k=0"], "a whole number of at least 1"),
-            (["--all_users", "--k=\u00b2"], "a whole number of at least 1"),
+            (["--all_users", "--k=0"], "a whole number from 1 to 10,000"),
+            (["--all_users", "--k=\u00b2"], "a whole number from 1 to 10,000"),
             (["--all_users", "--out=recs.txt"], "one of .parquet, .csv, .jsonl is expected"),
             (["--all_users", "--out=none/recs.csv"], "--out: none/recs.csv: cannot write (none is"),
             (["--all_users", "--out="], "argument --out: a path is expected, got ''"),
@@ -229,7 +229,7 @@ class TestMistakes:
     @pytest.mark.parametrize("k", ["00000199999999", "0000", "10001"])
     def test_zeros_before_a_number(self, run: Path, call: Call, k) -> None:
         done = call(run, "--all_users", f"--k={k}", "--out=x.csv")
-        assert done.err.startswith("error: argument --k: a whole number of at least 1")
+        assert done.err.startswith("error: argument --k: a whole number from 1 to 10,000")
 
     def test_a_phase_of_another_form(self, run: Path, call: Call, tmp_path: Path) -> None:
         shutil.copytree(run, tmp_path / "odd")

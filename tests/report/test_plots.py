@@ -180,13 +180,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, run: Run) -> None:
         plots.write_plots(tmp_path, *run)
 
 
-def test_ndcg_at_10() -> None:
-    ranks = np.array([0, 0.5, 1, 9, 9.5, 10, 99, np.nan], np.float32)
-    gains = plots.ndcg_at_10(ranks)
-    expected = [1, 1 / math.log2(2.5), 1 / math.log2(3), 1 / math.log2(11), 1 / math.log2(11.5)]
-    np.testing.assert_allclose(gains, [*expected, 0, 0, np.nan], rtol=1e-12)
-
-
 def test_mean_interval_covers_the_mean() -> None:
     random = np.random.default_rng(0)
     hits = 0

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from pdrec_jax.evaluation.metrics import CUTOFFS
 from pdrec_jax.report import tables
 
 Run = tuple[dict[str, Any], Any, Any]
@@ -39,7 +40,7 @@ def test_every_figure_stands_below_its_heading(run: Run, block: str) -> None:
     heading = lines[start + 2]
     for row, model in zip(lines[start + 3 : start + 6], results["models"], strict=True):
         assert row.startswith(model["name"].ljust(19))
-        metrics = [f"NDCG@{k}" for k in tables.CUTOFFS] + [f"HR@{k}" for k in tables.CUTOFFS]
+        metrics = [f"NDCG@{k}" for k in CUTOFFS] + [f"HR@{k}" for k in CUTOFFS]
         figures = [f"{model[block][metric]:.4f}"[1:] for metric in [*metrics, "AUC", "MRR"]]
         if block == "sampled":
             paper = model["paper"].get("NDCG@10")
