@@ -23,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pdrec_jax.command import Parser, answered, leave, number, some_path
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.mapped import write_mapped
 from pdrec_jax.data.sources import PREPARED_COLUMNS, PREPARED_LOG
@@ -57,7 +58,7 @@ def simulated(users: int, items: int, events: int, seed: int) -> Iterator[Intera
         rng = np.random.default_rng((seed, number))
         size = min(max(int(_EVENTS_A_BLOCK / mean), 1), users + 1 - first)
         lengths = 3 + rng.geometric(1 / max(mean - 2, 1), size) - 1
-        offsets = np.append(0, np.cumsum(lengths))
+        offsets = offsets_of(lengths)
         chosen = 1 + (items * rng.random(offsets[-1]) ** 3).astype(np.int32)
         days = np.cumsum(rng.integers(0, 3, offsets[-1]))
         days -= np.repeat(days[offsets[:-1]], lengths)

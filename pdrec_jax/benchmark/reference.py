@@ -21,6 +21,7 @@ import numpy as np
 
 from pdrec_jax.benchmark.contest import Contestant, Elapsed
 from pdrec_jax.benchmark.sizes import Sizes
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.interactions import SOURCE, Interactions
 from pdrec_jax.data.splits import Split
 from pdrec_jax.errors import UserError
@@ -95,7 +96,7 @@ def _rows(log: Interactions, users: np.ndarray, keep: np.ndarray) -> dict[str, n
     index = [row[keep[row]] for row in index]
     events = np.concatenate(index)
     lengths = np.array([len(row) for row in index])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = offsets_of(lengths)
     return {"offsets": offsets, "items": log.items[events], "times": log.times[events]}
 
 

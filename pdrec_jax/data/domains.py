@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.errors import UserError
 
@@ -52,7 +53,7 @@ def merge_domains(
     times = np.concatenate([target.times, source.times[joined]])
     order = np.lexsort((from_source != source_first, times, users))
     return Interactions(
-        offsets=np.append(0, np.cumsum(np.bincount(users, minlength=target.num_users))),
+        offsets=offsets_of(np.bincount(users, minlength=target.num_users)),
         items=items[order],
         times=times[order],
         domains=from_source[order].astype(np.int8),

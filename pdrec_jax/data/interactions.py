@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pdrec_jax.data.compressed import gathered, offsets_of
 from pdrec_jax.data.scratch import EVENTS_A_BLOCK, counts, is_mapped, user_blocks
 from pdrec_jax.errors import UserError
 
@@ -204,8 +205,7 @@ class Interactions:
         )
         chosen = chosen.astype(np.int64)
         lengths = self.lengths[chosen]
-        offsets = _offsets(lengths)
-        events = np.arange(offsets[-1]) + np.repeat(self.offsets[chosen] - offsets[:-1], lengths)
+        offsets, events = gathered(self.offsets[chosen], lengths)
         return self._with_events(events, offsets, self.user_ids[chosen])
 
     def take(self, events: ArrayLike) -> Interactions:
@@ -282,7 +282,7 @@ def from_events(
     order = _order(user_codes, times)
     filler = np.zeros(1, item_vocabulary.dtype)
     return Interactions(
-        offsets=_offsets(np.bincount(user_codes, minlength=user_vocabulary.size)),
+        offsets=offsets_of(np.bincount(user_codes, minlength=user_vocabulary.size)),
         items=(item_codes[order] + 1).astype(np.int32),
         times=None if times is None else times[order],
         domains=None,
@@ -369,10 +369,6 @@ def _order(users: NDArray, times: NDArray | None) -> NDArray[np.intp] | slice:
     if bool(in_order.all()):
         return slice(None)
     return np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
-
-
-def _offsets(lengths: NDArray) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def _require(holds: bool, message: str) -> None:

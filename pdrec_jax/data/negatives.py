@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.scratch import Column, is_mapped, user_blocks
 from pdrec_jax.errors import UserError
 
@@ -73,7 +74,7 @@ def complement_table(
             f"negatives: user {name} has interacted with all {num_items} items, "
             "so that no negative is left; a larger catalogue is needed"
         )
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    starts = offsets_of(counts)
     array: Any = np.asarray if on_host else jnp.asarray
     return ComplementTable(
         # On the host there may be more events than 32 bits count.

@@ -20,6 +20,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.interactions import Interactions, frozen
 from pdrec_jax.errors import UserError
 
@@ -187,7 +188,7 @@ def simulate(
         source_lengths = draw_lengths(rng, users, source_items, source_mean_length)
 
     owners = np.repeat(np.arange(users), lengths + source_lengths)
-    offsets = np.concatenate([[0], np.cumsum(lengths + source_lengths)])
+    offsets = offsets_of(lengths + source_lengths)
     days = _days(rng, owners, offsets)
     from_source = _interleave(rng, owners, days, offsets[:-1] + lengths)
     weights = rng.dirichlet(np.ones(_INTERESTS), users)

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.interactions import SOURCE, TARGET, Interactions, frozen
 from pdrec_jax.data.scratch import Column
 from pdrec_jax.errors import UserError
@@ -214,7 +215,7 @@ class _MappedLog:
         lengths = np.concatenate(self._lengths)
         return dataclasses.replace(
             self._like,
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            offsets=offsets_of(lengths),
             items=self._items.finish(),
             times=None if self._like.times is None else self._times.finish(),
             user_ids=np.concatenate(self._user_ids),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.compressed import gathered, offsets_of
 from pdrec_jax.data.scratch import Column, is_mapped, user_blocks
 from pdrec_jax.errors import UserError
 
@@ -143,7 +144,7 @@ class MappedVectors:
 
     def finish(self) -> InteractionVectors:
         """Returns the vectors of all users, mapped."""
-        offsets = np.append(0, np.cumsum(np.concatenate(self._lengths)))
+        offsets = offsets_of(np.concatenate(self._lengths))
         slots, weights = self._slots.finish(), self._weights.finish()
         return InteractionVectors(offsets, slots, weights, self._num_slots)
 
@@ -170,7 +171,7 @@ def _build(
     kept = np.sort(order[final])
     counts = np.bincount(users[kept], minlength=len(offsets) - 1)
     return InteractionVectors(
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets_of(counts),
         items[kept].astype(np.int32),
         weights[kept],
         num_slots,
@@ -217,10 +218,9 @@ def gather_batch(vectors: InteractionVectors, users: np.ndarray, tokens: int) ->
       tokens: P, at least the number of their non-zeros.
     """
     lengths = vectors.lengths_of(users)
-    total = int(lengths.sum())
     rows = np.repeat(np.arange(len(users)), lengths)
-    starts = vectors.offsets[users] - np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    index = np.arange(total) + np.repeat(starts, lengths)
+    _, index = gathered(vectors.offsets[users], lengths)
+    total = len(index)
     slots = np.zeros(tokens, np.int32)
     weights = np.zeros(tokens, np.float32)
     padded_rows = np.full(tokens, len(users), np.int32)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.scratch import is_mapped, user_blocks
 from pdrec_jax.diffusion.denoiser import Params
 from pdrec_jax.diffusion.inference import DiffusionModel
@@ -116,7 +117,7 @@ def _split(
 
     def part(chosen: np.ndarray, slots: np.ndarray, size: int) -> InteractionVectors:
         counts = np.bincount(users[chosen], minlength=len(vectors.lengths))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        offsets = offsets_of(counts)
         kept = slots[vectors.slots[chosen]].astype(np.int32)
         return InteractionVectors(offsets, kept, vectors.weights[chosen], size)
 

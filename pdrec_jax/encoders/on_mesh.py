@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.compressed import gathered
 from pdrec_jax.data.negatives import ComplementTable
 from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.encoders.step import step_keys, train_step
@@ -44,9 +45,7 @@ def cut_out(
     Returns:
       offsets [B+1] int32; of each array the users' entries [E'], followed by zeros.
     """
-    lengths = offsets[users + 1] - offsets[users]
-    own = np.concatenate([[0], np.cumsum(lengths)])
-    index = np.arange(own[-1]) + np.repeat(offsets[users] - own[:-1], lengths)
+    own, index = gathered(offsets[users], offsets[users + 1] - offsets[users])
     return own.astype(np.int32), [np.pad(a[index], (0, budget - len(index))) for a in arrays]
 
 

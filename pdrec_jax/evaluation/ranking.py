@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pdrec_jax.data.compressed import gathered
 from pdrec_jax.evaluation.metrics import summarise
 from pdrec_jax.rows import by_rows, count_true
 
@@ -122,8 +123,8 @@ def distinct_rows(
     """
     lengths = offsets[users + 1] - offsets[users]
     rows = np.repeat(np.arange(len(users)), lengths)
-    starts = np.repeat(offsets[users] - (np.cumsum(lengths) - lengths), lengths)
-    pairs = np.unique((rows << 32) | items[starts + np.arange(len(rows))])
+    _, events = gathered(offsets[users], lengths)
+    pairs = np.unique((rows << 32) | items[events])
     rows, found = pairs >> 32, (pairs & 0xFFFFFFFF).astype(np.int32)
     counts = np.bincount(rows, minlength=len(users))
     column = np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)

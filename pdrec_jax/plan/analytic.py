@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import PACKED, enough_rows
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.diffusion.redraw import words
 from pdrec_jax.diffusion.sharded_pools import KEY_BITS
 from pdrec_jax.diffusion.sharded_vectors import TOKEN_STEP
@@ -28,7 +29,7 @@ from pdrec_jax.encoders.task import STEPS_ON_MESH
 from pdrec_jax.evaluation.protocol import protocol_of
 from pdrec_jax.plan.cost import Collective, Cost
 from pdrec_jax.plan.roofline import Memory, Program
-from pdrec_jax.plan.sizes import Sizes, as_offsets
+from pdrec_jax.plan.sizes import Sizes
 from pdrec_jax.plan.stages import evaluations
 from pdrec_jax.sharding import round_up
 
@@ -236,7 +237,7 @@ def _encoder(config: ConfigDict, sizes: Sizes, mesh: _Mesh) -> Iterator[Program]
 
     def cells_of(count: int) -> int:
         lengths = sizes.draw((count,))
-        rows = enough_rows(as_offsets(lengths), [np.arange(count)], length, PACKED)
+        rows = enough_rows(offsets_of(lengths), [np.arange(count)], length, PACKED)
         widths = PACKED.row_lengths(length)
         return -(-sum(r * w for r, w in zip(rows, widths, strict=True)) // mesh.data)
 

@@ -103,8 +103,3 @@ def require_planned(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{field}: {planned!r} is planned alone, got {get(config, field)!r}"
             )
-
-
-def as_offsets(lengths: np.ndarray) -> np.ndarray:
-    """Compressed rows of users that have these numbers of events, [B + 1]."""
-    return np.concatenate([[0], np.cumsum(lengths)])

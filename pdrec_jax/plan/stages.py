@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pdrec_jax.data.batches import enough_rows
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.negatives import ComplementTable
 from pdrec_jax.diffusion import inference, ranking
 from pdrec_jax.diffusion import stage as diffusion_stage
@@ -38,7 +39,7 @@ from pdrec_jax.encoders.model import Batch, EncoderModel, TrainingData
 from pdrec_jax.encoders.task import STEPS_ON_MESH, EncoderTask
 from pdrec_jax.evaluation.protocol import protocol_of
 from pdrec_jax.given import pool_rules
-from pdrec_jax.plan.sizes import Sizes, as_offsets
+from pdrec_jax.plan.sizes import Sizes
 from pdrec_jax.row_adam import Tails
 from pdrec_jax.settings import seeded
 from pdrec_jax.sharding import DATA, MODEL, abstract, axis, made_in_place, round_up
@@ -195,7 +196,7 @@ def encoder_stages(config: ConfigDict, sizes: Sizes, mesh: Mesh) -> Iterator[Sta
 def _layout(model: EncoderModel, lengths: np.ndarray, *leading: int) -> tuple[Batch, int]:
     """The shapes of batches whose users have these lengths, [draws, B]; their events at most."""
     draws, size = lengths.shape
-    offsets = as_offsets(lengths.reshape(-1))
+    offsets = offsets_of(lengths.reshape(-1))
     users = np.arange(draws * size).reshape(draws, size)
     rows = enough_rows(offsets, users, model.max_length, model.layout)
     widths = model.layout.row_lengths(model.max_length)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdrec_jax.data import scratch
+from pdrec_jax.data.compressed import offsets_of
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.mapped import write_mapped
 from pdrec_jax.data.scratch import Column
@@ -41,7 +42,7 @@ class Ordered:
     def blocks(self) -> Iterator[Records]:
         """The records of some users at a time."""
         records = self.records
-        for begin, end in _slices(np.append(0, np.cumsum(self.lengths))):
+        for begin, end in _slices(offsets_of(self.lengths)):
             times = None if records.times is None else records.times[begin:end]
             yield Records(records.users[begin:end], records.items[begin:end], times)
 
@@ -79,7 +80,7 @@ def in_order(records: Records, users: int, unit: str, dates: bool) -> Ordered:
     lengths = np.zeros(users, np.int64)
     for block in usable():
         lengths += np.bincount(block.users, minlength=users)
-    offsets = np.append(0, np.cumsum(lengths))
+    offsets = offsets_of(lengths)
     size = int(offsets[-1])
     firsts = np.array([first for first, _ in scratch.user_blocks(offsets)])
     place = offsets[firsts]  # where the next record of each block of users goes
@@ -155,7 +156,7 @@ def write(directory: Path, ordered: Ordered, users: Vocabulary, items: Vocabular
             lengths = np.bincount(block.users - block.users[0])
             lengths = lengths[lengths > 0]
             yield Interactions(
-                offsets=np.append(0, np.cumsum(lengths)),
+                offsets=offsets_of(lengths),
                 items=number[block.items],
                 times=block.times,
                 domains=None,

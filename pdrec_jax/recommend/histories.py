@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pdrec_jax.data.catalogue import Catalogue, IdIndex
 from pdrec_jax.data.columns import shown, unreadable
+from pdrec_jax.data.compressed import gathered, offsets_of
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.errors import UserError
 
@@ -48,9 +49,7 @@ class Histories:
 
     def select(self, users: NDArray[np.int64]) -> Histories:
         """Keeps some users, in the order of these indices."""
-        lengths = self.lengths[users]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        events = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths)
+        offsets, events = gathered(self.offsets[users], self.lengths[users])
         times = None if self.times is None else self.times[events]
         return Histories(self.users[users], offsets, self.items[events], times)
 
@@ -107,7 +106,7 @@ def group(
     else:
         order = np.argsort(owners, kind="stable")
     counts = np.bincount(owners, minlength=len(users))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = offsets_of(counts)
     return Histories(users, offsets, items[order], times)
 
 
@@ -179,8 +178,7 @@ class UsersOfLog:
         faults.users.add(strange.size, str(wanted[strange[0]]) if strange.size else "")
         log = self._log
         lengths = np.where(place >= 0, log.offsets[place + 1] - log.offsets[place], 0)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        events = np.arange(offsets[-1]) + np.repeat(log.offsets[place] - offsets[:-1], lengths)
+        offsets, events = gathered(log.offsets[place], lengths)
         times = None if log.times is None else log.times[events]
         return Histories(wanted, offsets, log.items[events], times)
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data.batches import enough_rows, pack
 from pdrec_jax.data.catalogue import Catalogue
+from pdrec_jax.data.compressed import gathered
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.inference import DiffusionModel, couple, item_factors, user_factors
 from pdrec_jax.diffusion.vectors import build_vectors, gather_batch
@@ -234,9 +235,7 @@ def _encoder_users(
 def _recent(histories: Histories, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The last events of each user, offsets [B + 1] and items: more than that are never read."""
     lengths = np.minimum(histories.lengths, most)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    begins = histories.offsets[1:] - lengths
-    events = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
+    offsets, events = gathered(histories.offsets[1:] - lengths, lengths)
     return offsets, histories.items[events]
 
 
