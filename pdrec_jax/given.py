@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pdrec_jax.data import sources
+from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.splits import MIN_EVENTS, Split, leave_one_out, with_source_events
 from pdrec_jax.diffusion.preferences import PoolRules, require_room
 from pdrec_jax.errors import UserError
@@ -81,14 +82,7 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
             "config.data.auxiliary"
         )
     try:
-        if config.data.mixed:
-            split = with_source_events(
-                log,
-                between=protocol.trains_between,
-                learns_source=config.data.learns_source,
-            )
-        else:
-            split = leave_one_out(log)
+        split = split_of(config, log, protocol)
     except UserError as error:
         raise UserError(f"{files[0] if files else 'simulated log'}: {error}") from error
     users = protocols.user_sets(protocol, split)
@@ -119,6 +113,19 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
         "dropped_users": split.dropped_users,
     }
     return _given(config, protocol, split, users), data
+
+
+def split_of(config: ConfigDict, log: Interactions, protocol: protocols.Protocol) -> Split:
+    """Splits a log as the task of a config has it: of one domain, or of two.
+
+    Raises:
+      UserError: a log of one domain where two are asked for, or too few users with enough events.
+    """
+    if not config.data.mixed:
+        return leave_one_out(log)
+    return with_source_events(
+        log, between=protocol.trains_between, learns_source=config.data.learns_source
+    )
 
 
 def _given(

@@ -15,14 +15,14 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, load_catalogue
-from pdrec_jax.data.splits import Split, leave_one_out, with_source_events
+from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.inference import couple, score_all
 from pdrec_jax.diffusion.preferences import Preferences
 from pdrec_jax.diffusion.vectors import gather_batch, token_budget
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.protocol import protocol_of, user_sets
-from pdrec_jax.given import Given
+from pdrec_jax.given import Given, split_of
 from pdrec_jax.overrides import validate
 from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.recommend.models import Trained, load_encoder, trained_model, trained_models
@@ -99,14 +99,7 @@ def _load(place: Workdir, log: Sequence[Path]) -> tuple[Given, dict[str, Any]]:
             f"{names}: another content, by its checksum, than {place.path} was trained on"
         )
     protocol = protocol_of(config)
-    if config.data.mixed:
-        split = with_source_events(
-            events,
-            between=protocol.trains_between,
-            learns_source=config.data.learns_source,
-        )
-    else:
-        split = leave_one_out(events)
+    split = split_of(config, events, protocol)
     none = np.zeros((split.train.num_users, 0), np.int32)
     return Given(config, protocol, split, user_sets(protocol, split), none, none), data
 
