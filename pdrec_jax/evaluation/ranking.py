@@ -78,7 +78,7 @@ def count_candidates(scores: Array, items: Array) -> tuple[Array, Array]:
 
 
 def count_catalogue(
-    scores: Array, positive: Array, seen: Array, *, first_item: int = 1, last_item: int
+    scores: Array, positive: Array, seen: Array, *, last_item: int
 ) -> tuple[Array, Array]:
     """Counts on the whole catalogue, the user's seen items left out.
 
@@ -89,8 +89,7 @@ def count_catalogue(
       scores: [B, I] over item ids (column 0 is the padding id and never counts).
       positive: [B] int32, the relevant item.
       seen: [B, K] int32, distinct seen items, 0 where there are fewer.
-      first_item: first id of the catalogue.
-      last_item: last id of the catalogue.
+      last_item: last id of the catalogue, which begins with 1.
 
     Returns:
       above [B] and ties [B], int32; ties of -1 where the relevant item's score is not finite. (A
@@ -99,10 +98,10 @@ def count_catalogue(
 
     def count(scores: Array, positive: Array, seen: Array) -> tuple[Array, Array]:
         own = scores[positive]
-        catalogue = scores[first_item : last_item + 1]
+        catalogue = scores[1 : last_item + 1]
         above, level = count_true(catalogue > own), count_true(catalogue >= own)
         of_seen = scores[seen]
-        counts = (seen >= first_item) & (seen <= last_item) & (seen != positive)
+        counts = (seen > 0) & (seen <= last_item) & (seen != positive)
         above = above - count_true(counts & (of_seen > own))
         level = level - count_true(counts & (of_seen >= own))
         return above, jnp.where(jnp.isfinite(own), level - above - 1, -1)

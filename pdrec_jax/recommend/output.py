@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from pdrec_jax.errors import UserError
 
-COLUMNS = ("user", "rank", "item", "score", "basis")
 BASES = ("popularity", "history")
 _ROW_GROUP = 1 << 17
 

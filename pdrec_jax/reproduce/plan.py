@@ -268,11 +268,11 @@ def diffusion_job(setting: Setting) -> Job:
     return setting.job("diffusion", what, fields, unread)
 
 
-def encoder_job(setting: Setting, encoder: str, variants: Sequence[str] = VARIANTS) -> Job:
+def encoder_job(setting: Setting, encoder: str) -> Job:
     """An encoder without and with plugins, on the models of ``diffusion_job``."""
-    fields = {"encoder.name": encoder, "encoder.variants": tuple(variants)}
+    fields = {"encoder.name": encoder, "encoder.variants": VARIANTS}
     fields |= _borrowing(setting, fields)
-    return setting.job(encoder, f"{encoder}: {', '.join(variants)}", fields)
+    return setting.job(encoder, f"{encoder}: {', '.join(VARIANTS)}", fields)
 
 
 def _borrowing(setting: Setting, fields: Mapping[str, Any]) -> dict[str, Any]:

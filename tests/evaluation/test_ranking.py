@@ -47,21 +47,19 @@ def test_goldens(goldens):
 def test_catalogue(levels):
     """Repeated relevant items, seen relevant items, slot 0 and items past the catalogue."""
     rng = np.random.default_rng(1)
-    size, first, last = 30, 2, 25
+    size, last = 30, 25
     scores = rng.integers(0, levels, (40, size)).astype(np.float32)
-    positive = rng.integers(first, last + 1, 40).astype(np.int32)
+    positive = rng.integers(1, last + 1, 40).astype(np.int32)
     seen = np.zeros((40, 9), np.int32)
     for row in seen:
         count = rng.integers(0, 9)
-        row[rng.permutation(9)[:count]] = rng.choice(
-            np.arange(first, last + 1), count, replace=False
-        )
+        row[rng.permutation(9)[:count]] = rng.choice(np.arange(1, last + 1), count, replace=False)
     seen[0, 0] = positive[0] if positive[0] not in seen[0] else seen[0, 0]
-    count = jax.jit(count_catalogue, static_argnames=("first_item", "last_item"))
-    above, ties = count(scores, positive, seen, first_item=first, last_item=last)
+    count = jax.jit(count_catalogue, static_argnames="last_item")
+    above, ties = count(scores, positive, seen, last_item=last)
     for row in range(40):
         out = {0, *seen[row].tolist(), int(positive[row])}
-        others = scores[row, [i for i in range(first, last + 1) if i not in out]]
+        others = scores[row, [i for i in range(1, last + 1) if i not in out]]
         own = scores[row, positive[row]]
         assert above[row] == (others > own).sum()
         assert ties[row] == (others == own).sum()

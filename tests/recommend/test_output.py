@@ -10,7 +10,7 @@ import pytest
 
 from pdrec_jax.errors import UserError
 from pdrec_jax.recommend import output
-from pdrec_jax.recommend.output import COLUMNS, Ranked, format_of, open_writer
+from pdrec_jax.recommend.output import Ranked, format_of, open_writer
 
 TEXT = np.array(["", 'a "quoted", one', "ä\u2028b", "3"])
 NUMBERS = np.array([0, -5, 7, 2**60])
@@ -41,7 +41,7 @@ def expected(ids: np.ndarray) -> list[dict]:
         basis = "popularity" if user == "nobody" else "history"
         for rank, (item, score) in enumerate(zip(items, some, strict=True), 1):
             values = (user, rank, item, score, basis)
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
+            rows.append(dict(zip(("user", "rank", "item", "score", "basis"), values, strict=True)))
     return rows
 
 
