@@ -166,8 +166,10 @@ def pools() -> None:
     scores[1] = rng.normal(size=width)
     scores[scores == 0] *= -1.0
     seen = np.zeros((size, 16), np.int32)
-    for row, line in enumerate(seen):
-        line[: row * 2] = rng.choice(np.arange(1, ITEMS + 1), row * 2, replace=False)
+    excluded = np.zeros((size, 18), np.int32)  # what is held out besides
+    for row, line in enumerate(excluded):
+        line[: row * 2 + 2] = rng.choice(np.arange(1, ITEMS + 1), row * 2 + 2, replace=False)
+        seen[row, : row * 2] = line[: row * 2]
     users, key = np.arange(size), jax.random.key(5)
     keys = jax.vmap(lambda user: jax.random.fold_in(key, user))(users)
     mesh = make_mesh((2, 4))
@@ -177,9 +179,9 @@ def pools() -> None:
         PoolRules(60, False, 12, 0.5, 0.99, True, whole_pools=True),
         PoolRules(10, True, 300, 0.9, 0.99, False),
     ):
-        own = jnp.asarray(scores), jnp.asarray(seen), jnp.asarray(seen)
+        own = jnp.asarray(scores), jnp.asarray(seen), jnp.asarray(excluded)
         expected = jax.jit(cut_pools, static_argnums=(4, 5))(*own, keys, rules, ITEMS)
-        found = cut_block_on(mesh, scores, seen, seen, seen, key, users, rules, ITEMS)
+        found = cut_block_on(mesh, scores, seen, seen, excluded, key, users, rules, ITEMS)
         *parts, whole = expected
         for part, other in zip(found, parts, strict=False):
             np.testing.assert_array_equal(part, other)

@@ -94,6 +94,12 @@ class TestTwoDomains:
         assert split.train.num_items == 4
         assert split.train.domains is None
 
+    def test_needs_two_users_with_three_target_events(self):
+        target = log_of([(1, 1, 0), (1, 2, 2), (2, 1, 0), (2, 2, 2), (2, 3, 4)])
+        source = log_of([(user, item, 1) for user in (1, 2) for item in (10, 11, 12)])
+        with pytest.raises(UserError, match=r"^1 of 2 users have 3 or more target events"):
+            leave_one_out(merge_domains(target, source))
+
     @given(EVENTS, EVENTS)
     def test_against_plain_python(self, events, source_events):
         counts = [sum(user == other for other, _, _ in events) for user in range(4)]
@@ -300,6 +306,18 @@ class TestWithSourceEvents:
         )
         split = with_source_events(three, between=False)
         assert (split.dropped_users, self.words(split.train)) == (1, ["cD", "iJk"])
+
+    def test_short_users_with_many_source_events_go_too(self, log) -> None:
+        many = dataclasses.replace(
+            log,
+            offsets=np.array([0, 4, 9, 13]),
+            items=log.items[[0, 1, 2, 3, 4, 2, 0, 5, 6, 8, 10, 11, 12]],
+            times=np.array([*range(4), *range(5), *range(4)], float),
+            domains=log.domains[[0, 1, 2, 3, 4, 2, 0, 5, 6, 8, 10, 11, 12]],
+            user_ids=np.array([1, 2, 3]),
+        )
+        split = with_source_events(many, between=True)
+        assert (split.dropped_users, self.words(split.train)) == (1, ["ecF", "ik"])
 
     def test_one_domain(self, log) -> None:
         with pytest.raises(UserError, match="a log of two domains is expected"):

@@ -95,7 +95,7 @@ def scores(split) -> np.ndarray:
 def compute(split, scores):
     """`compute(rules, block, seed, exclude_heldout)` for all users but number 3."""
 
-    def compute(rules=STRICT, block=7, seed=0, exclude_heldout=False, scores=scores, done=None):
+    def compute(rules=STRICT, block=9, seed=0, exclude_heldout=False, scores=scores, done=None):
         users = np.arange(30) != 3
         return compute_preferences(
             lambda block: jnp.asarray(scores[block]),
@@ -161,7 +161,7 @@ def test_pools_of_two_domains_are_those_of_the_target(
 
 
 class TestNegativePool:
-    @pytest.mark.parametrize("kind", ["normal", "ties"])
+    @pytest.mark.parametrize("kind", ["normal", "ties", "level"])
     @pytest.mark.parametrize(
         "rules",
         [
@@ -172,9 +172,13 @@ class TestNegativePool:
     )
     def test_like_sorting(self, kind, rules):
         rng = np.random.default_rng(3)
-        scores = rng.normal(size=(40, 70)) if kind == "normal" else rng.integers(0, 4, (40, 70))
-        scores = scores.astype(np.float32)
+        scores = {
+            "normal": rng.normal(size=(40, 70)),
+            "ties": rng.integers(0, 4, (40, 70)),
+            "level": np.zeros((40, 70)),
+        }[kind].astype(np.float32)
         excluded = [set(rng.integers(1, 71, n).tolist()) for n in rng.integers(0, 25, 40)]
+        excluded[0] = {28}  # of level scores the last before the cut of all items
         mask, sizes = jit_pool(scores, ragged(excluded), rules)
         for row in range(40):
             expected = pool_twin(scores[row], excluded[row], rules)
@@ -209,7 +213,9 @@ class TestNegativePool:
 
 
 class TestComputePreferences:
-    @pytest.mark.parametrize(("rules", "heldout"), [(STRICT, False), (REFERENCE, True)])
+    @pytest.mark.parametrize(
+        ("rules", "heldout"), [(STRICT, False), (STRICT, True), (REFERENCE, True)]
+    )
     def test_like_sorting(self, compute, split, scores, rules, heldout):
         found = compute(dataclasses.replace(rules, whole_pools=True), exclude_heldout=heldout)
         train, kept = split.train, unpacked(found.pools, 60)
@@ -306,8 +312,9 @@ class TestComputePreferences:
         split, users = leave_one_out(log), np.ones(2, bool)
         rules = dataclasses.replace(STRICT, candidates=2)
         if exclude_heldout:
-            with pytest.raises(UserError, match=r"a negative is wanted, .* has seen 8 of 8 items"):
-                require_room(split, users, rules, exclude_heldout=True)
+            for some in (rules, dataclasses.replace(REFERENCE, candidates=2)):
+                with pytest.raises(UserError, match=r"a negative is wanted, .* seen 8 of 8 items"):
+                    require_room(split, users, some, exclude_heldout=True)
         else:
             require_room(split, users, rules)
             with pytest.raises(UserError, match=r"3 candidates .* has seen 6 of 8 items"):
@@ -351,6 +358,19 @@ class TestSaving:
         found = load_preferences(store, split, dataclasses.replace(STRICT, whole_pools=True)).pools
         assert found is not None
         assert found.dtype == np.uint32
+        np.testing.assert_array_equal(found, pools)
+
+    def test_with_pools_of_the_target_alone(self, store, split):
+        """Of 60 items the first 30 are the target's, of which a pool takes one number."""
+        train = dataclasses.replace(
+            split.train,
+            domains=(split.train.items > 30).astype(np.int8),
+            num_target_items=30,
+        )
+        pools = np.arange(30, dtype=np.uint32)[:, None]
+        save_preferences(store, dataclasses.replace(self.made(split), pools=pools), {})
+        both = dataclasses.replace(split, train=train, learns_source=False)
+        found = load_preferences(store, both, dataclasses.replace(STRICT, whole_pools=True)).pools
         np.testing.assert_array_equal(found, pools)
 
     def test_others(self, store, split):

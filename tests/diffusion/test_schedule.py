@@ -147,6 +147,12 @@ class TestMakeSchedule:
         variances = [0.1, 0.4, 0.7, 1 - 0.3 * (1 - MAX_BETA)]
         np.testing.assert_allclose(1 - schedule.alpha_bars, variances, rtol=1e-12)
 
+    @pytest.mark.parametrize("variance", [0.5, 0.9995])
+    def test_a_single_step_has_the_variance_of_the_lower_end(self, variance):
+        """The upper end, whatever it is, belongs to later steps, and so does the largest beta."""
+        schedule = make_schedule("linear-var", 1, **noise(1, variance, 2), fix_first_beta=False)
+        np.testing.assert_allclose(schedule.betas, [variance], rtol=1e-12)
+
     @pytest.mark.parametrize("name", ["linear", "linear-var"])
     def test_a_first_beta_of_0_counts_where_it_is_kept(self, name):
         assert make_schedule(name, 5, **noise(1, 0, 0.5)).betas[0] == FIRST_BETA

@@ -187,6 +187,7 @@ class TestTop:
     @pytest.mark.parametrize("kind", KINDS)
     def test_many_groups(self, kind):
         scores = scores_of(kind, rows=3, columns=1001)
+        scores[0] = np.sort(scores[0])  # the best are in the last group, which is short
         np.testing.assert_array_equal(jit_top(scores, 15), order_of(scores)[:, :15])
 
 

@@ -96,16 +96,26 @@ class TestAugment:
                 assert set(np.asarray(view.pads)[cells].tolist()) <= {MOST - n}
 
     def test_every_start_and_every_cell_has_its_chance(self, inputs):
-        before = histories_of(inputs)[4]  # 10 items: 5 starts of a crop of 6, 3 of 10 masked
-        starts, masked = set(), np.zeros(10)
+        before = histories_of(inputs)
+        crops = {4: 6, 8: 3}  # of 10 items and of 5: 5 starts and 3, 3 of the 10 masked
+        starts: dict[int, set[int]] = {user: set() for user in crops}
+        masked = np.zeros(10)
         for view in self.draws(inputs, count=150):
-            after = histories_of(view)[4]
-            if MASKED in after:
-                masked += np.array(after) == MASKED
-            elif len(after) == 6:
-                starts.add(before.index(after[0]))
-        assert starts == set(range(5))
+            after = histories_of(view)
+            masked += np.array(after[4] if MASKED in after[4] else [0] * 10) == MASKED
+            for user, size in crops.items():
+                if MASKED not in after[user] and len(after[user]) == size:
+                    starts[user].add(before[user].index(after[user][0]))
+        assert starts == {4: set(range(5)), 8: set(range(3))}
         assert masked.min() > 3
+
+    def test_the_two_views_of_a_step_are_drawn_apart(self, config, inputs):
+        settings = config(encoder__name="cl4srec", encoder__max_length=MOST)
+        model, initialise = stage.make_model(settings, (), 200)
+        views = jax.jit(model.encoder(initialise()).views)(inputs, jax.random.key(0))
+        one, other = map(histories_of, views)
+        long = [user for user, history in histories_of(inputs).items() if len(history) >= 7]
+        assert sum(one[user] != other[user] for user in long) > len(long) / 2
 
     def test_rates_of_nothing_and_of_all(self, inputs):
         before = histories_of(inputs)

@@ -187,14 +187,15 @@ class TestAttention:
 
     @pytest.mark.parametrize("logit", [-500.0, -50.0, 50.0, 500.0])
     @pytest.mark.parametrize("pads", [0.0, 2.0])
-    def test_a_lone_key_of_any_logit(self, logit, pads):
+    @pytest.mark.parametrize("keys", [1, 2])
+    def test_keys_of_any_logit(self, logit, pads, keys):
         module = Attention(4, 1, 0.0, rngs=nnx.Rngs(params=1))
         module.query[...], module.key[...] = logit / 2 * jnp.eye(4), jnp.eye(4)
         module.value[...], module.output[...] = jnp.eye(4), jnp.eye(4)
-        x = jnp.ones((1, 1, 4))
-        found = module(x, x, jnp.ones((1, 1, 1), bool), jnp.full((1, 1), pads), None)
-        share = 1.0 if pads == 0 else 1 / (1 + pads * np.exp(-logit))
-        np.testing.assert_allclose(found, np.full((1, 1, 4), share), rtol=1e-5, atol=1e-30)
+        x = jnp.ones((1, keys, 4))
+        found = module(x, x, jnp.ones((1, keys, keys), bool), jnp.full((1, keys), pads), None)
+        share = 1.0 if pads == 0 else keys / (keys + pads * np.exp(-logit))
+        np.testing.assert_allclose(found, np.full((1, keys, 4), share), rtol=1e-5, atol=1e-30)
 
     def test_dropout_of_the_weights(self):
         module = Attention(8, 2, 0.5, rngs=nnx.Rngs(params=1))

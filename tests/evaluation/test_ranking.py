@@ -29,7 +29,9 @@ def test_candidates(levels):
 
 
 def test_an_item_is_level_with_itself():
-    scores = np.array([[1.0, np.nextafter(1.0, 2), 2.0, 1.0], [3.0, 1.0, 2.0, 4.0]], np.float32)
+    scores = np.array(
+        [[1.0, np.nextafter(np.float32(1), 2), 2.0, 1.0], [3.0, 1.0, 2.0, 4.0]], np.float32
+    )
     items = np.array([[7, 7, 8, 9], [1, 2, 3, 4]], np.int32)
     above, ties = count_candidates(scores, items)
     assert (above.tolist(), ties.tolist()) == ([1, 1], [2, 0])

@@ -95,6 +95,13 @@ class TestBootstrap:
             grouped.mean(axis=0), whole.mean(axis=0), atol=0.05 * width.max()
         )
 
+    def test_a_short_last_group_counts_by_its_users(self, monkeypatch) -> None:
+        """Two groups of 300 and 100 users, who are all hit in the one and never in the other."""
+        monkeypatch.setattr(significance, "_GROUP", 300)
+        low, high = bootstrap_interval((np.arange(400) >= 300).astype(float)[None], draws=500)
+        error = math.sqrt(0.25 * 0.75 / 400)
+        assert (low, high) == pytest.approx((0.25 - 1.96 * error, 0.25 + 1.96 * error), abs=0.015)
+
     def test_coverage(self) -> None:
         rng = np.random.default_rng(3)
         inside = 0

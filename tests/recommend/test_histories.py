@@ -35,6 +35,13 @@ class TestLists:
         assert made.times is not None
         assert made.times.tolist() == [0, 1, 5, 5, 2, 2]
 
+    def test_what_is_unknown_takes_its_time_along(self) -> None:
+        given = [[10, 99, 30, 20]], [[5, 1, 4, 0]]
+        made = from_ids(np.array(["a"]), *given, ITEMS, Faults())
+        assert rows(made) == [[2, 3, 1]]
+        assert made.times is not None
+        assert made.times.tolist() == [0, 4, 5]
+
     @pytest.mark.parametrize("times", [[[1]], [[1, 2, 3]], [[1, 2], []], [[1, float("nan")]]])
     def test_times_that_do_not_fit(self, times) -> None:
         with pytest.raises(UserError, match="times: "):
