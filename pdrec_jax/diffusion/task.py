@@ -51,6 +51,7 @@ _windowed_loss = jax.jit(windowed_training_loss, static_argnums=(1, 5))
 _STEPS_A_DISPATCH = 5  # the progress bar moves this often
 _ROW_STEPS_A_DISPATCH = 512  # at most, and a signal waits for as long
 _LOOKED_AHEAD = 8  # epochs whose batches decide the number of tokens
+_TOKENS_SEED = 0  # of their draws
 
 
 def steps_a_dispatch(steps: int, *, by_rows: bool) -> int:
@@ -185,12 +186,18 @@ class DiffusionTask:
 
     @functools.cached_property
     def _usual_tokens(self) -> list[int]:
-        """Tokens of each part that nearly every epoch's batches fit in; on a mesh a place's."""
-        drawn = np.stack([self._draw(epoch) for epoch in range(1, _LOOKED_AHEAD + 1)])
-        if self.model.mesh is None:
-            return [token_budget(part, drawn) for part in self._parts]
-        own = shares(drawn, self.model.mesh)
-        return [share_budget(part, own) for part in self._parts]
+        """Tokens of each part that nearly every epoch's batches fit in; on a mesh a place's.
+
+        The same for every seed, so that seeds share what is compiled.
+        """
+        mesh, ahead = self.model.mesh, range(1, _LOOKED_AHEAD + 1)
+        drawn = (self._draw(epoch, _TOKENS_SEED) for epoch in ahead)
+        if mesh is None:
+            budgets = [[token_budget(part, users) for part in self._parts] for users in drawn]
+        else:
+            own = (shares(users, mesh) for users in drawn)
+            budgets = [[share_budget(part, users) for part in self._parts] for users in own]
+        return [max(some) for some in zip(*budgets, strict=True)]
 
     @functools.cached_property
     def _held_head(self) -> HeldHead:
@@ -220,13 +227,13 @@ class DiffusionTask:
             _, (_, mean) = _dense_loss(*given, state["history"], parts[0], len(users), key)
         return mean
 
-    def _draw(self, epoch: int) -> np.ndarray:
+    def _draw(self, epoch: int, seed: int | None = None) -> np.ndarray:
         """The users of an epoch's batches, [steps, B]; nothing but seed and epoch decide them."""
         config = self.config
         return draw_users(
             self.users,
             (self.steps, config.batch_size),
-            seed=(config.seed, 1, epoch),
+            seed=(config.seed if seed is None else seed, 1, epoch),
             repeat=config.batch_repeat,
         )
 

@@ -194,7 +194,8 @@ class EncoderTask:
             state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = train_epoch(*given, self.model, config.seed)
-        self.layout(epoch + 1)
+        if epoch < config.epochs:
+            self.layout(epoch + 1)
         every = np.concatenate([np.array(done, np.float32), np.asarray(losses)])
         advance(self.steps - len(done))
         return state, training.epoch_values(every, rate)

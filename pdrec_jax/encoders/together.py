@@ -91,8 +91,9 @@ def run_epochs(
             first.model,
             np.array([tasks[index].config.seed for index in members], np.int32),
         )
-        for index in members:
-            tasks[index].layout(epoch + 1)
+        if epoch < first.config.epochs:
+            for index in members:
+                tasks[index].layout(epoch + 1)
         for index, state, loss in zip(members, new, np.asarray(losses).T, strict=True):
             trained[index] = state, epoch_values(loss, rate)
     return [trained[index] for index in range(len(tasks))]
