@@ -175,32 +175,19 @@ def _complete(
     prepared: Prepared | None,
 ) -> None:
     """Makes what a finished run lacks of its files, where it can be made."""
-    if jax.process_count() == 1 and not (place.path / CATALOGUE).is_file():
-        # Of a run older than `recommend`.
-        given, data = prepared or prepare(config, files)
-        with place.held(data):
-            save_catalogue(place.path, catalogue_of(given.split, files))
-    _complete_ranks(config, files, place, done, prepared)
+    if jax.process_count() == 1:
+        # Of a run older than `recommend` there is none.
+        catalogue = (place.path / CATALOGUE).is_file()
+        ranks = None if (place.path / PER_USER).is_file() else place.ranks_of(done)
+        if not catalogue or ranks is not None:
+            given, data = prepared or prepare(config, files)
+            with place.held(data):
+                if not catalogue:
+                    save_catalogue(place.path, catalogue_of(given.split, files))
+                if ranks is not None:
+                    warn(f"{place.path / PER_USER}: missing; it is put together from the phases")
+                    place.save_per_user({**users_of(given), **ranks})
     complete_report(config, place)
-
-
-def _complete_ranks(
-    config: ConfigDict,
-    files: list[Path] | None,
-    place: Workdir,
-    done: dict[str, Any],
-    prepared: Prepared | None,
-) -> None:
-    """Puts ``per_user.npz`` of a finished run together again where it is missing and can be."""
-    if jax.process_count() > 1 or (place.path / PER_USER).is_file():
-        return
-    arrays = place.ranks_of(done)
-    if arrays is None:
-        return
-    given, data = prepared or prepare(config, files)
-    with place.held(data):
-        warn(f"{place.path / PER_USER}: missing; it is put together from the phases")
-        place.save_per_user({**users_of(given), **arrays})
 
 
 def users_of(given: Given) -> dict[str, np.ndarray]:
