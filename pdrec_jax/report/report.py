@@ -10,9 +10,9 @@ import numpy as np
 from pdrec_jax.files import atomic_write_text, write_errors
 from pdrec_jax.report import plots, tables
 from pdrec_jax.report.groups import markdown_groups
-from pdrec_jax.workdir import CONFIG
 
 FILE = "report.md"
+_CONFIG = "config.json"  # as in ``workdir``, which would load JAX
 INSTALL_PLOTS = (
     "The plots need matplotlib, the extra `plots`: `pip install '.[plots]'` in the folder of the "
     "source code, then run the same command again."
@@ -172,12 +172,12 @@ def _costs(results: Mapping[str, Any]) -> str:
 
 
 def _config(workdir: Path) -> str:
-    path = workdir / CONFIG
+    path = workdir / _CONFIG
     if not path.is_file():
         return ""
     text = path.read_text(encoding="utf-8", errors="replace").strip()
     return (
-        f"## Configuration\n\n<details><summary>{CONFIG}</summary>\n\n"
+        f"## Configuration\n\n<details><summary>{_CONFIG}</summary>\n\n"
         f"```json\n{text}\n```\n\n</details>"
     )
 
