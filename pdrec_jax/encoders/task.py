@@ -74,7 +74,6 @@ class EncoderTask:
     num_items: int
     by_batch: bool = False
     redraws: Redraws | None = None
-    _layouts: dict[int, Batch] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state.
@@ -123,15 +122,8 @@ class EncoderTask:
         return tails(ADAM, np.repeat(rates, self.steps))
 
     def layout(self, epoch: int) -> Batch:
-        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host.
-
-        Those that were asked for last are kept: who asks for the next epoch's while the device
-        trains this one's finds them ready.
-        """
-        if epoch not in self._layouts:
-            self._layouts.clear()
-            self._layouts[epoch] = self._pack(*self._drawn(epoch))
-        return self._layouts[epoch]
+        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
+        return self._pack(*self._drawn(epoch))
 
     def _drawn(self, epoch: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """The users of an epoch, [steps, B], and the rows that each of its batches fits in."""
@@ -194,8 +186,6 @@ class EncoderTask:
             state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = train_epoch(*given, self.model, config.seed)
-        if epoch < config.epochs:
-            self.layout(epoch + 1)
         every = np.concatenate([np.array(done, np.float32), np.asarray(losses)])
         advance(self.steps - len(done))
         return state, training.epoch_values(every, rate)

@@ -36,7 +36,7 @@ class Trainable(Protocol):
         """The data of an epoch."""
 
     def layout(self, epoch: int) -> Batch:
-        """The batches of an epoch, kept until those of another are asked for."""
+        """The batches of an epoch."""
 
     def clock(self, epoch: int) -> tuple[np.ndarray, float]:
         """The numbers of an epoch's steps and its learning rate."""
@@ -91,9 +91,6 @@ def run_epochs(
             first.model,
             np.array([tasks[index].config.seed for index in members], np.int32),
         )
-        if epoch < first.config.epochs:
-            for index in members:
-                tasks[index].layout(epoch + 1)
         for index, state, loss in zip(members, new, np.asarray(losses).T, strict=True):
             trained[index] = state, epoch_values(loss, rate)
     return [trained[index] for index in range(len(tasks))]

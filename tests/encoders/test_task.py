@@ -26,21 +26,6 @@ class TestLayout:
         assert (task.layout(1).users != late.users).any()
         assert (built(seed=1).layout(1).users != task.layout(1).users).any()
 
-    @pytest.mark.loose_jax("dtypes")
-    def test_the_next_one_is_made_while_the_device_works(self, built, monkeypatch):
-        task, drawn = built(encoder__epochs=3), EncoderTask._drawn
-        made = []
-        monkeypatch.setattr(
-            EncoderTask, "_drawn", lambda self, epoch: (made.append(epoch), drawn(self, epoch))[1]
-        )
-        state = task.initial()
-        for epoch in (1, 2, 3):
-            state, _ = task.run_epoch(
-                state, epoch, lambda _, now=epoch: made.append(f"{now} trained")
-            )
-        # An epoch's end is told of with the next one's batches at hand, and none is made twice.
-        assert made == [1, 2, "1 trained", 3, "2 trained", "3 trained"]
-
     def test_shapes_repeat(self, built):
         task = built()
         shapes = {
