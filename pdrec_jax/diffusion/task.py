@@ -142,11 +142,8 @@ class DiffusionTask:
         """
         mesh = self.model.mesh
         # A rare epoch that needs more gets its own, so that few shapes are ever compiled.
+        tokens = [max(pair) for pair in zip(self._tokens(users), self._usual_tokens, strict=True)]
         if mesh is None:
-            tokens = [
-                max(token_budget(part, users), usual)
-                for part, usual in zip(self._parts, self._usual_tokens, strict=True)
-            ]
             return lambda chunk: [
                 jax.tree.map(
                     lambda *rows: np.stack(rows),
@@ -155,14 +152,18 @@ class DiffusionTask:
                 for part, some in zip(self._parts, tokens, strict=True)
             ]
         own = shares(users, mesh)
-        tokens = [
-            max(share_budget(part, own), usual)
-            for part, usual in zip(self._parts, self._usual_tokens, strict=True)
-        ]
         return lambda chunk: [
             place_batch(mesh, part, own[chunk], some)
             for part, some in zip(self._parts, tokens, strict=True)
         ]
+
+    def _tokens(self, users: np.ndarray) -> list[int]:
+        """Tokens of each part that all these batches fit in, [steps, B]; on a mesh a place's."""
+        mesh = self.model.mesh
+        if mesh is None:
+            return [token_budget(part, users) for part in self._parts]
+        own = shares(users, mesh)
+        return [share_budget(part, own) for part in self._parts]
 
     def _train(
         self,
@@ -186,18 +187,10 @@ class DiffusionTask:
 
     @functools.cached_property
     def _usual_tokens(self) -> list[int]:
-        """Tokens of each part that nearly every epoch's batches fit in; on a mesh a place's.
-
-        The same for every seed, so that seeds share what is compiled.
-        """
-        mesh, ahead = self.model.mesh, range(1, _LOOKED_AHEAD + 1)
-        drawn = (self._draw(epoch, _TOKENS_SEED) for epoch in ahead)
-        if mesh is None:
-            budgets = [[token_budget(part, users) for part in self._parts] for users in drawn]
-        else:
-            own = (shares(users, mesh) for users in drawn)
-            budgets = [[share_budget(part, users) for part in self._parts] for users in own]
-        return [max(some) for some in zip(*budgets, strict=True)]
+        """``_tokens`` of nearly every epoch, one for all seeds: they share what is compiled."""
+        ahead = range(1, _LOOKED_AHEAD + 1)
+        found = (self._tokens(self._draw(epoch, _TOKENS_SEED)) for epoch in ahead)
+        return [max(some) for some in zip(*found, strict=True)]
 
     @functools.cached_property
     def _held_head(self) -> HeldHead:

@@ -91,6 +91,18 @@ def test_a_second_seed_compiles_no_training_anew(train, fields) -> None:
     assert others["loss"] != values["loss"]
 
 
+def test_batches_of_all_seeds_have_one_shape(monkeypatch) -> None:
+    """Where the numbers of tokens are not rounded, so that those of other draws differ."""
+    monkeypatch.setattr("pdrec_jax.diffusion.vectors._TOKEN_STEP", 1)
+    tasks = [task_of(noise_fraction=0.25)]
+    tasks += [
+        dataclasses.replace(tasks[0], config=ConfigDict({**tasks[0].config, "seed": seed}))
+        for seed in (1, 2)
+    ]
+    assert len({tuple(task._tokens(task._draw(1))) for task in tasks}) == 3
+    assert len({tuple(task._usual_tokens) for task in tasks}) == 1
+
+
 def test_row_by_row_an_epoch_has_few_pieces(monkeypatch) -> None:
     """Each ends with every row up to date, so where they end makes no difference but rounding."""
     whole = task_of(noise_fraction=0.25, error_fraction=0.25)

@@ -1,4 +1,4 @@
-"""A small job compiled for 8 virtual processors, in a process of its own: shapes alone, no data."""
+"""What is compiled: a small job for 8 virtual processors, in a process of its own; and refusals."""
 
 import json
 import os
@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from pdrec_jax.plan.compile import needed, whole_arrays
+from pdrec_jax.plan.hlo import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS, DEVICES = 160_013, 8
@@ -95,3 +99,38 @@ def test_formulas_know_the_memory_of_training(found: dict[str, Any]) -> None:
             for how in ("compiled", "estimated")
         )
         assert 0.8 < compiled / estimated < 1.25
+
+
+def module_of(*shapes: str) -> str:
+    lines = "\n".join(f"  %x{n} = {shape} parameter({n})" for n, shape in enumerate(shapes))
+    return f"HloModule m, num_partitions=8\n\nENTRY %main () -> f32[] {{\n{lines}\n}}\n"
+
+
+def test_long_arrays_are_found() -> None:
+    module = parse(
+        module_of(
+            "f32[12501,64]{1,0}",  # a part
+            "f32[100008,64]{1,0}",  # all of it, with what fills up the mesh
+            "f32[4,100001]{1,0}",
+            "s32[1563,64]{1,0}",  # all of it in groups
+            "f32[200000]{0}",  # of users
+            "f32[99999]{0}",
+            "f32[120000]{0}",
+        )
+    )
+    assert whole_arrays(module, (20_000, 1_563)) == []  # too short to tell
+    assert whole_arrays(module, (200_000, 100_000)) == [
+        "x1 f32[100008, 64]", "x2 f32[4, 100001]", "x3 s32[1563, 64]", "x4 f32[200000]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5 * 2**30),
+        ("the total memory required for HLO temporaries (512.0M) exceeds HBM", 512 * 2**20),
+    ],
+)
+def test_the_compilers_refusals_are_read(message: str, size: float) -> None:
+    assert needed(message) == size
+    assert np.isnan(needed("no room"))
