@@ -138,6 +138,7 @@ def _given(
         negatives = config.evaluation.negatives
         if split.train.mapped:
             drawn = protocols.DrawnCandidates(protocol, split, config.seed, heldout, negatives)
+            drawn.require_items()
             drawn.require_room()
             return drawn
         return protocols.draw_candidates(

@@ -7,10 +7,12 @@ can be held against the paper's Table 1. docs/design.md has them side by side.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from pdrec_jax.data import scratch
 from pdrec_jax.data.splits import Split
 from pdrec_jax.errors import UserError
 
@@ -156,8 +158,12 @@ def draw_candidates(
       UserError: a user has fewer than N items to draw from.
     """
     drawn = DrawnCandidates(protocol, split, seed, heldout, negatives)
-    drawn.require_room()  # before there is a table for them
-    return drawn[np.arange(split.train.num_users)]
+    drawn.require_items()  # before there is a table for them
+    table = np.zeros(drawn.shape, np.int32)
+    users = np.arange(len(table))
+    table[:, 0] = drawn[users, 0]
+    drawn.fill(table[:, 1:], users)
+    return table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,8 +171,10 @@ class DrawnCandidates:
     """The table of ``draw_candidates`` whose rows are drawn when they are asked for.
 
     With 99 negatives a user's row is as long as a history of 33 events with times, so the table of
-    a log that need not fit in memory would not fit either. It is read as the table would be, by
-    ``table[users]``, [B, 1 + N] int32, or by ``table[users, 0]`` for the relevant items alone.
+    a log that need not fit in memory would not fit either. What was drawn lies on the disk, see
+    ``data.scratch``, for to read a row takes a fraction of the time of its draw. The table is read
+    as one in memory would be, by ``table[users]``, [B, 1 + N] int32, or by ``table[users, 0]`` for
+    the relevant items alone.
 
     Attributes:
       protocol: see ``draw_candidates``, as for all others.
@@ -193,14 +201,21 @@ class DrawnCandidates:
         if isinstance(which, tuple):
             users, column = which
             return positives[users] if column == 0 else self[users][:, column]
-        table = np.zeros((len(which), 1 + self.negatives), np.int32)
-        table[:, 0] = positives[which]
-        for row, user in enumerate(np.asarray(which).tolist()):
-            table[row, 1:] = self._draw(user)
-        return table
+        negatives, drawn = self._kept
+        missing = np.unique(which[~drawn[which]])
+        self.fill(negatives, missing)
+        drawn[missing] = True
+        return np.concatenate((positives[which, None], negatives[which]), axis=1, dtype=np.int32)
 
-    def require_room(self) -> None:
-        """Checks that every user has N items to draw from, as the table does when it is drawn.
+    @functools.cached_property
+    def _kept(self) -> tuple[np.ndarray, np.ndarray]:
+        """The negatives, [U, N] int32 on the disk, and whose are there, [U] bool."""
+        users = self.split.train.num_users
+        negatives = scratch.zeros(users * self.negatives, np.int32)
+        return negatives.reshape(users, self.negatives), np.zeros(users, bool)
+
+    def require_items(self) -> None:
+        """Checks that every user has N items to draw from, without drawing all of them.
 
         Raises:
           UserError: one has not.
@@ -209,6 +224,19 @@ class DrawnCandidates:
         short = self.split.train.num_target_items - most < self.negatives
         for user in np.flatnonzero(short).tolist():  # who may have: some items may be repeated
             self._draw(user)
+
+    def require_room(self) -> None:
+        """Claims the disk that the table will take.
+
+        Raises:
+          UserError: there is not enough of it.
+        """
+        _ = self._kept
+
+    def fill(self, table: np.ndarray, users: np.ndarray) -> None:
+        """Draws the negatives of some users into their rows of a table, [U, N]."""
+        for user in users.tolist():
+            table[user] = self._draw(user)
 
     def _draw(self, user: int) -> np.ndarray:
         split, negatives = self.split, self.negatives

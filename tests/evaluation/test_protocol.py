@@ -1,10 +1,12 @@
 """The two protocols: who takes part, and which candidates are drawn."""
 
 import dataclasses
+import errno
 
 import numpy as np
 import pytest
 
+from pdrec_jax.data import scratch
 from pdrec_jax.data.domains import merge_domains
 from pdrec_jax.data.interactions import from_events
 from pdrec_jax.data.readers import read_log
@@ -160,11 +162,39 @@ class TestCandidates:
             np.testing.assert_array_equal(drawn[users], table[users])
             for column in (0, 5):
                 np.testing.assert_array_equal(drawn[users, column], table[users, column])
-            drawn.require_room()
+            everyone = np.arange(len(table))
+            np.testing.assert_array_equal(drawn[everyone], table)
+            assert drawn[everyone].dtype == table.dtype
+            drawn.require_items()
 
-    def test_room_for_rows_drawn_when_asked_for(self, split):
+    def test_a_row_is_drawn_once_and_lies_on_the_disk(self, split, monkeypatch):
+        drawn = DrawnCandidates(STRICT, split, 3, "test", 9)
+        users, rows = np.array([4, 0, 4]), []
+        draw = DrawnCandidates._draw
+
+        def counted(self, user):
+            rows.append(user)
+            return draw(self, user)
+
+        monkeypatch.setattr(DrawnCandidates, "_draw", counted)
+        first = drawn[users]
+        np.testing.assert_array_equal(drawn[users], first)
+        drawn[np.array([0, 17])]
+        assert rows == [0, 4, 17]
+        assert scratch.is_mapped(drawn._kept[0])
+        assert not drawn._kept[0][5].any()
+
+    def test_room_on_the_disk_is_claimed_before_a_row_is_drawn(self, split, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(scratch.os, "posix_fallocate", full)
+        with pytest.raises(UserError, match="disk full"):
+            DrawnCandidates(STRICT, split, 3, "test", 9).require_room()
+
+    def test_items_for_rows_drawn_when_asked_for(self, split):
         with pytest.raises(UserError) as found:
-            DrawnCandidates(STRICT, split, 0, "test", 38).require_room()
+            DrawnCandidates(STRICT, split, 0, "test", 38).require_items()
         with pytest.raises(UserError) as expected:
             draw_candidates(STRICT, split, 0, heldout="test", negatives=38)
         assert str(found.value) == str(expected.value)
