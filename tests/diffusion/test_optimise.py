@@ -10,9 +10,11 @@ import pytest
 
 from pdrec_jax.diffusion.optimise import (
     make_optimiser,
+    train_steps,
     train_steps_by_rows,
     train_steps_on_windows,
 )
+from pdrec_jax.diffusion.step import training_loss
 from pdrec_jax.diffusion.timesteps import empty_history
 from pdrec_jax.diffusion.windows import SplitBatch, choose_head
 from pdrec_jax.row_adam import AdamW, tails
@@ -103,3 +105,24 @@ def test_a_window_of_the_error_changes_the_second_moment_alone(random_model, run
     assert ratio.min() < 0.5
     # Rows of the head count as they are.
     np.testing.assert_allclose(ratio[HEAD.slots], 1, rtol=1e-3)
+
+
+def test_a_steps_draws_are_those_of_seed_and_number(random_model, random_vectors, sparse):
+    """Nothing moves at a rate of 0, and a history that is not full has no say in the timesteps."""
+    model, params = random_model(0)
+    batch, numbers = sparse(random_vectors(0, BATCH, 37)), np.array([3, 3, 5])
+    state = {
+        "params": jax.tree.map(jnp.array, params),
+        "optimiser": make_optimiser(DECAY).init(params),
+        "history": empty_history(10),
+    }
+    batches = jax.tree.map(lambda rows: np.stack([rows] * len(numbers)), batch)
+    _, losses = train_steps(state, batches, numbers, 0.0, model, DECAY, 7, BATCH)
+
+    def alone(number):
+        key = jax.random.fold_in(jax.random.key(7), number)
+        _, (_, mean) = training_loss(params, model, empty_history(10), batch, BATCH, key)
+        return mean
+
+    np.testing.assert_allclose(losses, [alone(number) for number in numbers], rtol=1e-5)
+    assert abs(losses[2] - losses[0]) > 1e-3
