@@ -1,4 +1,4 @@
-"""Command line of the main job.
+"""Command line of the main job, and the same from Python (``train``).
 
 python -m pdrec_jax.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.FIELD=VALUE ...]
     [--coordinator=HOST:PORT --num_processes=N --process_id=K]
@@ -13,16 +13,18 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from pdrec_jax import interrupts
 from pdrec_jax.command import answered, leave
 from pdrec_jax.data.sources import validated
 from pdrec_jax.errors import UserError
-from pdrec_jax.settings import FIELDS, misfit, require_field
+from pdrec_jax.settings import FIELDS, misfit, put, require_field
 
 _HELP = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 
@@ -78,6 +80,55 @@ def _main(argv: list[str]) -> None:
         run(command.config, command.by_hand, command.workdir)
 
 
+def train(
+    config: str | Path | ConfigDict,
+    fields: Mapping[str, Any] | None = None,
+    workdir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Runs or resumes the main job from Python, one at a time in a process.
+
+    SIGINT (a notebook's button that interrupts) and SIGTERM let it save its state first; a second
+    one ends the process.
+
+    Args:
+      config: a config file, with its argument behind a colon (``configs/toy.py:readme``); or a
+        config, which stays as it is.
+      fields: values by dotted field, such as ``{"encoder.name": "gru4rec"}``. Like those of a
+        command line they win over what the config has for a protocol, an encoder or a simulated
+        log.
+      workdir: directory of the run; None for one named after the experiment.
+
+    Returns:
+      the results, as in the workdir's ``results.json``.
+
+    Raises:
+      UserError: anything the user can mend, in one line.
+      KeyboardInterrupt: a signal came; the same call goes on.
+    """
+    loaded = config if isinstance(config, ConfigDict) else load_config(str(config))
+    loaded = loaded.copy_and_resolve_references()
+    by_hand = frozenset(fields or ())
+    for field, value in (fields or {}).items():
+        require_field(field)
+        value = tuple(value) if isinstance(value, list) else value
+        if not FIELDS[field].fits(value):
+            raise misfit(field, value)
+        put(loaded, field, value)
+    _parsed()
+    from pdrec_jax.experiment import run
+
+    with interrupts.heard():
+        return run(loaded, by_hand, None if workdir is None else str(workdir))
+
+
+def _parsed() -> None:
+    """Says that there is no command line left to parse; absl's own flags raise until somebody does.
+
+    Libraries below look at them.
+    """
+    flags.FLAGS.mark_as_parsed()
+
+
 def parse(argv: Sequence[str]) -> Command:
     """Reads a command line.
 
@@ -109,8 +160,7 @@ def parse(argv: Sequence[str]) -> Command:
     by_hand = config_flags.get_override_values(own["config"])
     for field in by_hand:
         require_field(field)
-    # Libraries below look at absl's own flags, which raise until somebody has parsed them.
-    flags.FLAGS.mark_as_parsed()
+    _parsed()
     return Command(
         config,
         frozenset(by_hand),

@@ -42,9 +42,9 @@ SHARED = frozenset(
 )
 # First part of a module's name below pdrec_jax -> the first parts that it may import.
 MAY_IMPORT: dict[str, frozenset[str]] = {
-    # pdrec_jax/__init__.py, which everyone loads first; what it offers of `recommend` is loaded
-    # when somebody asks for it.
-    "": frozenset({"xla_flags", "starting", "recommend"}),
+    # pdrec_jax/__init__.py, which everyone loads first; what it offers of `main` and `recommend` is
+    # loaded when somebody asks for it.
+    "": frozenset({"xla_flags", "starting", "main", "recommend"}),
     "xla_flags": frozenset(),
     "starting": frozenset(),
     **dict.fromkeys(SHARED, SHARED),
