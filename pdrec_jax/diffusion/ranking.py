@@ -28,6 +28,7 @@ from pdrec_jax.evaluation.ranking import (
     count_candidates,
     count_catalogue,
     distinct_rows,
+    ranks_of_blocks,
 )
 from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.sharding import DATA, axis, round_up, spread
@@ -93,38 +94,33 @@ class Evaluation:
     def sampled(self, params: Params) -> Ranks:
         """Ranks among the sampled candidates."""
         coupled, key = couple(self.model, params), jax.random.key(self.seed)
-        counts = []
-        for users, batch, real in self._blocks():
+        counts, real = [], []
+        for users, batch, some in self._blocks():
             items = self.candidates[users]
-            found = _count_sampled(params, coupled, batch, key, users, items, self.model)
-            counts.append([np.asarray(c)[:real] for c in found])
+            counts.append(_count_sampled(params, coupled, batch, key, users, items, self.model))
+            real.append(some)
         negatives = np.full(len(self.users), self.candidates.shape[1] - 1)
-        return self._ranks(counts, negatives)
+        return ranks_of_blocks(counts, real, negatives, half_ties=self.half_ties)
 
     def full(self, params: Params) -> Ranks:
         """Ranks among all target items that the user has not seen."""
         coupled, key = couple(self.model, params), jax.random.key(self.seed)
-        counts, negatives = [], []
+        counts, real, negatives = [], [], []
         num_items = self.num_items
         width = common_width(self.seen[0], self.users)
-        for users, batch, real in self._blocks():
+        for users, batch, some in self._blocks():
             positive = self.candidates[users, 0]
             seen = distinct_rows(*self.seen, users, width)
-            found = _count_full(
-                params, coupled, batch, key, users, positive, seen, self.model, num_items
-            )
-            counts.append([np.asarray(c)[:real] for c in found])
+            given = params, coupled, batch, key, users, positive, seen
+            counts.append(_count_full(*given, self.model, num_items))
+            real.append(some)
             others = (seen > 0) & (seen <= num_items) & (seen != positive[:, None])
-            negatives.append((num_items - 1 - others.sum(axis=1))[:real])
-        return self._ranks(counts, np.concatenate(negatives) if negatives else np.zeros(0))
+            negatives.append((num_items - 1 - others.sum(axis=1))[:some])
+        others_of_all = np.concatenate([np.zeros(0, np.int64), *negatives])
+        return ranks_of_blocks(counts, real, others_of_all, half_ties=self.half_ties)
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, SparseBatch, int]]:
         return gather_blocks(self.vectors, self.users, self.block, self.model.mesh)
-
-    def _ranks(self, counts: list[list[np.ndarray]], negatives: np.ndarray) -> Ranks:
-        above = np.concatenate([c[0] for c in counts]) if counts else np.zeros(0, np.int64)
-        ties = np.concatenate([c[1] for c in counts]) if counts else np.zeros(0, np.int64)
-        return Ranks(above.astype(np.int64), ties.astype(np.int64), negatives, self.half_ties)
 
 
 @functools.partial(jax.jit, static_argnums=6)

@@ -30,6 +30,7 @@ from pdrec_jax.evaluation.ranking import (
     count_candidates,
     count_catalogue,
     distinct_rows,
+    ranks_of_blocks,
 )
 from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.rows import by_blocks
@@ -126,7 +127,7 @@ class Evaluation:
             counts.append(_count_sampled(*given, self.model))
             real.append(block.real)
         negatives = np.full(len(self.users), self.candidates.shape[1] - 1)
-        return self._ranks(counts, real, negatives)
+        return ranks_of_blocks(counts, real, negatives, half_ties=self.half_ties)
 
     def full(self, params: Params) -> Ranks:
         """Ranks among all items that are not in the user's input."""
@@ -141,17 +142,8 @@ class Evaluation:
             others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
             negatives.append((self.num_items - 1 - others.sum(axis=1))[: block.real])
             real.append(block.real)
-        return self._ranks(counts, real, np.concatenate(negatives) if negatives else np.zeros(0))
-
-    def _ranks(
-        self, counts: list[tuple[Array, Array]], real: list[int], negatives: np.ndarray
-    ) -> Ranks:
-        found = jax.device_get(counts)
-        columns = []
-        for index in (0, 1):
-            parts = [pair[index][:size] for pair, size in zip(found, real, strict=True)]
-            columns.append(np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, int))
-        return Ranks(columns[0], columns[1], negatives, self.half_ties)
+        others_of_all = np.concatenate([np.zeros(0, np.int64), *negatives])
+        return ranks_of_blocks(counts, real, others_of_all, half_ties=self.half_ties)
 
 
 @functools.partial(jax.jit, static_argnums=5)

@@ -1,8 +1,10 @@
 """Counting, for each user, the candidates that beat the relevant item."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -55,6 +57,30 @@ class Scorer(Protocol):
 
     def full(self, params: Any) -> Ranks:
         """Ranks in the whole catalogue."""
+
+
+def ranks_of_blocks(
+    counts: Sequence[tuple[Array, Array]],
+    real: Sequence[int],
+    negatives: np.ndarray,
+    *,
+    half_ties: bool,
+) -> Ranks:
+    """Puts together what blocks of users have counted, and is the first to wait for the device.
+
+    Args:
+      counts: above [B] and ties [B] of each block.
+      real: how many users of each block are not filling; together U.
+      negatives: see ``Ranks``, and so is the next.
+      half_ties: see there.
+    """
+    found = jax.device_get(list(counts))
+
+    def column(which: int) -> np.ndarray:
+        parts = [pair[which][:size] for pair, size in zip(found, real, strict=True)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    return Ranks(column(0), column(1), negatives, half_ties)
 
 
 def count_candidates(scores: Array, items: Array) -> tuple[Array, Array]:
