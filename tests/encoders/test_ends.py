@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from pdrec_jax.encoders import registry
 from pdrec_jax.encoders.cl4srec import CL4SRec
 from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.ends import Ends, slots_of
-from pdrec_jax.encoders.layers import FeedForward, Rows
+from pdrec_jax.encoders.layers import Attention, FeedForward, Rows
 from pdrec_jax.encoders.model import final_states
 from pdrec_jax.encoders.sasrec import SASRec
 from pdrec_jax.encoders.step import training_loss
@@ -83,6 +84,28 @@ def test_ends_are_static():
         )
         == 2
     )
+
+
+def test_an_empty_cell_has_no_say_however_small_the_weights() -> None:
+    """Beside logits below -88 the weight of one that is 0 overflows, and so would its gradient."""
+    attention = Attention(4, 1, 0.0, rngs=nnx.Rngs(0))
+    attention.query[...], attention.key[...] = 20 * jnp.eye(4), -20 * jnp.eye(4)
+    cells = jnp.asarray(np.random.default_rng(0).uniform(0.9, 1, (6, 4)), jnp.float32)
+    segment = jnp.asarray([[0, 0, 0, 1, 1, 1]], jnp.int32)
+
+    def attend(cells, count):
+        cells = jnp.where(jnp.arange(count)[:, None] < 5, cells[:count], 0)
+        occupied = jnp.arange(count)[None, :] < 5
+        slots = slots_of(segment[:, :count], occupied, Ends(0, 2))
+        found = attention.of_ends(cells[slots.last], cells, slots, jnp.zeros(2), None)
+        return jnp.sum(found @ jnp.arange(4.0)), found
+
+    run = jax.jit(jax.value_and_grad(attend, has_aux=True), static_argnums=1)
+    (_, full), gradient = run(cells, 5)
+    (_, found), other = run(cells, 6)
+    assert np.abs(gradient[:5]).min() > 0
+    np.testing.assert_allclose(found, full, rtol=1e-5)
+    np.testing.assert_allclose(other, gradient, rtol=1e-5)
 
 
 @pytest.fixture
