@@ -230,11 +230,12 @@ def test_killed_while_two_train(two, call, tmp_path, monkeypatch, vmapped):
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_one_that_diverges_leaves_the_others(two, call, tmp_path, monkeypatch, at_once):
-    measure = Run.measure
+    measure, times = Run.measure, []
 
     def broken(run: Run, state: Any, values: dict[str, float]) -> None:
         if "seed-0/encoders/sasrec+" in str(run.store.directory):
             values["loss"] = math.nan
+            times.append(run)
         measure(run, state, values)
 
     flags = [SEEDS, SAME_LOG, f"--config.seeds_at_once={at_once}"]
@@ -243,6 +244,7 @@ def test_one_that_diverges_leaves_the_others(two, call, tmp_path, monkeypatch, a
         done = call(tmp_path, *flags)
     assert done.status == 2
     assert f"error: seed 0: {KEYS[2]}: the loss is nan in epoch 1 at learning rate" in done.err
+    assert len(times) == 1  # it is not begun a second time
     assert not (tmp_path / "results.json").exists()
     assert json.loads((tmp_path / "seed-0/results.json").read_text())["stage"] == "diffusion"
     found = json.loads((tmp_path / "seed-1/results.json").read_text())
