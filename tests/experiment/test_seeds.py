@@ -162,8 +162,11 @@ def test_more_seeds_later(two, call, tmp_path):
     # Of what was kept of the first two there are no models, and none are trained again.
     small = tmp_path / "small"
     assert keep.main([str(two.path), f"--out={small}"]) == 0
+    first = small / two.path.name / "seed-0" / "results.json"
+    first.write_text(json.dumps({**json.loads(first.read_text()), "peak_memory_bytes": 10**15}))
     again = call(small / two.path.name, "--config.seeds=3", SAME_LOG)
     assert again.status == 0
+    assert again.results["peak_memory_bytes"] == 10**15  # the most that a seed has taken
     assert "seed 2" in again.err
     assert "seed 0" not in again.err
     for ours, expected in zip(again.results["models"], more.results["models"], strict=True):
