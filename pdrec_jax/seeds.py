@@ -150,7 +150,7 @@ def run(
     place.require_unlocked()
     # The first seed's preparation finds what is wrong before a file is written.
     given, data = prepare(configs[0], files)
-    prepared = [(with_seed(given, own), data) for own in configs]
+    prepared = [(given, data), *((with_seed(given, own), data) for own in configs[1:])]
     paths = [one.path for one in seeds]
     for (each, _), one, done_already in zip(prepared, seeds, finished, strict=True):
         if not done_already:  # a finished seed asks for nothing

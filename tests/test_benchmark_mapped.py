@@ -48,7 +48,10 @@ def test_a_log_of_other_sizes_is_not_taken_for_it(tmp_path) -> None:
     [
         (["--dir=new", "--users=0"], "argument --users: a whole number from 20 to 1,000,000,000"),
         (["--dir=new", "--items=-5"], "argument --items: a whole number from 200 to 1,000,000,000"),
-        (["--dir=new", "--events=0"], "argument --events: a whole number from 1 to 100,000,000"),
+        (
+            ["--dir=new", "--events=0"],
+            "argument --events: a whole number from 1 to 100,000,000,000",
+        ),
         (["--dir=log.csv"], "log.csv: cannot write (File exists)"),
         (["--dir=log.csv/below"], "log.csv/below: cannot write (Not a directory)"),
     ],

@@ -19,6 +19,7 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.diffusion.preferences import save_preferences
 from pdrec_jax.errors import UserError
+from pdrec_jax.evaluation import protocol
 from pdrec_jax.given import prepare
 from pdrec_jax.metric_log import MetricLog
 from pdrec_jax.report.seeds import seeds_table
@@ -254,6 +255,19 @@ def test_one_that_diverges_leaves_the_others(two, call, tmp_path, monkeypatch, a
     for model, expected in zip(found["models"], two.results["models"], strict=True):
         ours = expected["by_seed"]["sampled"]["NDCG@10"][1]
         assert model["sampled"]["NDCG@10"] == pytest.approx(ours, abs=1e-5)
+
+
+def test_candidates_of_a_seed_are_drawn_once(call, tmp_path, monkeypatch):
+    drawn, draw = [], protocol.draw_candidates
+
+    def noted(*given: Any, heldout: str, **named: Any) -> np.ndarray:
+        drawn.append((given[2], heldout))
+        return draw(*given, heldout=heldout, **named)
+
+    monkeypatch.setattr(protocol, "draw_candidates", noted)
+    flags = ["--config.stage=encoder", "--config.encoder.variants=base", SEEDS, SAME_LOG]
+    assert call(tmp_path, *flags).status == 0
+    assert drawn == [(seed, heldout) for seed in (0, 1) for heldout in ("test", "valid")]
 
 
 @pytest.mark.parametrize("vmapped", [False, True])
