@@ -24,6 +24,7 @@ from pdrec_jax.diffusion.vectors import (
 from pdrec_jax.evaluation.protocol import Candidates
 from pdrec_jax.evaluation.ranking import (
     Ranks,
+    catalogue_negatives,
     common_width,
     count_candidates,
     count_catalogue,
@@ -114,8 +115,7 @@ class Evaluation:
             given = params, coupled, batch, key, users, positive, seen
             counts.append(_count_full(*given, self.model, num_items))
             real.append(some)
-            others = (seen > 0) & (seen <= num_items) & (seen != positive[:, None])
-            negatives.append((num_items - 1 - others.sum(axis=1))[:some])
+            negatives.append(catalogue_negatives(seen, positive, num_items)[:some])
         others_of_all = np.concatenate([np.zeros(0, np.int64), *negatives])
         return ranks_of_blocks(counts, real, others_of_all, half_ties=self.half_ties)
 

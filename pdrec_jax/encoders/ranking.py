@@ -26,6 +26,7 @@ from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget
 from pdrec_jax.evaluation.protocol import Candidates
 from pdrec_jax.evaluation.ranking import (
     Ranks,
+    catalogue_negatives,
     common_width,
     count_candidates,
     count_catalogue,
@@ -139,8 +140,8 @@ class Evaluation:
             seen = distinct_rows(self.offsets, self.items, block.users, width)
             given = params, table, *block.histories, block.batch, positive, seen
             counts.append(_count_full(*given, self.model, self.num_items))
-            others = (seen > 0) & (seen <= self.num_items) & (seen != positive[:, None])
-            negatives.append((self.num_items - 1 - others.sum(axis=1))[: block.real])
+            others = catalogue_negatives(seen, positive, self.num_items)
+            negatives.append(others[: block.real])
             real.append(block.real)
         others_of_all = np.concatenate([np.zeros(0, np.int64), *negatives])
         return ranks_of_blocks(counts, real, others_of_all, half_ties=self.half_ties)

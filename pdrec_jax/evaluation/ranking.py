@@ -135,6 +135,18 @@ def count_catalogue(
     return by_rows(count, scores, positive, seen)
 
 
+def catalogue_negatives(seen: np.ndarray, positive: np.ndarray, last_item: int) -> np.ndarray:
+    """How many items of the catalogue ``count_catalogue`` looks at beside the relevant one, [B].
+
+    Args:
+      seen: [B, K], see there, and so are the others.
+      positive: [B].
+      last_item: see there.
+    """
+    left_out = (seen > 0) & (seen <= last_item) & (seen != positive[:, None])
+    return last_item - 1 - left_out.sum(axis=1)
+
+
 def distinct_rows(
     offsets: np.ndarray, items: np.ndarray, users: np.ndarray, width: int = 1
 ) -> np.ndarray:
