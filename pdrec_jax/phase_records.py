@@ -110,10 +110,16 @@ class PhaseRecords:
     def finish(
         self, name: str, record: dict[str, Any], arrays: dict[str, np.ndarray] | None = None
     ) -> None:
-        """Marks a phase as done, with a JSON record and per-user arrays."""
+        """Marks a phase as done, with a JSON record and per-user arrays.
+
+        Raises:
+          UserError: the directory cannot be written.
+        """
         path = self.path / f"{name}.npz"
         self._undone.discard(name)
         if processes.is_first():
+            with write_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
             if arrays:
                 atomic_savez(path, **arrays)
             record = json.loads(json.dumps(record))

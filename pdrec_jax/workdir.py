@@ -234,8 +234,6 @@ class Workdir:
         # The config first: a directory without it is taken for somebody else's.
         atomic_write_text(self.path / CONFIG, json.dumps(self._config, indent=2) + "\n")
         atomic_write_text(self.path / _DATA, json.dumps(data, indent=2) + "\n")
-        with write_errors(self.path):
-            (self.path / _PHASES).mkdir(exist_ok=True)
         for left in list(_left_below(self.path)):
             # Of a run that was killed while writing.
             with contextlib.suppress(OSError):

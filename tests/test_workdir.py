@@ -61,7 +61,7 @@ class TestOpening:
 
     def test_an_empty_directory_will_do(self, tmp_path: Path) -> None:
         begun(tmp_path)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "data.json", "phases"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "data.json"]
 
     def test_the_same_run_is_taken_up(self, tmp_path: Path) -> None:
         begun(tmp_path, seed=3).phases.finish("diffusion", {"seconds": 1.5})
@@ -110,9 +110,9 @@ class TestOpening:
 
     def test_a_lost_record_of_the_data(self, tmp_path: Path) -> None:
         """A kill right after the config leaves none, and nothing else; what is more was trained."""
-        begun(tmp_path).phases.path.rmdir()
-        (tmp_path / "data.json").unlink()
         begun(tmp_path)
+        (tmp_path / "data.json").unlink()
+        begun(tmp_path).phases.finish("diffusion", {})
         (tmp_path / "data.json").unlink()
         assert complaint(tmp_path).startswith("/data.json: missing, without which nobody knows")
 
@@ -131,6 +131,7 @@ class TestPhases:
     )
     def test_an_unsealed_record_of_another_form(self, tmp_path: Path, capsys, record) -> None:
         place = begun(tmp_path)
+        (tmp_path / "phases").mkdir()
         (tmp_path / "phases" / "diffusion.json").write_text(json.dumps(record))
         assert place.phases.find("diffusion") is None
         assert "not as they were written; diffusion counts as not done" in capsys.readouterr().err
@@ -226,6 +227,7 @@ class TestDamage:
 
     def test_a_record_of_an_earlier_version_has_no_seal(self, tmp_path: Path) -> None:
         place = begun(tmp_path)
+        (tmp_path / "phases").mkdir()
         (tmp_path / "phases" / "sasrec.json").write_text('{"seconds": 1}')
         assert place.phases.find("sasrec") == {"seconds": 1}
 
@@ -266,6 +268,7 @@ class TestInterruptions:
 
     def test_what_a_killed_run_left_half_written_is_removed(self, tmp_path: Path) -> None:
         place = begun(tmp_path)
+        (tmp_path / "phases").mkdir()
         left = [tmp_path / ".results.json.0.tmp", tmp_path / "phases" / ".sasrec.npz.0.tmp"]
         for path in left:
             path.touch()

@@ -51,6 +51,8 @@ def test_what_is_kept_compares_as_the_runs_do(tmp_path, make, kept, capsys, seed
     }
     expected |= {f"{part}/per_user.npz" for part in parts[-seeds:]} | {"base/metrics.jsonl"}
     assert {name for name in files(folder) if name.startswith("base")} == expected
+    folders = {path.name for path in (folder / "base").rglob("*") if path.is_dir()}
+    assert folders == {f"seed-{seed}" for seed in range(seeds) if seeds > 1}  # none is empty
     whole = compared(capsys, tmp_path / "base", tmp_path / "run")
     assert compared(capsys, folder / "base", folder / "run") == whole
     # Once more, what is there is replaced by the same.
