@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from pdrec_jax.evaluation.ranking import common_width, distinct_rows
 from pdrec_jax.rows import by_rows, count_true
 from pdrec_jax.sharding import DATA, axis, round_up
 
+_T = TypeVar("_T")
 # From users [B] to scores [B, >= I + 1], column i for item i.
 ScoreBlocks = Callable[[np.ndarray], Array]
 
@@ -274,19 +275,25 @@ def compute_preferences(
     key = jax.random.key(seed)
     block = round_up(block, axis(mesh, DATA))
     cut = _cut_block if mesh is None else functools.partial(cut_block_on, mesh)
-    for number, rows in enumerate(blocks(index, block)):
-        real = index[number * block :][:block]
-        events = _event_rows(train.offsets, train.items, rows, width)
-        seen = distinct_rows(train.offsets, train.items, rows, width)
-        seen = np.where(seen <= num_items, seen, 0)
-        excluded = seen
-        if exclude_heldout:
-            held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)
-            excluded = _add_distinct(seen, held)
-        scores = score_blocks(rows)
-        parts = cut(scores, events, seen, excluded, key, rows, rules, num_items)
+
+    def dispatched() -> Iterator[tuple[np.ndarray, int, tuple[Array, ...]]]:
+        for number, rows in enumerate(blocks(index, block)):
+            events = _event_rows(train.offsets, train.items, rows, width)
+            seen = distinct_rows(train.offsets, train.items, rows, width)
+            seen = np.where(seen <= num_items, seen, 0)
+            excluded = seen
+            if exclude_heldout:
+                held = np.stack([split.valid_items[rows], split.test_items[rows]], axis=1)
+                excluded = _add_distinct(seen, held)
+            scores = score_blocks(rows)
+            parts = cut(scores, events, seen, excluded, key, rows, rules, num_items)
+            columns = scores.shape[1]
+            del scores  # before the next block's are made
+            yield index[number * block :][:block], columns, parts
+
+    for real, columns, parts in _one_ahead(dispatched()):
         candidates, negatives, sizes, observed, padding, whole = (
-            np.asarray(part)[: len(real)] for part in parts
+            part[: len(real)] for part in jax.device_get(parts)
         )
         if not sizes.all():
             raise UserError(
@@ -300,7 +307,7 @@ def compute_preferences(
         out.padding[real] = padding
         if pools is not None:
             if mesh is not None:
-                whole = joined_parts(whole, scores.shape[1], mesh, num_items)
+                whole = joined_parts(whole, columns, mesh, num_items)
             pools[real] = whole
         lengths = train.offsets[real + 1] - train.offsets[real]
         within = np.arange(width)[None, :] < lengths[:, None]
@@ -308,6 +315,16 @@ def compute_preferences(
         out.observed[target] = observed[within]
         advance(len(real))
     return out
+
+
+def _one_ahead(made: Iterator[_T]) -> Iterator[_T]:
+    """Yields each when the next is made too: the device works on that one meanwhile."""
+    waiting: list[_T] = []
+    for one in made:
+        waiting.append(one)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 def _event_rows(

@@ -389,3 +389,23 @@ class TestSaving:
         smaller = leave_one_out(from_events(users, np.tile(np.arange(1, 5), 5)))
         with pytest.raises(UserError, match=r"\(5, 4\)"):
             load_preferences(store, smaller, STRICT)
+
+
+def test_the_device_has_the_next_block_while_the_host_reads_one(split, scores) -> None:
+    order = []
+
+    def score_block(rows):
+        order.append("scored")
+        return jnp.asarray(scores[rows])
+
+    compute_preferences(
+        score_block,
+        split,
+        np.ones(30, bool),
+        STRICT,
+        exclude_heldout=False,
+        seed=0,
+        block=10,
+        advance=lambda count: order.append(count),
+    )
+    assert order == ["scored", "scored", 10, "scored", 10, 10]
