@@ -10,13 +10,28 @@ from pathlib import Path
 
 import jax
 
+from pdrec_jax.errors import UserError
 from pdrec_jax.files import expanded
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _DIRECTORY, _ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
+_X64 = "jax_enable_x64"
 _LEAST_SECONDS = 0.2  # what compiles faster is not worth a file
 _MAPPINGS, _MOST_MAPPINGS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 _USUAL_MOST = 65_530
+
+
+def require_32_bits() -> None:
+    """Checks that JAX makes numbers of 32 bits, which models and checkpoints are of.
+
+    Raises:
+      UserError: it was told to make them of 64.
+    """
+    if getattr(jax.config, _X64):
+        raise UserError(
+            "JAX_ENABLE_X64: numbers of 32 bits are expected; unset it, or call "
+            'jax.config.update("jax_enable_x64", False)'
+        )
 
 
 def use_cache(setting: str) -> Path | None:

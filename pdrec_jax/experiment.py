@@ -50,6 +50,7 @@ def run(config: ConfigDict, by_hand: Collection[str], workdir: str | None) -> di
       UserError: anything the user can mend.
     """
     memory.forget_peak()
+    compilation.require_32_bits()
     config, files = resolve(config, by_hand)
     compilation.use_cache(config.compilation_cache)
     path = Path(workdir or default_workdir(config, files is None))

@@ -90,7 +90,7 @@ def prepare(config: ConfigDict, files: list[Path] | None) -> Prepared:
         if not getattr(users, name).any():
             raise UserError(
                 f"data: no user passes the {protocol.name} protocol's filter of the {name} stage, "
-                "at least one is expected"
+                "at least one with four events or more is expected"
             )
     data_axis, model_axis = config.mesh
     make_mesh((data_axis, model_axis))  # one that does not fit is refused here

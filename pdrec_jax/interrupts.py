@@ -40,6 +40,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(number)
         self.number, self.saved = int(number), saved
 
+    def __str__(self) -> str:
+        return self.saved or f"signal {self.number}"
+
 
 class _Asked:
     """What was asked of this process: the first signal, and how many places let it wait.

@@ -9,6 +9,7 @@ The last three are for one of several processes, where the environment does not 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import runpy
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -93,7 +95,8 @@ def train(
     Args:
       config: a config file, with its argument behind a colon (``configs/toy.py:readme``); or a
         config, which stays as it is.
-      fields: values by dotted field, such as ``{"encoder.name": "gru4rec"}``. Like those of a
+      fields: values by dotted field, such as ``{"encoder.name": "gru4rec"}``; NumPy's numbers and
+        arrays will do, and paths. Like those of a
         command line they win over what the config has for a protocol, an encoder or a simulated
         log.
       workdir: directory of the run; None for one named after the experiment.
@@ -110,7 +113,7 @@ def train(
     by_hand = frozenset(fields or ())
     for field, value in (fields or {}).items():
         require_field(field)
-        value = tuple(value) if isinstance(value, list) else value
+        value = _plain(value)
         if not FIELDS[field].fits(value):
             raise misfit(field, value)
         put(loaded, field, value)
@@ -119,6 +122,15 @@ def train(
 
     with interrupts.heard():
         return run(loaded, by_hand, None if workdir is None else str(workdir))
+
+
+def _plain(value: Any) -> Any:
+    """A value as a config has it, of what tuners, arrays and ``pathlib`` give."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return tuple(_plain(each) for each in value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _parsed() -> None:

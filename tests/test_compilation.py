@@ -135,3 +135,12 @@ def test_what_linux_tells_can_be_read(monkeypatch, tmp_path):
     place.write_text("40")  # fewer than any process of Python has
     monkeypatch.setattr(compilation, "_MOST_MAPPINGS", place)
     assert compilation.drop_if_many()
+
+
+def test_64_bits_are_refused(monkeypatch):
+    compilation.require_32_bits()
+    with (
+        jax.enable_x64(True),
+        pytest.raises(UserError, match=r"^JAX_ENABLE_X64: numbers of 32 bits"),
+    ):
+        compilation.require_32_bits()

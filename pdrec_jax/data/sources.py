@@ -73,6 +73,10 @@ def validated(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
 def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     """Takes over the settings that were chosen for a prepared log.
 
+    Where the command line names the log they win over the config file, which was written for
+    another one, but for the experiment's name. A file that names the log was written for it: what
+    that sets away from the defaults stays as it is.
+
     Where the config does not draw DPA's positives, for which the log's many candidates were chosen,
     it keeps its own number of them, as far as the catalogue allows.
 
@@ -116,8 +120,11 @@ def adopt(config: ConfigDict, by_hand: Collection[str]) -> ConfigDict:
     if not _draws(config):
         caps = [field for field in _CAPS if field in values]
         values |= {field: min(values[field], get(config, field)) for field in caps}
-    columns = {"data.user": "user_id", "data.item": "item_id", "data.auxiliary": ""}
-    return fill(config, {**values, **columns}, by_hand)
+    values["data.auxiliary"] = ""
+    of_file = ["name"] if "data.path" in by_hand else set(values) - {"data.time"}
+    changed = (field for field in of_file if get(config, field) != FIELDS[field].default)
+    by_hand = {*by_hand, *changed}
+    return fill(config, {**values, "data.user": "user_id", "data.item": "item_id"}, by_hand)
 
 
 def _draws(config: ConfigDict) -> bool:
@@ -182,11 +189,15 @@ def _beside(config: ConfigDict) -> Path:
 
 
 def _in_memory(files: list[Path]) -> list[Path]:
-    """Returns the logs of a run, which are not mapped where there are two.
+    """Returns the logs of a run: two are no one log, and not mapped.
 
     Raises:
-      UserError: one is.
+      UserError: they are.
     """
+    if len(files) > 1 and files[0].resolve() == files[1].resolve():
+        raise UserError(
+            f"config.data.auxiliary: another log than the target is expected, got {files[1]}"
+        )
     for path in files:
         if len(files) > 1 and path.is_dir():
             raise UserError(

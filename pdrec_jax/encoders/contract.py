@@ -32,7 +32,7 @@ def _misfit(title: str, expected: str, got: str) -> UserError:
     return UserError(f"encoder {title}: {expected} is expected, got {got}")
 
 
-def require_kind(title: str, kind: type, others: Sequence[nnx.State]) -> None:
+def require_kind(title: str, kind: type, others: Sequence[nnx.State], odd: Sequence[str]) -> None:
     """Checks that an encoder is one, and holds nothing but parameters.
 
     Running statistics would never be updated, and random state is handed in with each step.
@@ -41,6 +41,7 @@ def require_kind(title: str, kind: type, others: Sequence[nnx.State]) -> None:
       title: of the encoder.
       kind: its class.
       others: what of its state is no ``nnx.Param``.
+      odd: see ``unhashable``.
 
     Raises:
       UserError: it is something else, or holds something else.
@@ -53,6 +54,36 @@ def require_kind(title: str, kind: type, others: Sequence[nnx.State]) -> None:
             "nothing but nnx.Param (dropout is layers.dropout with the key of the call)",
             f"other state in {'.'.join(map(str, path))}",
         )
+    if odd:
+        expected = "nothing but numbers, text and tuples of them beside modules and nnx.Param"
+        raise _misfit(title, expected, f"another kind in {', '.join(odd)}")
+
+
+def unhashable(made: Any, graph: Any) -> list[str]:
+    """Returns the names of attributes that ``jax.jit`` cannot tell apart, such as a whole config.
+
+    Args:
+      made: an encoder, while it is traced.
+      graph: of it, which the compiled programs are for.
+    """
+    if _hashable(graph):
+        return []
+    modules = (each for _, each in nnx.iter_graph(made) if isinstance(each, nnx.Module))
+    held = [pair for each in modules for pair in vars(each).items() if not _is_node(pair[1])]
+    names = [name for name, value in held if isinstance(value, jax.Array) or not _hashable(value)]
+    return names or [type(made).__name__]
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, nnx.Module | nnx.Variable)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def require_states(
@@ -72,8 +103,9 @@ def require_states(
       num_items: I.
 
     Raises:
-      UserError: the table has not I + 1 rows, another parameter is called as if it had a row an
-        item, or the states are not as wide as the table.
+      UserError: a parameter is empty or holds no floating-point numbers, the table has not I + 1
+        rows, another parameter is called as if it had a row an item, or the states are not as wide
+        as the table.
     """
     table = params.get("item_embedding")
     shape = getattr(table, "shape", None)
@@ -81,8 +113,14 @@ def require_states(
         got = "none" if table is None else type(table).__name__ if shape is None else f"{shape}"
         expected = f"item_embedding, an nnx.Param [I + 1, D] (here of {num_items + 1} rows)"
         raise _misfit(title, expected, got)
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.size == 0:
+            name = ".".join(str(part.key) for part in path)
+            got = f"{leaf.dtype} {leaf.shape} in {name}"
+            raise _misfit(title, "floating-point numbers, at least one, in every nnx.Param", got)
     # A mesh splits tables of items by these names.
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for path, leaf in leaves:
         named = is_item_table(path, (*OF_ENCODER, *OF_DENOISER[:1]))
         if named and (is_item_table(path, OF_DENOISER) or leaf.shape[:1] != shape[:1]):
             got = ".".join(str(part.key) for part in path)

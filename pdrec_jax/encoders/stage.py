@@ -129,6 +129,7 @@ def make_model(
         made = make_encoder(config.encoder, num_items, rngs=nnx.Rngs(params=config.seed))
         found["made"], found["layout"] = type(made), getattr(made, "layout", None)
         graph, state, *found["others"] = nnx.split(made, nnx.Param, ...)
+        found["odd"] = contract.unhashable(made, graph)
         return graph, nnx.to_pure_dict(state)
 
     def trace() -> Params:
@@ -140,7 +141,7 @@ def make_model(
 
     with contract.one_line(title, make_encoder):
         params = jax.eval_shape(trace)
-        contract.require_kind(title, found["made"], found["others"])
+        contract.require_kind(title, found["made"], found["others"], found["odd"])
         lengths = found["layout"].row_lengths(config.encoder.max_length)
         contract.require_states(title, encoder, params, lengths, num_items)
         # Ours are known to be right, and tracing them would take every command a second.

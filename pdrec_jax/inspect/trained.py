@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pdrec_jax import other_runs, phases
+from pdrec_jax import compilation, other_runs, phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.batches import extend_train
@@ -60,8 +60,10 @@ def open_run(path: Path, log: Sequence[Path] = ()) -> TrainedRun:
       log: where the run's logs are now, if not where they were.
 
     Raises:
-      UserError: no run, nothing trained in it, or its log is missing or has changed.
+      UserError: no run, nothing trained in it, its log is missing or has changed, or JAX has 64
+        bits.
     """
+    compilation.require_32_bits()
     place = Workdir.open(path)
     config = place.config
     try:

@@ -36,6 +36,7 @@ class Figures:
         longest: records of the user with the most.
         widest: distinct items of the user with the most.
         short_users: users with fewer than 3 records, which the split leaves out.
+        lone_users: users with 3 records, of whom the split leaves one to learn from.
         single_items: items with one record.
         repeats: records of a user and item after the first.
         first_time: Unix seconds, None without times.
@@ -59,6 +60,7 @@ class Figures:
     longest: int
     widest: int
     short_users: int
+    lone_users: int
     single_items: int
     repeats: int
     first_time: float | None
@@ -157,6 +159,7 @@ def _figures(
         longest=int(lengths.max()),
         widest=widest,
         short_users=int((~long_enough).sum()),
+        lone_users=int((lengths == 3).sum()),
         single_items=int((popularity == 1).sum()),
         repeats=repeats,
         first_time=min(first for first, _ in times) if times else None,

@@ -60,6 +60,11 @@ def warnings(figures: Figures, times: bool) -> list[str]:
             f"{figures.short_users:,} users have fewer than 3 records and are neither trained on "
             "nor tested"
         )
+    if figures.lone_users:
+        found.append(
+            f"{figures.lone_users:,} users have 3 records, of which one is left to learn from and "
+            "two are expected; without a second domain they are neither trained on nor tested"
+        )
     if figures.users - figures.short_users < 100:
         found.append("fewer than 100 users: differences between models will be chance")
     if figures.items < 200:

@@ -81,8 +81,9 @@ class Recommender:
             the protocol ``reference``, which has none, the best test figure).
 
         Raises:
-          UserError: no run, nothing trained yet, no such variant, or a broken file.
+          UserError: no run, nothing trained yet, no such variant, a broken file, or 64 bits.
         """
+        compilation.require_32_bits()
         compilation.drop_if_many()  # of the models before it, in a service that loads many
         place = Workdir.open(workdir)
         trained = choose(place, variant)

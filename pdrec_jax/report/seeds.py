@@ -23,7 +23,7 @@ _ROWS = (
 _NOTE = (
     "Gain: mean difference to the base over seeds and users, with its bootstrap interval. "
     "p: paired t-tests over users and over seeds, Holm-corrected over the {count} comparisons "
-    "of the ranking{same}{fewer}; * below 0.05."
+    "of the ranking{same}{fewer}; * below 0.05.{alone}"
 )
 
 
@@ -124,7 +124,13 @@ def _note(by_model: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for field in ("p_users_holm", "p_seeds_holm")
     ]
     fewer = f", over the {counts[1]} of them where seeds differ" * (0 < counts[1] < counts[0])
-    return _NOTE.format(count=counts[0], same=same, fewer=fewer)
+    alone = any(each["metric"] == "AUC" for each in every)
+    return _NOTE.format(
+        count=counts[0],
+        same=same,
+        fewer=fewer,
+        alone=" AUC is compared in this ranking alone." * alone,
+    )
 
 
 def markdown_comparisons(results: Mapping[str, Any]) -> list[str]:

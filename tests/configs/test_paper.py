@@ -156,9 +156,10 @@ def test_what_suits_a_log_counts_for_more_than_settings_for_strict(tmp_path) -> 
     config = config_of("toy")
     config.data.path, config.data.source = str(tmp_path), "simulated"
     config.simulation.overrides = ()
-    found, _ = resolve(config, ())
+    found, _ = resolve(config, {"data.path"})
     assert (found.dpa.coarse, found.dpa.drawn) == (2, 1)
-    assert resolve(config, {"dpa.coarse"})[0].dpa.coarse == config.dpa.coarse == 50
+    by_hand = {"data.path", "dpa.coarse"}
+    assert resolve(config, by_hand)[0].dpa.coarse == config.dpa.coarse == 50
 
 
 @pytest.mark.parametrize(

@@ -243,12 +243,25 @@ class TestPrepared:
         chosen = {"name": "mine", "data.time": "", "diffusion.hidden": [8, 4], "dpa.coarse": 9}
         prepared({"config": chosen})
         config.data.user, config.dpa.coarse = "who", 7
-        found = adopt(config, {"dpa.coarse"})
+        found = adopt(config, {"data.path", "dpa.coarse"})
         assert (found.name, found.data.time, found.diffusion.hidden) == ("mine", "", (8, 4))
         assert (found.dpa.coarse, found.data.user, found.data.auxiliary) == (7, "user_id", "")
         assert find_files(found) == [Path("mine/log.parquet")]
         config.data.source = "simulated"
         assert find_files(config) is None
+
+    def test_a_file_that_names_the_log_was_written_for_it(self, config, prepared) -> None:
+        chosen = {"name": "mine", "data.time": "", "encoder.max_length": 33, "dpa.fine": 4}
+        prepared({"config": chosen})
+        config.name, config.encoder.max_length, config.data.time = "mean-a", 16, "when"
+        config.data.auxiliary = "theirs"
+        found = adopt(config, ())
+        assert (found.name, found.encoder.max_length, found.dpa.fine) == ("mean-a", 16, 4)
+        assert (found.data.auxiliary, found.data.time) == ("theirs", "")
+        # Else it was written for another log, and has no more than its name to say.
+        found = adopt(config, {"data.path"})
+        assert (found.name, found.encoder.max_length, found.dpa.fine) == ("mean-a", 33, 4)
+        assert (found.data.auxiliary, found.data.time) == ("", "")
 
     @pytest.mark.parametrize("other", ["theirs", "theirs/log.parquet"])
     def test_beside_another_log(self, config, prepared, tmp_path, other) -> None:
@@ -262,9 +275,23 @@ class TestPrepared:
         assert found.encoder.max_length == 33
         assert find_files(found) == [Path("mine/log.parquet"), Path("theirs/log.parquet")]
         # A config file's own auxiliary log belongs to its own target.
-        assert find_files(adopt(config, ())) == [Path("mine/log.parquet")]
-        config.data.path, config.data.target = "", "theirs/log.parquet"
+        assert find_files(adopt(config, {"data.path"})) == [Path("mine/log.parquet")]
+        (tmp_path / "toy.csv").write_text(ROWS)
+        config.data.path, config.data.target = "", "toy.csv"
         assert find_files(config)[1] == Path("theirs/log.parquet")
+
+    @pytest.mark.parametrize("other", ["mine", "mine/log.parquet", "./mine/../mine/log.parquet"])
+    def test_beside_itself(self, config, prepared, other) -> None:
+        (prepared({"config": {}}) / "log.parquet").touch()
+        config.data.auxiliary = other
+        with pytest.raises(UserError, match=r"auxiliary: another log than the target is expected"):
+            find_files(adopt(config, {"data.auxiliary"}))
+
+    def test_a_log_twice_by_two_paths(self, config, tmp_path) -> None:
+        (tmp_path / "toy.csv").write_text(ROWS)
+        config.data.target, config.data.auxiliary = "toy.csv", "./toy.csv"
+        with pytest.raises(UserError, match=r"auxiliary: another log than the target is expected"):
+            find_files(config)
 
     def test_beside_one_that_is_mapped_or_missing(self, config, prepared, tmp_path) -> None:
         prepared({"config": {}})
@@ -288,10 +315,10 @@ class TestPrepared:
     def test_candidates_to_draw_from(self, config, prepared, protocol, coarse, expected) -> None:
         prepared({"config": {"dpa.coarse": coarse, "dpa.fine": 4}})
         config.protocol, config.strict_overrides = protocol, (("dpa.drawn", 1),)
-        for by_hand in ((), {"dpa.drawn"}):  # a sweep of it shares preferences
+        for by_hand in ({"data.path"}, {"data.path", "dpa.drawn"}):  # a sweep shares preferences
             found = adopt(apply_protocol(config, by_hand), by_hand)
             assert (found.dpa.coarse, found.dpa.fine) == (expected, 4)
-        assert adopt(config, {"dpa.coarse"}).dpa.coarse == 50
+        assert adopt(config, {"data.path", "dpa.coarse"}).dpa.coarse == 50
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -314,7 +341,7 @@ class TestPrepared:
         config.dpa.fine, config.dpa.coarse = 60, 50
         # A config that draws has the log's candidates, with picks set by hand too.
         config.strict_overrides = (("dpa.coarse", 40), ("dpa.drawn", 1))
-        by_hand = {"dpa.fine", "dpa.drawn"}
+        by_hand = {"data.path", "dpa.fine", "dpa.drawn"}
         assert validated(config, by_hand).dpa.coarse == 120
         with pytest.raises(UserError, match=r"^config\.dpa\.fine: at most dpa\.coarse \(50\)"):
             validated(config, {*by_hand, "dpa.coarse"})

@@ -128,6 +128,34 @@ class Dropping(OwnSASRec):
         self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=0))
 
 
+class HoldsConfig(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        self.settings = config
+
+
+class HoldsConstant(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        self.distances = jnp.arange(config.max_length)
+
+
+class InnerDict(OwnSASRec):
+    def __init__(self, config, num_items, *, rngs):
+        super().__init__(config, num_items, rngs=rngs)
+        self.inner = nnx.Linear(2, 2, rngs=rngs)
+        self.inner.options = {"scale": 2.0}
+
+
+def with_param(value):
+    class Odd(OwnSASRec):
+        def __init__(self, config, num_items, *, rngs):
+            super().__init__(config, num_items, rngs=rngs)
+            self.odd = nnx.Param(value())
+
+    return Odd
+
+
 class Failing(OwnSASRec):
     def __call__(self, vectors, rows, key=None):
         raise RuntimeError("no such\nlayer")
@@ -190,6 +218,12 @@ class FailingLoss(OwnSASRec):
         (NarrowAtEnds, r"a state as wide as item_embedding .* got \(1, 12, 8\)"),
         (Running, r"nothing but nnx.Param .* got other state in norm\.mean"),
         (Dropping, r"nothing but nnx.Param .* got other state in dropout\.rngs"),
+        (HoldsConfig, r"nothing but numbers, text .* got another kind in settings$"),
+        (HoldsConstant, r"nothing but numbers, text .* got another kind in distances$"),
+        (InnerDict, r"nothing but numbers, text .* got another kind in options$"),
+        (with_param(lambda: jnp.arange(3)), r"floating-point .* got int32 \(3,\) in odd$"),
+        (with_param(lambda: jax.random.key(0)), r"floating-point .* got key<fry> \(\) in odd$"),
+        (with_param(lambda: jnp.zeros((0, 2))), r"floating-point .* got float32 \(0, 2\) in odd$"),
         (OnlyTrained, r"test_registry.py: row \d+: "),
         (Failing, r"test_registry.py: row \d+: RuntimeError: no such$"),
     ],

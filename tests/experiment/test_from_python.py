@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import pdrec_jax
@@ -55,6 +56,23 @@ def test_a_config_stays_as_it_is(monkeypatch, here) -> None:
     assert workdir is None
 
 
+def test_what_tuners_and_paths_give(monkeypatch, here) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(experiment, "run", lambda *given: seen.append(given) or {})
+    fields = {
+        "encoder.epochs": np.int64(3),
+        "encoder.learning_rate": np.float32(0.5),
+        "diffusion.hidden": np.array([4, 5]),
+        "data.target": Path("logs") / "mine.csv",
+        "diffusion.both": np.bool_(True),
+    }
+    pdrec_jax.train("config.py", fields)
+    ((found, *_),) = seen
+    assert (found.encoder.epochs, found.encoder.learning_rate) == (3, 0.5)
+    assert (found.diffusion.hidden, found.diffusion.both) == ((4, 5), True)
+    assert found.data.target == "logs/mine.csv"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -86,9 +104,10 @@ def test_a_signal_waits_for_the_state_to_be_saved(here, monkeypatch) -> None:
 
     monkeypatch.setattr(experiment, "run", run)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^signal 2$"):
         pdrec_jax.train("config.py")
     assert done == ["saved"]
+    assert str(interrupts.Interrupted(2, "epoch 3 saved")) == "epoch 3 saved"
     assert signal.getsignal(signal.SIGINT) is before
 
 

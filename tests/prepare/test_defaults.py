@@ -23,6 +23,7 @@ TOY = Figures(
     longest=480,
     widest=470,
     short_users=0,
+    lone_users=0,
     single_items=17_400,
     repeats=3_651,
     first_time=974_678_400.0,

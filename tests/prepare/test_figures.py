@@ -53,7 +53,8 @@ class TestMeasure:
         assert (found.shortest, found.median, found.mean, found.longest) == (2, 3, 3, 4)
         assert found.widest == 3
         assert found.high == 4
-        assert (found.short_users, found.single_items, found.repeats) == (1, 2, 2)
+        assert (found.short_users, found.lone_users) == (1, 1)
+        assert (found.single_items, found.repeats) == (2, 2)
         assert (found.first_time, found.last_time) == (1, 9)
         # Users 0 and 1 are tested on items 2 and 3; what trains is 0, 1 and 1.
         assert found.cold_tests == 1
