@@ -4,11 +4,11 @@
   python -m pdrec_jax.main --config=configs/custom.py --config.data.path=data/mine
   python -m pdrec_jax.main --config=configs/custom.py:paper --config.data.path=data/mine
 
-The settings stand in data/mine/report.txt; any --config.FIELD=VALUE wins over them, and so does what
-a file that sets config.data.path itself sets away from the defaults. The plugins'
-own, for which statistics say nothing, are those that Toy's validation chose (under ``strict``), or
-the paper's (variant ``paper``, and under ``reference``), where the log's number of candidates for
-DPA is the most and not the number. A log that needs no preparation can be
+The settings stand in data/mine/report.txt; any --config.FIELD=VALUE wins over them, and so does
+what a file that sets config.data.path itself sets away from the defaults. The plugins' own, for
+which statistics say nothing, are those that Toy's validation chose (under ``strict``), or the
+paper's (variant ``paper``, and under ``reference``), where the log's number of candidates for DPA
+is the most and not the number. A log that needs no preparation can be
 named with --config.data.target=FILE instead, and runs with the defaults.
 """
 

@@ -74,6 +74,7 @@ class EncoderTask:
     num_items: int
     by_batch: bool = False
     redraws: Redraws | None = None
+    _packed: dict[int, Batch] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def initial(self) -> dict[str, Any]:
         """Returns parameters and optimiser state.
@@ -122,8 +123,19 @@ class EncoderTask:
         return tails(ADAM, np.repeat(rates, self.steps))
 
     def layout(self, epoch: int) -> Batch:
-        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host."""
-        return self._pack(*self._drawn(epoch))
+        """Draws and packs the batches of an epoch, arrays [steps, ...] on the host.
+
+        Those of the last call are kept, for whoever asks again.
+        """
+        if epoch not in self._packed:
+            self._packed.clear()
+            self._packed[epoch] = self._pack(*self._drawn(epoch))
+        return self._packed[epoch]
+
+    def pack_ahead(self, epoch: int) -> None:
+        """Packs the batches of the epoch after one, while the device works on that."""
+        if epoch < self.config.epochs:
+            self.layout(epoch + 1)
 
     def _drawn(self, epoch: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """The users of an epoch, [steps, B], and the rows that each of its batches fits in."""
@@ -186,6 +198,7 @@ class EncoderTask:
             state, losses = train_epoch_by_rows(*given, self._tail, self.model, config.seed)
         else:
             state, losses = train_epoch(*given, self.model, config.seed)
+        self.pack_ahead(epoch)
         every = np.concatenate([np.array(done, np.float32), np.asarray(losses)])
         advance(self.steps - len(done))
         return state, training.epoch_values(every, rate)
@@ -204,13 +217,20 @@ class EncoderTask:
         (users, rows), losses = self._drawn(epoch), [np.array(done, np.float32)]
         budget = max(event_budget(self.offsets, users), self._usual_events)
         whole = self.data_of(epoch)
+
+        def cut_out(begin: int) -> tuple[TrainingData, Batch]:
+            batches = self._pack(users[begin : begin + STEPS_ON_MESH], rows, begin)
+            return of_steps(whole, batches, budget)
+
+        data, batches = cut_out(len(done))
         for begin in range(len(done), self.steps, STEPS_ON_MESH):
-            chunk = slice(begin, begin + STEPS_ON_MESH)
-            data, batches = of_steps(whole, self._pack(users[chunk], rows, begin), budget)
-            given = state, data, batches, numbers[chunk], rate
+            end = begin + STEPS_ON_MESH
+            given = state, data, batches, numbers[begin:end], rate
             state, loss = train_steps_on(*given, self.model, self.config.seed)
+            if end < self.steps:  # the host cuts out while the device works
+                data, batches = cut_out(end)
             losses.append(np.asarray(loss))
-            if advance(len(losses[-1])) and begin + STEPS_ON_MESH < self.steps:
+            if advance(len(losses[-1])) and end < self.steps:
                 raise training.Unfinished(state, np.concatenate(losses))
         return state, training.epoch_values(np.concatenate(losses), rate)
 

@@ -38,6 +38,9 @@ class Trainable(Protocol):
     def layout(self, epoch: int) -> Batch:
         """The batches of an epoch."""
 
+    def pack_ahead(self, epoch: int) -> None:
+        """Packs the batches of the epoch after one, while the device works on that."""
+
     def clock(self, epoch: int) -> tuple[np.ndarray, float]:
         """The numbers of an epoch's steps and its learning rate."""
 
@@ -91,6 +94,8 @@ def run_epochs(
             first.model,
             np.array([tasks[index].config.seed for index in members], np.int32),
         )
+        for index in members:
+            tasks[index].pack_ahead(epoch)
         for index, state, loss in zip(members, new, np.asarray(losses).T, strict=True):
             trained[index] = state, epoch_values(loss, rate)
     return [trained[index] for index in range(len(tasks))]

@@ -9,10 +9,37 @@ import numpy as np
 import pytest
 
 from pdrec_jax.diffusion.redraw import unpacked
+from pdrec_jax.encoders import task as task_module
 from pdrec_jax.encoders.optimise import caught_up_state, train_epoch
 from pdrec_jax.encoders.step import step_keys
 from pdrec_jax.encoders.step_inputs import step_inputs
 from pdrec_jax.encoders.task import EncoderTask
+
+
+class Losses:
+    """Losses of a dispatch, which note that they are read."""
+
+    def __init__(self, losses, order):
+        self.losses, self.order = losses, order
+
+    def __array__(self, *args, **kwargs):
+        self.order.append("read")
+        return np.asarray(self.losses)
+
+
+def spied(monkeypatch, order, **places):
+    """Notes the calls of functions in `order`, and after `train` the reading of its losses."""
+
+    def noting(name, original):
+        def noted(*args):
+            order.append(name)
+            made = original(*args)
+            return (made[0], Losses(made[1], order)) if name == "train" else made
+
+        return noted
+
+    for name, (owner, attribute) in places.items():
+        monkeypatch.setattr(owner, attribute, noting(name, getattr(owner, attribute)))
 
 
 class TestLayout:
@@ -116,6 +143,27 @@ class TestEpochs:
             again, repeated = task.run_epoch(again, epoch, lambda steps: None)
         assert repeated == values
         jax.tree.map(np.testing.assert_array_equal, again, state)
+
+    def test_the_host_packs_the_next_epoch_while_the_device_works(self, built, monkeypatch):
+        task = built(encoder__epochs=2)
+        state, order = task.initial(), []
+        spied(monkeypatch, order, pack=(EncoderTask, "_pack"), train=(task_module, "train_epoch"))
+        for epoch in (1, 2):
+            state, _ = task.run_epoch(state, epoch, lambda steps: None)
+        # None after the last; the losses are read behind each.
+        assert order == ["pack", "train", "pack", "read", "train", "read"]
+
+    def test_the_host_cuts_out_the_next_steps_while_the_device_works(self, built, monkeypatch):
+        task = dataclasses.replace(built(encoder__batch_size=1, encoder__blocks=1), by_batch=True)
+        order = []
+        spied(
+            monkeypatch, order, cut=(task_module, "of_steps"), train=(task_module, "train_steps_on")
+        )
+        task.run_epoch(task.initial(), 1, lambda steps: None)
+        dispatches = -(-task.steps // task_module.STEPS_ON_MESH)
+        assert dispatches > 1
+        middle = ["train", "cut", "read"] * (dispatches - 1)
+        assert order == ["cut", *middle, "train", "read"]
 
     @pytest.mark.parametrize("above", [10**6, 1])
     def test_an_epoch_that_was_cut_on_a_mesh_is_ended(self, built, config, above):

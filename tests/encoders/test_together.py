@@ -106,6 +106,19 @@ def test_an_epoch(tasks, monkeypatch, epoch, refresh):
         assert_close(state["params"], expected["params"])
 
 
+def test_the_host_packs_the_next_epoch_while_the_device_works(tasks, monkeypatch):
+    made, order = tasks("base"), []
+    pack = EncoderTask._pack
+    monkeypatch.setattr(EncoderTask, "_pack", lambda *given: order.append("pack") or pack(*given))
+
+    states = [task.initial() for task in made]
+    for epoch in (1, 2):
+        order.append(epoch)
+        states = [state for state, _ in together.run_epochs(made, states, epoch)]
+    # Each epoch of each task is packed once, the second and third ahead.
+    assert order == [1, *["pack"] * 6, 2, *["pack"] * 3]
+
+
 def test_a_layout_of_another_shape_goes_alone(tasks, monkeypatch):
     made = tasks("base")
     layout = EncoderTask.layout
