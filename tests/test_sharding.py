@@ -34,10 +34,13 @@ from pdrec_jax.diffusion.windows import SplitBatch
 from pdrec_jax.encoders import registry
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch
-from pdrec_jax.encoders.on_mesh import as_the_only, cut_out
+from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget, of_steps
+from pdrec_jax.encoders.on_mesh import train_steps_on as encoder_steps_on
 from pdrec_jax.encoders.sasrec import SASRec
 from pdrec_jax.errors import UserError
 from pdrec_jax.given import Given, pool_rules, prepare
+from pdrec_jax.plan.cost import cost_of
+from pdrec_jax.plan.hlo import parse
 from pdrec_jax.random_bits import hashed_bits, hashed_bits_at
 from pdrec_jax.settings import default_config, put, seeded
 from pdrec_jax.sharding import is_item_table, made_in_place, make_mesh, mesh_shape, tables_in
@@ -139,6 +142,10 @@ def on_devices(*checks: str) -> None:
 
 def test_a_mesh_of_eight_equals_one_device() -> None:
     on_devices("pools", "diffusion:4,2", "windows:4,2", "every_noise:2,4", "encoder:4,2", "own:2,4")
+
+
+def test_rows_that_a_mesh_does_not_divide_are_not_gathered() -> None:
+    on_devices("uneven_sasrec:8,1", "uneven_cl4srec:4,2")
 
 
 @pytest.mark.slow
@@ -412,6 +419,43 @@ def encoder(mesh: Mesh, name: str = "sasrec") -> None:
     same_ranks(mesh_ranks, ranks, mesh_state["params"], state["params"])
 
 
+def uneven(mesh: Mesh, name: str) -> None:
+    """Rows that ``data`` does not divide stay split, and what is trained is that of one device."""
+    given, places = tiny(), mesh.shape["data"]
+    config = given.config
+    config.encoder.name, config.encoder.max_length, config.encoder.batch_size = name, 32, 230
+    config.encoder.dropout, config.encoder.contrast_weight = 0.5, 1.0
+    made = []
+    for where in (None, mesh):
+        task, _ = encoder_stage.build(
+            config,
+            "base",
+            given.split,
+            None,
+            drawn=given.users.preferences,
+            ranked=given.users.encoder,
+            protocol=given.protocol,
+            candidates=given.candidates,
+            validation=given.validation,
+            name="encoder",
+            mesh=where,
+        )
+        made.append((task, *trained(task)))
+    (_, state, values), (task, mesh_state, mesh_values) = made
+    (rows,) = task._usual_rows
+    assert rows % places
+    close(mesh_values["loss"], values["loss"])
+    same_state(mesh_state, state)
+    if name != "sasrec":  # views are stacked on the rows, and cut off again
+        return
+
+    drawn, shape = task._drawn(1)
+    data, batches = of_steps(task.data, task._pack(drawn, shape), event_budget(task.offsets, drawn))
+    steps = encoder_steps_on.lower(state, data, batches, np.arange(len(drawn)), 0.1, task.model, 0)
+    cost = cost_of(parse(steps.compile().as_text()))
+    assert not [c for c in cost.collectives if c.kind in ("all-gather", "all-to-all")]
+
+
 def main() -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     for check in sys.argv[1:]:
@@ -424,6 +468,8 @@ def main() -> None:
             assert mesh is not None
             if name in DIFFUSION:
                 diffusion(mesh, name)
+            elif name.startswith("uneven_"):
+                uneven(mesh, name.removeprefix("uneven_"))
             else:
                 encoder(mesh, "sasrec" if name == "encoder" else name)
         print(check, flush=True)

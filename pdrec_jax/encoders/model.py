@@ -18,7 +18,7 @@ from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.ends import Ends
 from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.losses import cosine_logits
-from pdrec_jax.sharding import DATA, MODEL, lookup, spread
+from pdrec_jax.sharding import DATA, MODEL, axis, lookup, spread
 
 Params = dict[str, Any]
 Indices = Array | np.ndarray  # a layout is made on the host
@@ -151,6 +151,24 @@ def embed(params: Params, model: EncoderModel, ids: Array, *, cells: bool = True
     return spread(vectors, model.mesh, *where)
 
 
+def embed_rows(params: Params, model: EncoderModel, ids: Array) -> Array:
+    """Looks up the items [R, L] of rows for ``encode_rows``, [R', L, D].
+
+    Shared rows that ``data`` does not divide get empty ones behind them, R' in all: the compiler
+    would gather all of them at each layer otherwise, and permute them.
+    """
+    return embed(params, model, _filled(model, ids, 0))
+
+
+def _filled(model: EncoderModel, cells: Array, value: int) -> Array:
+    """Appends rows of a value to shared rows [R, L], so that ``data`` divides them, [R', L]."""
+    if model.mesh is None or not model.layout.shared:
+        return cells
+    more = -len(cells) % axis(model.mesh, DATA)
+    cells = jnp.pad(cells, ((0, more), (0, 0)), constant_values=value)
+    return spread(cells, model.mesh, DATA)
+
+
 def flat_ids(ids: dict[str, Array]) -> Array:
     """Lays several arrays of ids end to end, [n] int32."""
     return jnp.concatenate([some.reshape(-1) for some in ids.values()])
@@ -172,11 +190,34 @@ def encode_rows(
     rows: list[Rows],
     key: Array | None,
     ends: list[Ends] | None,
+    users: int,
 ) -> list[Array]:
-    """Encodes rows, and of those in ``ends`` no more than is read where that is known to pay."""
-    if ends is None or not stops_at_ends(model):
+    """Encodes rows, and of those in ``ends`` no more than is read where that is known to pay.
+
+    Args:
+      encoder: with its parameters.
+      model: static.
+      vectors: of each group [R, L, D], on a mesh those of ``embed_rows``.
+      rows: of each group.
+      key: for dropout, whose draws count the cells row by row: rows behind change none.
+      ends: of each group, or None.
+      users: B of the batch.
+
+    Returns:
+      states of each group, [R, L, D].
+    """
+    if ends is not None and stops_at_ends(model):
+        return encoder.encode_to_ends(vectors, rows, key, ends)
+    if model.mesh is None or not model.layout.shared:
         return encoder.encode(vectors, rows, key)
-    return encoder.encode_to_ends(vectors, rows, key, ends)
+    # What is in a cell without an event; its position and padding are any.
+    empty = (0, users, 0, 0)
+    filled = [
+        Rows(*(_filled(model, cells, value) for cells, value in zip(group, empty, strict=True)))
+        for group in rows
+    ]
+    states = spread(encoder.encode(vectors, filled, key), model.mesh, DATA)
+    return [found[: len(group.items)] for found, group in zip(states, rows, strict=True)]
 
 
 def ends_of(first: int, rows: Rows, histories: int) -> Ends:
@@ -223,9 +264,9 @@ def final_states(
         length = jnp.minimum(end - offsets[user], model.max_length)
         ids = jnp.where(occupied, items[event], 0)
         rows.append(placed_rows(ids, event, segment, length, end, model.max_length))
-    vectors = [embed(params, model, group.items) for group in rows]
-    ends = [ends_of(0, group, batch.users.shape[0]) for group in rows]
-    states = encode_rows(model.encoder(params), model, vectors, rows, None, ends)
+    vectors, users = [embed_rows(params, model, group.items) for group in rows], len(batch.users)
+    ends = [ends_of(0, group, users) for group in rows]
+    states = encode_rows(model.encoder(params), model, vectors, rows, None, ends, users)
     return normalise(jnp.concatenate([flat_cells(group) for group in states])[batch.last])
 
 

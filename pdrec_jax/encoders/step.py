@@ -19,6 +19,7 @@ from pdrec_jax.encoders.model import (
     Params,
     TrainingData,
     embed,
+    embed_rows,
     encode_rows,
     ends_of,
     flat_cells,
@@ -47,7 +48,7 @@ def loss_of_vectors(
       model: static.
       data: all users.
       inputs: of the step.
-      vectors: embeddings of ``inputs.ids``, [..., D] each.
+      vectors: embeddings of ``inputs.ids``, [..., D] each; on a mesh rows as ``embed_rows`` has.
 
     Returns:
       the loss []; logits of the candidates that DPA picks from [B, M], None where it does not.
@@ -62,7 +63,7 @@ def loss_of_vectors(
             ends_of(len(parts[0].items), group, others * len(inputs.owner))
             for parts, group in zip(inputs.groups, rows, strict=True)
         ]
-    states = encode_rows(encoder, model, given, rows, inputs.key, ends)
+    states = encode_rows(encoder, model, given, rows, inputs.key, ends, len(inputs.owner))
     own, *more = by_part(states, inputs.groups)
     final, views = (more[0], more[1:]) if model.dpa_fine else (None, more)
     view_rows = rows_by_part(inputs.groups)[len(inputs.groups[0]) - len(views) :]
@@ -115,7 +116,10 @@ def training_loss(
         # One lookup for everything, so that the table's gradient is one scatter.
         vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)
     else:
-        vectors = {name: embed(params, model, ids) for name, ids in inputs.ids.items()}
+        vectors = {
+            name: (embed_rows if name.startswith("rows") else embed)(params, model, ids)
+            for name, ids in inputs.ids.items()
+        }
     return loss_of_vectors(params, model, data, inputs, vectors)[0]
 
 
