@@ -454,6 +454,10 @@ def uneven(mesh: Mesh, name: str) -> None:
     steps = encoder_steps_on.lower(state, data, batches, np.arange(len(drawn)), 0.1, task.model, 0)
     cost = cost_of(parse(steps.compile().as_text()))
     assert not [c for c in cost.collectives if c.kind in ("all-gather", "all-to-all")]
+    # The table's gradient is summed up once, whatever a step reads of it.
+    table = mesh_state["params"]["item_embedding"].nbytes
+    sums = [c for c in cost.collectives if c.kind == "all-reduce" and c.bytes >= table]
+    assert sum(c.times for c in sums) == len(drawn)
 
 
 def main() -> None:

@@ -18,13 +18,10 @@ from pdrec_jax.encoders.model import (
     EncoderModel,
     Params,
     TrainingData,
-    embed,
-    embed_rows,
+    embed_all,
     encode_rows,
     ends_of,
     flat_cells,
-    flat_ids,
-    split_lookup,
 )
 from pdrec_jax.encoders.step_inputs import StepInputs, stack, step_inputs
 from pdrec_jax.row_adam import AdamW
@@ -112,14 +109,7 @@ def training_loss(
       drawn: see ``step_inputs``.
     """
     inputs = step_inputs(params, model, data, batch, key, drawn)
-    if model.mesh is None:
-        # One lookup for everything, so that the table's gradient is one scatter.
-        vectors = split_lookup(params["item_embedding"][flat_ids(inputs.ids)], inputs.ids)
-    else:
-        vectors = {
-            name: (embed_rows if name.startswith("rows") else embed)(params, model, ids)
-            for name, ids in inputs.ids.items()
-        }
+    vectors = embed_all(params, model, inputs.ids)
     return loss_of_vectors(params, model, data, inputs, vectors)[0]
 
 
