@@ -50,6 +50,11 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
 
 
+def _on_host(leaf: Any) -> np.ndarray:
+    """What Orbax restores to an array of the host, without one as large to ask by."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))
+
+
 class NoCheckpoint(UserError):
     """No save is there, or none that is whole."""
 
@@ -175,7 +180,9 @@ class Store:
             raise
         self.finish()
 
-    def restore(self, slot: str, like: Tree) -> tuple[Tree, dict[str, Any]]:
+    def restore(
+        self, slot: str, like: Tree, *, on_host: bool = False
+    ) -> tuple[Tree, dict[str, Any]]:
         """Restores the slot's newest whole save into the shapes, types and shardings of ``like``.
 
         Warns in one line where a newer one is broken, or where it cannot be told.
@@ -183,6 +190,7 @@ class Store:
         Args:
           slot: name within the store.
           like: a tree of arrays or of ``ShapeDtypeStruct``.
+          on_host: restore NumPy arrays, which no device holds in between.
 
         Raises:
           NoCheckpoint: nothing saved, or all that is there is broken.
@@ -191,6 +199,7 @@ class Store:
         self.finish()
         place = self.directory / slot
         step, sealed = self._chosen(slot, tell=True)
+        asked = jax.tree.map(_on_host if on_host else _abstract, like)
         with self._readable(slot, step, sealed), self._manager(place) as manager:
             saved = manager.item_metadata(step)["tree"]
             other = check_same(place, getattr(saved, "tree", saved), like)
@@ -198,7 +207,7 @@ class Store:
                 step,
                 args=ocp.args.Composite(
                     # Rows that only fill up a mesh are cut off or come as zeros.
-                    tree=ocp.args.StandardRestore(jax.tree.map(_abstract, like), strict=not other),
+                    tree=ocp.args.StandardRestore(asked, strict=not other),
                     meta=ocp.args.JsonRestore(),
                 ),
             )

@@ -69,6 +69,14 @@ class TestRoundTrip:
         found, _ = saved.restore("state", jax.eval_shape(tree))
         assert_same(found, tree())
 
+    def test_on_the_host_alone(self, saved):
+        before = {id(array) for array in jax.live_arrays()}
+        found, _ = saved.restore("state", jax.eval_shape(tree), on_host=True)
+        made = [array for array in jax.live_arrays() if id(array) not in before]
+        assert {type(leaf) for leaf in jax.tree.leaves(found)} == {np.ndarray}
+        assert not made
+        assert_same(found, tree())
+
     def test_the_newest_two_saves_stay(self, store):
         for step in (1, 2, 3):
             store.save("state", step, tree(float(step)), {})

@@ -366,8 +366,8 @@ def load_preferences(store: Store, split: Split, rules: PoolRules) -> Preference
     }
     if rules.whole_pools:
         like["pools"] = jax.ShapeDtypeStruct((users, words(split.num_learnt_items)), np.uint32)
-    tree, _ = store.restore("preferences", like)
-    return Preferences(**{name: np.asarray(value) for name, value in tree.items()})
+    tree, _ = store.restore("preferences", like, on_host=True)
+    return Preferences(**tree)
 
 
 def identity(preferences: Preferences) -> str:

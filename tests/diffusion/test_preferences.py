@@ -343,7 +343,9 @@ class TestSaving:
     def test_round_trip(self, store, split):
         saved = self.made(split)
         save_preferences(store, saved, {"seed": 3})
+        before = {id(array) for array in jax.live_arrays()}
         loaded = load_preferences(store, split, STRICT)
+        assert {id(array) for array in jax.live_arrays()} <= before  # no device holds any
         assert loaded.pools is None
         for field in dataclasses.fields(Preferences)[:-1]:
             value = getattr(loaded, field.name)
