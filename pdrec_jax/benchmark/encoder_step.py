@@ -133,7 +133,7 @@ def _tasks(
         name=variant,
     )
     packed = dataclasses.replace(task, steps=steps)
-    fields = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
+    fields = {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed) if f.init}
     return {_PADDED: PaddedTask(**fields), _PACKED: packed}
 
 

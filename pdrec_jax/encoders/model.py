@@ -18,7 +18,7 @@ from pdrec_jax.encoders.encoder import Encoder
 from pdrec_jax.encoders.ends import Ends
 from pdrec_jax.encoders.layers import Rows, normalise
 from pdrec_jax.encoders.losses import cosine_logits
-from pdrec_jax.sharding import DATA, MODEL, axis, held_rows, lookup, spread
+from pdrec_jax.sharding import DATA, MODEL, axis, lookup, spread
 
 Params = dict[str, Any]
 Indices = Array | np.ndarray  # a layout is made on the host
@@ -172,8 +172,8 @@ def _filled(model: EncoderModel, cells: Array, value: int) -> Array:
 def embed_all(params: Params, model: EncoderModel, ids: dict[str, Array]) -> dict[str, Array]:
     """Looks up all that a training step reads of the table, [..., D] each.
 
-    In one lookup, so that the table's gradient is one scatter, and on a mesh summed up over
-    ``data`` once, and not for each array of ids.
+    In one lookup where every device has the whole table, so that its gradient is one scatter, and
+    on a mesh summed up over ``data`` once, and not for each array of ids.
 
     Args:
       params: of the encoder.
@@ -183,32 +183,32 @@ def embed_all(params: Params, model: EncoderModel, ids: dict[str, Array]) -> dic
     table, mesh = params["item_embedding"], model.mesh
     if mesh is None:
         return split_lookup(table[flat_ids(ids)], ids)
-    if not model.layout.shared:
-        return {name: embed(params, model, some) for name, some in ids.items()}
-    filled = {
-        name: _filled(model, some, 0) if name.startswith("rows") else some
-        for name, some in ids.items()
-    }
-    divided = {k: some for k, some in filled.items() if len(some) % axis(mesh, DATA) == 0}
-    found = lookup_each(table, divided, mesh)
-    return {k: found[k] if k in found else embed(params, model, filled[k]) for k in ids}
+    found = {}
+    if model.layout.shared and axis(mesh, MODEL) == 1:
+        filled = {
+            name: _filled(model, some, 0) if name.startswith("rows") else some
+            for name, some in ids.items()
+        }
+        places = axis(mesh, DATA)
+        divided = {name: some for name, some in filled.items() if len(some) % places == 0}
+        # A table that is split is cheaper without: vectors cross the network, and no part of it.
+        found = _lookup_each(table, divided, mesh)
+    rest = {name: some for name, some in ids.items() if name not in found}
+    for name, some in rest.items():
+        found[name] = (embed_rows if name.startswith("rows") else embed)(params, model, some)
+    return found
 
 
-def lookup_each(table: Array, ids: dict[str, Array], mesh: Mesh) -> dict[str, Array]:
-    """Looks up arrays of ids whose first axis ``data`` divides, and so lies on it, in one lookup.
+def _lookup_each(table: Array, ids: dict[str, Array], mesh: Mesh) -> dict[str, Array]:
+    """Looks up arrays of ids whose first axis ``data`` divides, each device those at its place."""
 
-    Each device reads what it holds of the table for the ids at its own place.
-    """
-    split = axis(mesh, MODEL) > 1
+    def own(table: Array, ids: dict[str, Array]) -> dict[str, Array]:
+        return split_lookup(table[flat_ids(ids)], ids)
 
-    def own(part: Array, ids: dict[str, Array]) -> dict[str, Array]:
-        flat = flat_ids(ids)
-        found = jax.lax.psum(held_rows(part, flat), MODEL) if split else part[flat]
-        return split_lookup(found, ids)
-
-    rows = PartitionSpec(MODEL) if split else PartitionSpec()
     places = PartitionSpec(DATA)
-    return jax.shard_map(own, mesh=mesh, in_specs=(rows, places), out_specs=places)(table, ids)
+    return jax.shard_map(own, mesh=mesh, in_specs=(PartitionSpec(), places), out_specs=places)(
+        table, ids
+    )
 
 
 def flat_ids(ids: dict[str, Array]) -> Array:

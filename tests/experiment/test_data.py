@@ -137,7 +137,7 @@ class TestPrepared:
         prepare([tmp_path / "log.csv"], Columns("user", "item", "time"), out, Rules())
         monkeypatch.setattr(phases, "diffusion_phase", Mock(side_effect=KeyboardInterrupt))
         done = call(tmp_path / "run", f"--config.data.path={out}")
-        assert done.out == "real data | mine | protocol strict | seed 0\n"
+        assert done.out == "real data | tiny | protocol strict | seed 0\n"  # the config's own name
         assert "data: 5 users, 34 items, 150 events\n" in done.err
         config = (tmp_path / "run" / "config.json").read_text()
         assert '"hidden": [\n      256\n    ]' in config
