@@ -378,6 +378,25 @@ class Output(SASRec):
         return self.output(super().__call__(*given, **more))
 
 
+def encoder_on(
+    mesh: Mesh | None, given: Given, variant: str, preferences: Preferences | None
+) -> tuple[Any, Any]:
+    """The task of a variant, and its scorers."""
+    return encoder_stage.build(
+        given.config,
+        variant,
+        given.split,
+        preferences,
+        drawn=given.users.preferences,
+        ranked=given.users.encoder,
+        protocol=given.protocol,
+        candidates=given.candidates,
+        validation=given.validation,
+        name="encoder",
+        mesh=mesh,
+    )
+
+
 def encoder(mesh: Mesh, name: str = "sasrec") -> None:
     given = tiny()
     config = given.config
@@ -398,19 +417,7 @@ def encoder(mesh: Mesh, name: str = "sasrec") -> None:
     )
     made = []
     for where in (None, mesh):
-        task, scorers = encoder_stage.build(
-            config,
-            "hbr+nns+dpa",
-            given.split,
-            preferences,
-            drawn=given.users.preferences,
-            ranked=given.users.encoder,
-            protocol=given.protocol,
-            candidates=given.candidates,
-            validation=given.validation,
-            name="encoder",
-            mesh=where,
-        )
+        task, scorers = encoder_on(where, given, "hbr+nns+dpa", preferences)
         # NNS's negatives are drawn anew for a second epoch.
         made.append((scorers["test"], *trained(task, 1 + (name == "encoder"))))
     (ranks, state, values), (mesh_ranks, mesh_state, mesh_values) = made
@@ -427,19 +434,7 @@ def uneven(mesh: Mesh, name: str) -> None:
     config.encoder.dropout, config.encoder.contrast_weight = 0.5, 1.0
     made = []
     for where in (None, mesh):
-        task, _ = encoder_stage.build(
-            config,
-            "base",
-            given.split,
-            None,
-            drawn=given.users.preferences,
-            ranked=given.users.encoder,
-            protocol=given.protocol,
-            candidates=given.candidates,
-            validation=given.validation,
-            name="encoder",
-            mesh=where,
-        )
+        task, _ = encoder_on(where, given, "base", None)
         made.append((task, *trained(task)))
     (_, state, values), (task, mesh_state, mesh_values) = made
     (rows,) = task._usual_rows
