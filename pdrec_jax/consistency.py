@@ -111,10 +111,6 @@ def require_consistent(config: ConfigDict) -> None:
             )
         if diffusion.both:
             raise UserError(f"config.diffusion.both: False is expected, {none}, got True")
-    if data.auxiliary and data.auxiliary == data.target:
-        raise UserError(
-            f"config.data.auxiliary: another log than the target is expected, got {data.target!r}"
-        )
     draws = any("nns" in variant.split("+") for variant in encoder.variants)
     if draws and config.nns.placement == "instead" and config.nns.drawn >= encoder.negatives:
         raise UserError(

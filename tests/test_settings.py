@@ -300,10 +300,6 @@ def test_unknown_and_missing_fields() -> None:
             "--config.stage=encoder, got 'all'",
         ),
         (
-            {"data__target": "a.csv", "data__auxiliary": "a.csv"},
-            "data.auxiliary: another log than the target is expected, got 'a.csv'",
-        ),
-        (
             {"simulation__overrides": (("diffusion.epoch", 3),)},
             "simulation.overrides: there is no field 'diffusion.epoch'",
         ),

@@ -150,7 +150,7 @@ def find_files(config: ConfigDict) -> list[Path] | None:
         return None
     if data.path:
         own = _log_in(Path(data.path))
-        return _in_memory([own, _beside(config)] if data.auxiliary else [own])
+        return _beside_each_other([own, _beside(config)] if data.auxiliary else [own])
     if not data.target:
         if data.source == "auto" and not data.auxiliary:
             return None
@@ -172,7 +172,7 @@ def find_files(config: ConfigDict) -> list[Path] | None:
         return None
     if missing:
         raise UserError(_how_to_get([fields[field] for field in missing], places, data.origin))
-    return _in_memory([path for path in found.values() if path is not None])
+    return _beside_each_other([path for path in found.values() if path is not None])
 
 
 def _beside(config: ConfigDict) -> Path:
@@ -188,11 +188,11 @@ def _beside(config: ConfigDict) -> Path:
     return found
 
 
-def _in_memory(files: list[Path]) -> list[Path]:
-    """Returns the logs of a run: two are no one log, and not mapped.
+def _beside_each_other(files: list[Path]) -> list[Path]:
+    """Returns the logs of a run; two are different ones, and not mapped.
 
     Raises:
-      UserError: they are.
+      UserError: they are one, or one is mapped.
     """
     if len(files) > 1 and files[0].resolve() == files[1].resolve():
         raise UserError(

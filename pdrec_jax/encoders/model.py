@@ -183,20 +183,20 @@ def embed_all(params: Params, model: EncoderModel, ids: dict[str, Array]) -> dic
     table, mesh = params["item_embedding"], model.mesh
     if mesh is None:
         return split_lookup(table[flat_ids(ids)], ids)
+    filled = {
+        name: _filled(model, some, 0) if name.startswith("rows") else some
+        for name, some in ids.items()
+    }
     found = {}
+    # A table that is split is cheaper without: vectors cross the network, and no part of it.
     if model.layout.shared and axis(mesh, MODEL) == 1:
-        filled = {
-            name: _filled(model, some, 0) if name.startswith("rows") else some
-            for name, some in ids.items()
-        }
         places = axis(mesh, DATA)
         divided = {name: some for name, some in filled.items() if len(some) % places == 0}
-        # A table that is split is cheaper without: vectors cross the network, and no part of it.
         found = _lookup_each(table, divided, mesh)
-    rest = {name: some for name, some in ids.items() if name not in found}
-    for name, some in rest.items():
-        found[name] = (embed_rows if name.startswith("rows") else embed)(params, model, some)
-    return found
+    return {
+        name: found[name] if name in found else embed(params, model, some)
+        for name, some in filled.items()
+    }
 
 
 def _lookup_each(table: Array, ids: dict[str, Array], mesh: Mesh) -> dict[str, Array]:

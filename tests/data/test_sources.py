@@ -287,9 +287,10 @@ class TestPrepared:
         with pytest.raises(UserError, match=r"auxiliary: another log than the target is expected"):
             find_files(adopt(config, {"data.auxiliary"}))
 
-    def test_a_log_twice_by_two_paths(self, config, tmp_path) -> None:
+    @pytest.mark.parametrize("other", ["toy.csv", "toy", "./toy.csv"])
+    def test_a_log_beside_itself(self, config, tmp_path, other) -> None:
         (tmp_path / "toy.csv").write_text(ROWS)
-        config.data.target, config.data.auxiliary = "toy.csv", "./toy.csv"
+        config.data.target, config.data.auxiliary = "toy.csv", other
         with pytest.raises(UserError, match=r"auxiliary: another log than the target is expected"):
             find_files(config)
 

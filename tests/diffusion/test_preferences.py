@@ -393,21 +393,13 @@ class TestSaving:
             load_preferences(store, smaller, STRICT)
 
 
-def test_the_device_has_the_next_block_while_the_host_reads_one(split, scores) -> None:
+def test_the_device_has_the_next_block_while_the_host_reads_one(compute, scores) -> None:
     order = []
 
-    def score_block(rows):
-        order.append("scored")
-        return jnp.asarray(scores[rows])
+    class Noted:
+        def __getitem__(self, rows):
+            order.append("scored")
+            return scores[rows]
 
-    compute_preferences(
-        score_block,
-        split,
-        np.ones(30, bool),
-        STRICT,
-        exclude_heldout=False,
-        seed=0,
-        block=10,
-        advance=lambda count: order.append(count),
-    )
-    assert order == ["scored", "scored", 10, "scored", 10, 10]
+    compute(block=10, scores=Noted(), done=order)
+    assert order == ["scored", "scored", 10, "scored", 10, 9]
