@@ -449,10 +449,11 @@ def uneven(mesh: Mesh, name: str) -> None:
     steps = encoder_steps_on.lower(state, data, batches, np.arange(len(drawn)), 0.1, task.model, 0)
     cost = cost_of(parse(steps.compile().as_text()))
     assert not [c for c in cost.collectives if c.kind in ("all-gather", "all-to-all")]
-    # The table's gradient is summed up once, whatever a step reads of it.
-    table = mesh_state["params"]["item_embedding"].nbytes
-    sums = [c for c in cost.collectives if c.kind == "all-reduce" and c.bytes >= table]
-    assert sum(c.times for c in sums) == len(drawn)
+    # The table's gradient is summed up once, whatever a step reads of it; other sums are small, and
+    # the compiler may put several into one.
+    table = len(drawn) * mesh_state["params"]["item_embedding"].nbytes
+    summed = sum(c.bytes * c.times for c in cost.collectives if c.kind == "all-reduce")
+    assert table <= summed < 2 * table
 
 
 def main() -> None:
