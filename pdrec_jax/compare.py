@@ -159,9 +159,9 @@ def compare_runs(
         )
     for seed in seeds:
         if seed != seeds[0]:
-            _require_alike(base.seeds[seeds[0]], base.seeds[seed])
+            require_alike(base.seeds[seeds[0]], base.seeds[seed])
         for other in others:
-            _require_alike(base.seeds[seed], other.seeds[seed])
+            require_alike(base.seeds[seed], other.seeds[seed])
     ranks, models = {}, []
     for each in everyone:
         arrays = [each.seeds[seed].per_user() for seed in seeds]
@@ -223,8 +223,12 @@ def _require_different(everyone: Sequence[Candidate]) -> None:
         known |= dict.fromkeys(of_seeds, each.given)
 
 
-def _require_alike(one: Workdir, other: Workdir) -> None:
-    """Checks that two runs ranked the same users among the same candidates."""
+def require_alike(one: Workdir, other: Workdir) -> None:
+    """Checks that two runs ranked the same users among the same candidates.
+
+    Raises:
+      UserError: they did not, or have no ranks.
+    """
     for field in _SAME:
         ours, theirs = (get(place.config, field) for place in (one, other))
         if ours != theirs:
@@ -291,14 +295,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.out is not None:
             _require_place(arguments.out, [each.path for each in (base, *others)])
         results = compare_runs(base, others, arguments.metrics)
-        text, page = seeds_table(results), _page(results)
-        print(text)
-        for note in results["notes"]:
-            print(note)
+        page = _page(results)
+        show(results)
         if arguments.out is not None:
             _write(arguments.out, page, results)
 
     return answered(work, "nothing was written")
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the results of ``compare_runs``."""
+    print(seeds_table(results))
+    for note in results["notes"]:
+        print(note)
 
 
 def _page(results: dict[str, Any]) -> str:

@@ -77,6 +77,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     # Reads what runs have left; nobody may know it.
     "compare": SHARED | {"evaluation", "report"},
     "keep": SHARED,
+    # Adds two models' scores, as the recommender does; nobody may know it.
+    "fuse": SHARED
+    | {"data", "evaluation", "given", "experiment", "recommend", "compare"}
+    | {"fuse"},
     # Compiles what a job would run, and runs nothing; nobody may know it.
     "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "given", "main"} | {"plan"},
     # Takes in and gives back the reference's models.

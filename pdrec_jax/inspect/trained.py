@@ -14,7 +14,8 @@ from pdrec_jax import compilation, other_runs, phases
 from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.data.batches import extend_train
-from pdrec_jax.data.catalogue import CATALOGUE, catalogue_of, load_catalogue
+from pdrec_jax.data.catalogue import catalogue_of
+from pdrec_jax.data.log_of_run import log_files, require_same_log
 from pdrec_jax.data.splits import Split
 from pdrec_jax.diffusion import stage as diffusion_stage
 from pdrec_jax.diffusion.inference import couple, score_all
@@ -94,48 +95,11 @@ def _load(place: Workdir, log: Sequence[Path]) -> tuple[Given, dict[str, Any]]:
     """Reads the log and splits it; candidates of the sampled ranking are not drawn again."""
     config = place.config
     events, data = sources.load(config, log_files(place, log))
-    expected = [file["sha256"] for file in place.data.get("files", [])]
-    if expected != [file["sha256"] for file in data["files"]]:
-        names = ", ".join(file["name"] for file in data["files"])
-        raise UserError(
-            f"{names}: another content, by its checksum, than {place.path} was trained on"
-        )
+    require_same_log(place, data)
     protocol = protocol_of(config)
     split = split_of(config, events, protocol)
     none = np.zeros((split.train.num_users, 0), np.int32)
     return Given(config, protocol, split, user_sets(protocol, split), none, none), data
-
-
-def log_files(place: Workdir, log: Sequence[Path]) -> list[Path] | None:
-    """The files of a run's log; None where it was simulated.
-
-    Args:
-      place: the run.
-      log: where they are now, if not where they were; of a prepared log also its directory.
-
-    Raises:
-      UserError: one of them is missing, or is named where it was simulated.
-    """
-    if place.data.get("source") == "simulated":
-        if log:
-            raise UserError(
-                "--log: the run's log was simulated, and is simulated again; leave it out"
-            )
-        return None
-    if not log and (place.path / CATALOGUE).is_file():
-        log = [Path(name) for name in load_catalogue(place.path).places]
-    if not log:
-        config = place.config
-        config.data.source = "real"
-        return sources.find_files(config)
-    sources.require_as_many(log, place.data["files"])
-    found = [sources.log_at(file) for file in log]
-    for file in found:
-        if not file.exists():
-            raise UserError(
-                f"{file}: the log of the run is not there; name its place by --log=FILE"
-            )
-    return found
 
 
 def _in_order(place: Workdir) -> tuple[Trained, ...]:

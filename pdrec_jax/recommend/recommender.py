@@ -21,6 +21,7 @@ from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.data.splits import target_only
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.ranking import distinct_rows
+from pdrec_jax.recommend.fused import KEY, Recipe
 from pdrec_jax.recommend.histories import Faults, Histories, UsersOfLog, from_ids
 from pdrec_jax.recommend.models import Trained, VectorModel, choose, load_model
 from pdrec_jax.recommend.output import BASES, Ranked
@@ -75,7 +76,8 @@ class Recommender:
         """Loads a model from the directory of a run.
 
         Args:
-          workdir: of a run of ``pdrec_jax.main``, of one seed.
+          workdir: of a run of ``pdrec_jax.main``, of one seed; or what ``pdrec_jax.fuse`` has made
+            of two models, which then lie where they were trained.
           variant: of the encoder, such as ``base`` or ``hbr+nns+dpa``, or ``diffusion`` for the
             diffusion model itself; by default the encoder with the best validation figure (under
             the protocol ``reference``, which has none, the best test figure).
@@ -85,6 +87,11 @@ class Recommender:
         """
         compilation.require_32_bits()
         compilation.drop_if_many()  # of the models before it, in a service that loads many
+        recipe = Recipe.read(Path(workdir))
+        if recipe is not None:
+            if variant not in (None, KEY):
+                raise UserError(f"--variant: {workdir} has {KEY} alone, got {variant!r}")
+            return cls(*recipe.load(BLOCK))
         place = Workdir.open(workdir)
         trained = choose(place, variant)
         catalogue = load_catalogue(place.path)

@@ -11,9 +11,14 @@ from ml_collections import ConfigDict
 
 from pdrec_jax import phases
 from pdrec_jax.checkpoints import Store
+from pdrec_jax.data.batches import pack
 from pdrec_jax.data.catalogue import catalogue_of, save_catalogue
+from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.diffusion import stage as diffusion_stage
+from pdrec_jax.diffusion.inference import score_all_dense
+from pdrec_jax.diffusion.vectors import build_vectors, gather_batch
 from pdrec_jax.encoders import stage as encoder_stage
+from pdrec_jax.encoders.model import Batch, final_states, score_all
 from pdrec_jax.given import prepare
 from pdrec_jax.settings import default_config, put, seeded
 from pdrec_jax.workdir import Workdir
@@ -82,6 +87,42 @@ def configured(fields: dict[str, Any]) -> ConfigDict:
     for field, value in {**FIELDS, **fields}.items():
         put(config, field, value)
     return config
+
+
+@pytest.fixture(scope="session")
+def scores_of() -> Callable[[Path, str, Interactions], np.ndarray]:
+    """`scores_of(run, key, log)`: a model's scores of all items for all users, [U, I + 1]."""
+
+    def scores_of(run: Path, key: str, log: Interactions) -> np.ndarray:
+        return diffusion_scores(run, log) if key == "diffusion" else encoder_scores(run, key, log)
+
+    return scores_of
+
+
+def encoder_scores(run: Path, key: str, log: Interactions) -> np.ndarray:
+    """Scores of all items for all users of a log, [U, I + 1], by the encoder's own functions."""
+    config = Workdir.open(run).config
+    model, initialise = encoder_stage.make_model(config, (), log.num_items)
+    store = Store(run / "encoders" / key)
+    params, _ = store.restore("best", jax.eval_shape(initialise))
+    params = jax.device_put(params)
+    users = np.arange(log.num_users)
+    cells = pack(log.offsets, users, model.max_length, layout=model.layout)
+    batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
+    states = final_states(params, model, log.offsets.astype(np.int32), log.items, batch)
+    return np.array(score_all(params, model, states))
+
+
+def diffusion_scores(run: Path, log: Interactions) -> np.ndarray:
+    """The same of the diffusion model, by the dense loop."""
+    section = seeded(Workdir.open(run).config, "diffusion")
+    model, initialise = diffusion_stage.model_of_slots(section, log.num_items + 1)
+    params, _ = Store(run / "diffusion").restore("best", jax.eval_shape(initialise))
+    weights = {name: section[name] for name in ("w_min", "w_max", "ties")}
+    vectors = build_vectors(log.offsets, log.items, log.times, log.num_items + 1, **weights)
+    users = np.arange(log.num_users)
+    batch = gather_batch(vectors, users, len(vectors.slots))
+    return np.array(score_all_dense(model, params, batch, jax.random.key(0), users))
 
 
 @pytest.fixture(scope="session")

@@ -8,26 +8,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 import pdrec_jax
-from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
-from pdrec_jax.data.batches import extend_train, pack
+from pdrec_jax.data.batches import extend_train
 from pdrec_jax.data.catalogue import CATALOGUE, load_catalogue, save_catalogue
 from pdrec_jax.data.interactions import Interactions
-from pdrec_jax.diffusion import stage as diffusion_stage
-from pdrec_jax.diffusion.inference import score_all_dense
-from pdrec_jax.diffusion.vectors import build_vectors, gather_batch
-from pdrec_jax.encoders import stage as encoder_stage
-from pdrec_jax.encoders.model import Batch, final_states, score_all
 from pdrec_jax.errors import UserError
 from pdrec_jax.given import prepare
 from pdrec_jax.recommend import recommender as module
 from pdrec_jax.recommend.recommender import Recommender
-from pdrec_jax.settings import seeded
 from pdrec_jax.workdir import Workdir
 
 VARIANTS = {"sasrec": "base", "sasrec+hbr+nns+dpa": "hbr+nns+dpa", "diffusion": "diffusion"}
@@ -49,32 +41,6 @@ def test_a_model_of_a_log_without_times_weighs_none(run: Path, tmp_path: Path) -
     assert list(weighed.scores) != list(timed.scores)
 
 
-def encoder_scores(run: Path, key: str, log: Interactions) -> np.ndarray:
-    """Scores of all items for all users of a log, [U, I + 1], by the encoder's own functions."""
-    config = Workdir.open(run).config
-    model, initialise = encoder_stage.make_model(config, (), log.num_items)
-    store = Store(run / "encoders" / key)
-    params, _ = store.restore("best", jax.eval_shape(initialise))
-    params = jax.device_put(params)
-    users = np.arange(log.num_users)
-    cells = pack(log.offsets, users, model.max_length, layout=model.layout)
-    batch = Batch(users.astype(np.int32), cells.event, cells.segment, cells.last)
-    states = final_states(params, model, log.offsets.astype(np.int32), log.items, batch)
-    return np.array(score_all(params, model, states))
-
-
-def diffusion_scores(run: Path, log: Interactions) -> np.ndarray:
-    """The same of the diffusion model, by the dense loop."""
-    section = seeded(Workdir.open(run).config, "diffusion")
-    model, initialise = diffusion_stage.model_of_slots(section, log.num_items + 1)
-    params, _ = Store(run / "diffusion").restore("best", jax.eval_shape(initialise))
-    weights = {name: section[name] for name in ("w_min", "w_max", "ties")}
-    vectors = build_vectors(log.offsets, log.items, log.times, log.num_items + 1, **weights)
-    users = np.arange(log.num_users)
-    batch = gather_batch(vectors, users, len(vectors.slots))
-    return np.array(score_all_dense(model, params, batch, jax.random.key(0), users))
-
-
 def simulated(run: Path) -> Interactions:
     return sources.load(Workdir.open(run).config, None)[0]
 
@@ -86,11 +52,11 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def model(request, run: Path) -> tuple[Recommender, Interactions, np.ndarray]:
+def model(request, run: Path, scores_of) -> tuple[Recommender, Interactions, np.ndarray]:
     """A recommender, the run's log, and scores of all items for its users."""
     log = simulated(run)
     key = request.param
-    scores = diffusion_scores(run, log) if key == "diffusion" else encoder_scores(run, key, log)
+    scores = scores_of(run, key, log)
     scores[:, 0] = -np.inf
     return Recommender.load(run, VARIANTS[key]), log, scores
 
@@ -226,10 +192,10 @@ class TestChoice:
         with pytest.raises(UserError, match=r"has diffusion, sasrec, sasrec\+hbr\+nns\+dpa, got"):
             Recommender.load(run, variant)
 
-    def test_other_encoders(self, make_run, tmp_path) -> None:
+    def test_other_encoders(self, make_run, scores_of, tmp_path) -> None:
         run = make_run(tmp_path / "run", **{"encoder.name": "gru4rec"})
         log = simulated(run)
-        scores = encoder_scores(run, "gru4rec+hbr+nns+dpa", log)
+        scores = scores_of(run, "gru4rec+hbr+nns+dpa", log)
         scores[:, 0] = -np.inf
         found = Recommender.load(run).recommend_users(log.user_ids.tolist(), k=5, include_seen=True)
         for one, own in zip(found, scores, strict=True):
@@ -333,7 +299,7 @@ def two(tmp_path_factory) -> list[Path]:
 class TestSourceDomain:
     @pytest.mark.parametrize("mixed", [False, True])
     def test_only_the_target_is_recommended(
-        self, make_run: Callable[..., Path], two: list[Path], tmp_path: Path, mixed: bool
+        self, make_run: Callable[..., Path], scores_of, two: list[Path], tmp_path: Path, mixed: bool
     ) -> None:
         fields = {"data.source": "real", "data.mixed": mixed, "dpa.coarse": 5}
         names = {"data.target": str(two[0]), "data.auxiliary": str(two[1])}
@@ -342,7 +308,7 @@ class TestSourceDomain:
         log, _ = sources.load(config, two)
         if not mixed:
             log = sources.load(config, two[:1])[0]
-        scores = encoder_scores(run, "sasrec+hbr+nns+dpa", log)
+        scores = scores_of(run, "sasrec+hbr+nns+dpa", log)
         scores[:, 0] = scores[:, log.num_target_items + 1 :] = -np.inf
         found = Recommender.load(run).recommend_users(log.user_ids.tolist(), k=5)
         for user, one in enumerate(found):

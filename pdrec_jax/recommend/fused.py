@@ -1,0 +1,169 @@
+"""Two models as one: the weighted sum of their scores.
+
+The scores of each are first divided by their standard deviation over a user's whole catalogue, so
+that one weight serves all users and both kinds of models (the weighted CombSUM of Fox and Shaw,
+"Combination of Multiple Searches", TREC-2, 1994, with scores standardised; a mean that is the same
+for all items changes no ranking, and is left in). A sum of inner products is an inner product, so
+what two models make of a user and an item is a model again, with the vectors of both side by side.
+
+Letters: B users, I items, W width of the vectors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pdrec_jax.data.catalogue import Catalogue, load_catalogue
+from pdrec_jax.errors import UserError
+from pdrec_jax.files import atomic_write_text, read_json
+from pdrec_jax.recommend.histories import Histories
+from pdrec_jax.recommend.models import Trained, VectorModel, choose, load_model
+from pdrec_jax.workdir import Workdir
+
+KEY = "fused"
+_FILE = "fused.json"
+
+
+class Standardised:
+    """A model whose scores of a user have variance 1 over the catalogue; a ``VectorModel``.
+
+    Args:
+      model: with vectors.
+      num_items: I, target items; only they count, and only they have vectors here.
+    """
+
+    def __init__(self, model: VectorModel, num_items: int) -> None:
+        self._model = model
+        self._items = model.item_vectors()[: num_items + 1]
+        self._covariance = _covariance(self._items)
+
+    def item_vectors(self) -> Array:
+        """Returns the vectors of the target items, [I + 1, W]; row 0 is the padding item's."""
+        return self._items
+
+    def user_vectors(self, histories: Histories) -> np.ndarray:
+        """Returns the vectors of users with at least one event each, [B, W].
+
+        They are 0 where all items have one score: that one says nothing of any.
+        """
+        vectors = self._model.user_vectors(histories)
+        variance = np.einsum("bv,vw,bw->b", vectors, self._covariance, vectors, optimize=True)
+        scale = np.sqrt(np.maximum(variance, 0.0))
+        return np.divide(
+            vectors, scale[:, None], out=np.zeros_like(vectors), where=scale[:, None] > 0
+        )
+
+
+class Fused:
+    """The sum of two models' scores; a ``VectorModel``.
+
+    Args:
+      first: of the two.
+      second: likewise.
+      weight: of the second, at least 0; the first one's is 1.
+    """
+
+    def __init__(self, first: Standardised, second: Standardised, weight: float) -> None:
+        self._parts, self._weight = (first, second), weight
+
+    def item_vectors(self) -> Array:
+        """Returns the vectors of the target items, [I + 1, W]; row 0 is the padding item's."""
+        return jnp.concatenate([part.item_vectors() for part in self._parts], axis=1)
+
+    def user_vectors(self, histories: Histories) -> np.ndarray:
+        """Returns the vectors of users with at least one event each, [B, W]."""
+        first, second = (part.user_vectors(histories) for part in self._parts)
+        return np.concatenate([first, np.float32(self._weight) * second], axis=1)
+
+
+@jax.jit
+def _centred(items: Array) -> Array:
+    vectors = items[1:] - jnp.mean(items[1:], axis=0, keepdims=True)
+    return jnp.dot(vectors.T, vectors, precision=jax.lax.Precision.HIGHEST) / len(vectors)
+
+
+def _covariance(items: Array) -> np.ndarray:
+    """Covariance of the items' vectors, [W, W], without the padding item."""
+    return np.asarray(_centred(items))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a fused model is made of, as it lies beside its results.
+
+    Attributes:
+      name: as tables show it.
+      workdirs: of the two runs, of one seed each.
+      keys: of their models.
+      weight: of the second.
+      figure: NDCG@10 that chose the weight.
+      chosen_by: ``validation``, or ``test`` where the protocol has the test choose.
+    """
+
+    name: str
+    workdirs: tuple[str, str]
+    keys: tuple[str, str]
+    weight: float
+    figure: float
+    chosen_by: str
+
+    def save(self, folder: Path) -> None:
+        """Writes it to a directory.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        atomic_write_text(folder / _FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Recipe | None:
+        """Reads that of a directory; None where there is none.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        found = read_json(folder / _FILE)
+        if found is None:
+            return None
+        try:
+            (one, other), (key, other_key) = found["workdirs"], found["keys"]
+            figures = float(found["weight"]), float(found["figure"])
+            if not all(map(math.isfinite, figures)):
+                raise ValueError("a number is not finite")
+            names = str(one), str(other)
+            made = cls(str(found["name"]), names, (str(key), str(other_key)), *figures, "test")
+            return dataclasses.replace(made, chosen_by=str(found["chosen_by"]))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / _FILE}: not what `fuse` writes ({error})") from error
+
+    def load(self, block: int) -> tuple[Workdir, Trained, Catalogue, Fused]:
+        """Loads both models from where they were trained.
+
+        Args:
+          block: users that are given at once, at most.
+
+        Returns:
+          the first run, the two as one of its models, its catalogue, and the model.
+
+        Raises:
+          UserError: a run is gone or damaged, or the two are of different logs.
+        """
+        places = [Workdir.open(path) for path in self.workdirs]
+        places[1].require_log(places[0].data["files"])
+        catalogues = [load_catalogue(place.path) for place in places]
+        parts = [
+            Standardised(
+                load_model(place, choose(place, key), catalogue, block), catalogue.num_target_items
+            )
+            for place, key, catalogue in zip(places, self.keys, catalogues, strict=True)
+        ]
+        trained = Trained(KEY, self.name, self.figure, self.chosen_by)
+        return places[0], trained, catalogues[0], Fused(parts[0], parts[1], self.weight)

@@ -1,0 +1,261 @@
+"""The sum of two models' scores, against scores that are standardised and added in NumPy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdrec_jax import compare, keep
+from pdrec_jax.data import sources
+from pdrec_jax.errors import UserError
+from pdrec_jax.experiment import users_of
+from pdrec_jax.fuse import __main__ as command
+from pdrec_jax.given import prepare
+from pdrec_jax.recommend.recommender import Recommender
+from pdrec_jax.workdir import Workdir
+
+WEIGHTS = (0.0, 0.3, 2.0)
+KEYS = ("sasrec", "diffusion")
+
+
+def given_of(path: Path):
+    return prepare(Workdir.open(path).config, None)[0]
+
+
+def ranked(scores, given, candidates, history):
+    """Ranks among the candidates and in the catalogue, [U'] each, user by user."""
+    last = given.split.train.num_target_items
+    sampled, full = [], []
+    for user in np.flatnonzero(given.users.encoder):
+        own, (relevant, *others) = scores[user], candidates[user]
+        seen = history.items[history.offsets[user] : history.offsets[user + 1]]
+        rest = np.setdiff1d(np.arange(1, last + 1), [*seen, relevant])
+        for negatives, found in ((others, sampled), (rest, full)):
+            ties = (own[negatives] == own[relevant]).sum() / 2
+            found.append((own[negatives] > own[relevant]).sum() + ties)
+    return np.array(sampled), np.array(full)
+
+
+def standardised(scores, last):
+    return scores / scores[:, 1 : last + 1].std(axis=1, keepdims=True)
+
+
+def summed(run, given, history, scores_of, weight):
+    last = given.split.train.num_target_items
+    first, second = (standardised(scores_of(run, key, history), last) for key in KEYS)
+    return first + weight * second
+
+
+def finish(path: Path, scores_of) -> None:
+    """Leaves the results and ranks of a run that `make_run` made."""
+    place, given = Workdir.open(path), given_of(path)
+    history, users = given.split.before_test(), given.users.encoder
+    arrays, models = users_of(given), []
+    for key in KEYS:
+        found = ranked(scores_of(path, key, history), given, given.candidates, history)
+        for kind, ranks in zip(("sampled", "full"), found, strict=True):
+            arrays[f"{key}/{kind}_rank"] = np.full(len(users), np.nan, np.float32)
+            arrays[f"{key}/{kind}_rank"][users] = ranks
+        stage = "diffusion" if key == "diffusion" else "encoder"
+        models.append({"key": key, "name": key, "stage": stage, "best_epoch": 1, "epochs": 2})
+        models[-1] |= {"users": int(users.sum()), "sampled": {"NDCG@10": 0.5}}
+    place.save_per_user(arrays)
+    place.finish({"models": models, "stage": "all"})
+
+
+@pytest.fixture(scope="module")
+def finished(make_run, scores_of, tmp_path_factory) -> Path:
+    path = make_run(tmp_path_factory.mktemp("fuse") / "run")
+    finish(path, scores_of)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fused(finished) -> tuple[Path, dict]:
+    """What the command makes of the run's encoder and its diffusion model, and the results."""
+    out = finished.parent / "fused"
+    assert call(f"{finished}:sasrec", f"{finished}:diffusion", f"--out={out}") == 0
+    return out, json.loads((out / "results.json").read_text())
+
+
+def call(*words, weights=WEIGHTS) -> int:
+    return command.main([*map(str, words), f"--weights={','.join(map(str, weights))}"])
+
+
+def test_each_weight_ranks_as_the_sum_of_standardised_scores(finished, fused, scores_of):
+    _, results = fused
+    given = given_of(finished)
+    train = given.split.train
+    (model,) = results["models"]
+    for weight in WEIGHTS:
+        scores = summed(finished, given, train, scores_of, weight)
+        ranks, _ = ranked(scores, given, given.validation, train)
+        expected = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean()
+        assert model["weights"][f"{weight:g}"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_validation_chooses_the_weight_and_the_test_is_ranked_by_it(finished, fused, scores_of):
+    out, results = fused
+    (model,) = results["models"]
+    best = max(model["weights"].values())
+    assert model["weights"][f"{model['weight']:g}"] == best == model["validation"]["NDCG@10"]
+    given = given_of(finished)
+    history, users = given.split.before_test(), given.users.encoder
+    scores = summed(finished, given, history, scores_of, model["weight"])
+    expected = ranked(scores, given, given.candidates, history)
+    arrays = Workdir.open(out).per_user()
+    for kind, ranks in zip(("sampled", "full"), expected, strict=True):
+        found = arrays[f"fused/{kind}_rank"]
+        assert np.isnan(found[~users]).all()
+        # A rounding may turn two neighbours around.
+        assert np.abs(found[users] - ranks).max() <= 1
+        assert (found[users] == ranks).mean() > 0.97
+
+
+def test_weight_zero_is_the_first_model(finished, tmp_path):
+    given = given_of(finished)
+    out = tmp_path / "out"
+    assert call(f"{finished}:sasrec", f"{finished}:diffusion", f"--out={out}", weights=[0]) == 0
+    own, found = (Workdir.open(path).per_user() for path in (finished, out))
+    for kind in ("sampled", "full"):
+        pair = own[f"sasrec/{kind}_rank"], found[f"fused/{kind}_rank"]
+        one, other = (ranks[given.users.encoder] for ranks in pair)
+        assert np.abs(one - other).max() <= 1
+        assert (one == other).mean() > 0.97
+
+
+def test_under_reference_the_test_chooses(make_run, scores_of, tmp_path):
+    run, out = make_run(tmp_path / "run", protocol="reference"), tmp_path / "out"
+    finish(run, scores_of)
+    assert call(f"{run}:sasrec", f"{run}:diffusion", f"--out={out}") == 0
+    (model,) = json.loads((out / "results.json").read_text())["models"]
+    assert model["validation"] is None
+    assert max(model["weights"].values()) == model["sampled"]["NDCG@10"]
+
+
+class TestServing:
+    def test_the_scores_are_the_sum(self, finished, fused, scores_of):
+        out, results = fused
+        (model,) = results["models"]
+        recommender = Recommender.load(out)
+        log = sources.load(Workdir.open(finished).config, None)[0]
+        scores = summed(finished, given_of(finished), log, scores_of, model["weight"])
+        for one, own in zip(
+            recommender.recommend_users(log.user_ids[:9], k=5), scores, strict=False
+        ):
+            np.testing.assert_allclose(one.scores, own[list(one.items)], rtol=1e-3, atol=1e-3)
+            assert list(one.scores) == sorted(one.scores, reverse=True)
+
+    def test_it_says_what_it_is_and_has_no_other_variant(self, fused):
+        out, _ = fused
+        assert "SASRec & TI-DiffRec (validation NDCG@10" in Recommender.load(out).title
+        with pytest.raises(UserError, match="has fused alone, got 'base'"):
+            Recommender.load(out, "base")
+
+    def test_a_damaged_recipe(self, fused, tmp_path):
+        out = Path(shutil.copytree(fused[0], tmp_path / "out"))
+        recipe = json.loads((out / "fused.json").read_text())
+        for damage in ({"weight": "x"}, {"workdirs": ["a"]}, {"weight": float("nan")}):
+            (out / "fused.json").write_text(json.dumps(recipe | damage))
+            with pytest.raises(UserError, match=r"fused\.json: not what `fuse` writes"):
+                Recommender.load(out)
+
+    def test_a_run_that_is_gone(self, fused, tmp_path):
+        out = Path(shutil.copytree(fused[0], tmp_path / "out"))
+        recipe = json.loads((out / "fused.json").read_text())
+        recipe["workdirs"][1] = str(tmp_path / "gone")
+        (out / "fused.json").write_text(json.dumps(recipe))
+        with pytest.raises(UserError, match="gone: the workdir of a run is expected"):
+            Recommender.load(out)
+
+
+class TestTheRun:
+    def test_others_read_it(self, finished, fused, tmp_path, capsys):
+        out, _ = fused
+        assert compare.main([f"{finished}:sasrec", str(out)]) == 0
+        assert "fused: SASRec & TI-DiffRec less run: sasrec" in capsys.readouterr().out
+        assert keep.main([str(out), f"--out={tmp_path}"]) == 0
+        assert Workdir.open(tmp_path / "fused").results() is not None
+
+    def test_no_command_takes_it_for_its_own(self, finished, fused):
+        with pytest.raises(UserError, match="another config, which differs in name"):
+            Workdir(fused[0], Workdir.open(finished).config, "simulated")
+
+    def test_the_same_command_again(self, finished, fused):
+        out, results = fused
+        assert call(f"{finished}:sasrec", f"{finished}:diffusion", f"--out={out}") == 0
+        assert json.loads((out / "results.json").read_text()) == results
+
+    def test_several_seeds_and_one_model_that_serves_for_all(
+        self, finished, make_run, scores_of, tmp_path, capsys
+    ):
+        home, out = tmp_path / "several", tmp_path / "out"
+        config = Workdir.open(finished).config
+        config.seeds, config.simulation.seed = 2, 0
+        Workdir(home, config, "simulated").begin(Workdir.open(finished).data)
+        for seed in (0, 1):
+            finish(make_run(home / f"seed-{seed}", seed=seed, **{"simulation.seed": 0}), scores_of)
+        assert call(f"{home}:sasrec", f"{finished}:diffusion", f"--out={out}") == 0
+        said = capsys.readouterr().out
+        assert "seeds 0 to 1" in said
+        assert "seed 1: weight" in said
+        summary = json.loads((out / "results.json").read_text())
+        assert summary["seeds"] == [0, 1]
+        (mean,), each = summary["models"], []
+        for seed in (0, 1):
+            place = Workdir.open(out / f"seed-{seed}")
+            (model,) = place.results()["models"]
+            each.append(model["sampled"]["NDCG@10"])
+        assert mean["sampled"]["NDCG@10"] == pytest.approx(np.mean(each))
+        assert keep.main([str(out), f"--out={tmp_path / 'kept'}"]) == 0
+        (home / "seed-1/results.json").unlink()
+        assert call(f"{home}:sasrec", f"{finished}:diffusion", f"--out={out}") == 2
+        assert "several:sasrec: seed 1 is not finished" in capsys.readouterr().err
+
+
+class TestMistakes:
+    def said(self, capsys, *words, weights=WEIGHTS) -> str:
+        assert call(*words, weights=weights) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.count("\n") == 1
+        return said.err
+
+    def test_no_such_model(self, finished, tmp_path, capsys):
+        error = self.said(capsys, f"{finished}:gru4rec", finished, f"--out={tmp_path / 'out'}")
+        assert "no model 'gru4rec'" in error
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("weights", [[-1], ["x"], [0.5, 0.5], ["nan"], [""]])
+    def test_weights(self, finished, tmp_path, capsys, weights):
+        models = f"{finished}:sasrec", f"{finished}:diffusion"
+        error = self.said(capsys, *models, f"--out={tmp_path / 'out'}", weights=weights)
+        assert "--weights" in error
+
+    def test_a_place_that_is_taken(self, finished, tmp_path, capsys):
+        models = f"{finished}:sasrec", f"{finished}:diffusion"
+        for out in (finished, finished / "new", finished.parent):
+            assert "--out" in self.said(capsys, *models, f"--out={out}")
+        (tmp_path / "mine.txt").write_text("mine")
+        assert "not empty and not a run" in self.said(capsys, *models, f"--out={tmp_path}")
+
+    def test_models_that_were_not_kept(self, finished, tmp_path, capsys):
+        assert keep.main([str(finished), f"--out={tmp_path / 'kept'}"]) == 0
+        capsys.readouterr()
+        models = f"{tmp_path / 'kept/run'}:sasrec", f"{finished}:diffusion"
+        assert "without its models" in self.said(capsys, *models, f"--out={tmp_path / 'out'}")
+        assert not (tmp_path / "out").exists()
+
+    def test_other_candidates(self, finished, make_run, scores_of, tmp_path, capsys):
+        other = make_run(tmp_path / "other", **{"evaluation.negatives": 30})
+        finish(other, scores_of)
+        models = f"{finished}:sasrec", f"{other}:diffusion"
+        error = self.said(capsys, *models, f"--out={tmp_path / 'out'}")
+        assert "config.evaluation.negatives is 30, and 20" in error
+
+    def test_a_log_that_is_not_asked_for(self, finished, tmp_path, capsys):
+        models = f"{finished}:sasrec", f"{finished}:diffusion"
+        error = self.said(capsys, *models, f"--out={tmp_path / 'out'}", "--log=log.csv")
+        assert "was simulated" in error
