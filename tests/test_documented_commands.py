@@ -46,6 +46,7 @@ NOT_RUN = {
     r"prepare --dataset=": "downloads from GitHub",
     r"--reference=": "needs a clone of the reference, and PyTorch",
     r"pdrec_jax\.(compare (BASE|runs/)|keep )": "needs finished runs; tests/finished makes them",
+    r"pdrec_jax\.fuse runs/(toy|game)-strict-": "needs runs on the real logs",
     r"^kubectl ": "needs a cluster",
     r"^launch/(slurm|kubernetes|tpu)\.sh": "needs a cluster; tests/launch reads what would run",
 }
