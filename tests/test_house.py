@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "keep": SHARED,
     # Adds two models' scores, as the recommender does; nobody may know it.
     "fuse": SHARED
-    | {"data", "evaluation", "given", "experiment", "recommend", "compare"}
+    | {"data", "evaluation", "given", "experiment", "recommend", "compare", "main"}
     | {"fuse"},
     # Compiles what a job would run, and runs nothing; nobody may know it.
     "plan": SHARED | {"data", "evaluation", "diffusion", "encoders", "given", "main"} | {"plan"},

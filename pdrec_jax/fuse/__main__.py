@@ -16,8 +16,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pdrec_jax.command import Parser, answered, leave, number, some_files, some_path
+from pdrec_jax.command import Parser, answered, leave, number, some_files, some_path, some_text
 from pdrec_jax.files import require_outside
+from pdrec_jax.main import load_config
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 
@@ -48,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of the second model, with commas; validation chooses one",
     )
     parser.add_argument(
+        "--config",
+        type=some_text,
+        metavar="FILE",
+        help="config file that registers an encoder of your own",
+    )
+    parser.add_argument(
         "--log",
         type=some_files,
         default=[],
@@ -73,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pdrec_jax.fuse.runs import fuse
 
         compilation.require_32_bits()
+        if arguments.config:
+            load_config(arguments.config)
+        # Never a directory that a run names: programs from there would run, whoever made the run.
+        compilation.use_cache("auto")
         first, second = compare.find(arguments.first), compare.find(arguments.second)
         for each in (first, second):
             require_outside("--out", arguments.out, each.path)

@@ -91,6 +91,8 @@ def fuse(
         _place(out / seed_folder(pair.seed) if several else out, pair.first.config, home)
         for pair in pairs
     ]
+    for pair, place in zip(pairs, places, strict=True):
+        _require_same_models(place.path, pair, (first.key, second.key))
     whole = _place(out, home.config, home) if several else None
     files = log_files(pairs[0].first, log)
     given, data = prepare(pairs[0].first.config, files)
@@ -134,6 +136,19 @@ def _place(path: Path, config: ConfigDict, home: Workdir) -> Workdir:
     place.require_log(home.data["files"])
     place.require_unlocked()
     return place
+
+
+def _require_same_models(path: Path, pair: Pair, keys: tuple[str, str]) -> None:
+    """Checks that what an earlier call has left is of the same models, which it then replaces."""
+    left = Recipe.read(path)
+    if left is not None and (left.workdirs, left.keys) != (_workdirs(pair), keys):
+        raise UserError(
+            f"--out: {path}: holds {left.name}, other models than these; name another directory"
+        )
+
+
+def _workdirs(pair: Pair) -> tuple[str, str]:
+    return str(pair.first.path.resolve()), str(pair.second.path.resolve())
 
 
 def _fused(
@@ -190,7 +205,7 @@ def _fused(
         ranks[f"{KEY}/{kind}_rank"][users] = each.ranks
     recipe = Recipe(
         name,
-        (str(pair.first.path.resolve()), str(pair.second.path.resolve())),
+        _workdirs(pair),
         (first_key, second_key),
         weight,
         looked_at[best][SELECTION],

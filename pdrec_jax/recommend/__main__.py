@@ -120,7 +120,10 @@ def _run(given: argparse.Namespace) -> None:
     # Never a directory that the run names: programs from there would run, whoever made the run.
     compilation.use_cache("off" if place.config.compilation_cache == "off" else "auto")
     recommender = Recommender.load(given.workdir, given.variant)
-    run = {"the run": recommender.place.files()}
+    runs = (recommender.place, *recommender.others)
+    for one in runs:
+        require_outside("--out", out, one.path)
+    run = {"the run": [file for one in runs for file in one.files()]}
     run["the run's log"] = [
         file for log in recommender.catalogue.places for file in files_of(Path(log))
     ]

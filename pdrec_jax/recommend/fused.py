@@ -25,11 +25,10 @@ from pdrec_jax.data.catalogue import Catalogue, load_catalogue
 from pdrec_jax.errors import UserError
 from pdrec_jax.files import atomic_write_text, read_json
 from pdrec_jax.recommend.histories import Histories
-from pdrec_jax.recommend.models import Trained, VectorModel, choose, load_model
+from pdrec_jax.recommend.models import RECIPE, Trained, VectorModel, choose, load_model
 from pdrec_jax.workdir import Workdir
 
 KEY = "fused"
-_FILE = "fused.json"
 
 
 class Standardised:
@@ -121,7 +120,7 @@ class Recipe:
         Raises:
           UserError: it cannot be written.
         """
-        atomic_write_text(folder / _FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        atomic_write_text(folder / RECIPE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Recipe | None:
@@ -130,7 +129,7 @@ class Recipe:
         Raises:
           UserError: it is damaged.
         """
-        found = read_json(folder / _FILE)
+        found = read_json(folder / RECIPE)
         if found is None:
             return None
         try:
@@ -142,16 +141,16 @@ class Recipe:
             made = cls(str(found["name"]), names, (str(key), str(other_key)), *figures, "test")
             return dataclasses.replace(made, chosen_by=str(found["chosen_by"]))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / _FILE}: not what `fuse` writes ({error})") from error
+            raise UserError(f"{folder / RECIPE}: not what `fuse` writes ({error})") from error
 
-    def load(self, block: int) -> tuple[Workdir, Trained, Catalogue, Fused]:
+    def load(self, block: int) -> tuple[list[Workdir], Trained, Catalogue, Fused]:
         """Loads both models from where they were trained.
 
         Args:
           block: users that are given at once, at most.
 
         Returns:
-          the first run, the two as one of its models, its catalogue, and the model.
+          the two runs, what they are as one model of the first, its catalogue, and the model.
 
         Raises:
           UserError: a run is gone or damaged, or the two are of different logs.
@@ -166,4 +165,4 @@ class Recipe:
             for place, key, catalogue in zip(places, self.keys, catalogues, strict=True)
         ]
         trained = Trained(KEY, self.name, self.figure, self.chosen_by)
-        return places[0], trained, catalogues[0], Fused(parts[0], parts[1], self.weight)
+        return places, trained, catalogues[0], Fused(parts[0], parts[1], self.weight)

@@ -30,6 +30,7 @@ from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.settings import seeded
 from pdrec_jax.workdir import Workdir
 
+RECIPE = "fused.json"  # what `fuse` has made two models one with, see ``fused``
 _TOKENS = 512
 
 
@@ -73,6 +74,11 @@ def trained_models(place: Workdir) -> dict[str, Trained]:
     """
     each = {key: trained_model(place, key) for key in place.phases.names() if key != "preferences"}
     found = {key: model for key, model in each.items() if model is not None}
+    if not found and (place.path / RECIPE).is_file():
+        raise UserError(
+            f"{place.path}: `fuse` added two models' scores there, which `recommend` serves; the "
+            "workdir of one of them is expected"
+        )
     if not found and place.results() is not None:
         raise UserError(
             f"{place.path}: of this run the results were kept without its models; a workdir that "

@@ -60,12 +60,19 @@ class Recommender:
       place: the run.
       trained: which of its models.
       catalogue: its items.
+      others: runs whose models have a part in it.
     """
 
     def __init__(
-        self, place: Workdir, trained: Trained, catalogue: Catalogue, model: VectorModel
+        self,
+        place: Workdir,
+        trained: Trained,
+        catalogue: Catalogue,
+        model: VectorModel,
+        others: Sequence[Workdir] = (),
     ) -> None:
         self.place, self.trained, self.catalogue = place, trained, catalogue
+        self.others = tuple(others)
         self._model = model
         vectors = model.item_vectors()[: catalogue.num_target_items + 1]
         self._blocks = in_blocks(vectors)
@@ -91,7 +98,8 @@ class Recommender:
         if recipe is not None:
             if variant not in (None, KEY):
                 raise UserError(f"--variant: {workdir} has {KEY} alone, got {variant!r}")
-            return cls(*recipe.load(BLOCK))
+            (place, *others), trained, catalogue, model = recipe.load(BLOCK)
+            return cls(place, trained, catalogue, model, others)
         place = Workdir.open(workdir)
         trained = choose(place, variant)
         catalogue = load_catalogue(place.path)

@@ -13,6 +13,7 @@ from pdrec_jax.errors import UserError
 from pdrec_jax.experiment import users_of
 from pdrec_jax.fuse import __main__ as command
 from pdrec_jax.given import prepare
+from pdrec_jax.recommend import __main__ as recommend
 from pdrec_jax.recommend.recommender import Recommender
 from pdrec_jax.workdir import Workdir
 
@@ -240,6 +241,29 @@ class TestMistakes:
             assert "--out" in self.said(capsys, *models, f"--out={out}")
         (tmp_path / "mine.txt").write_text("mine")
         assert "not empty and not a run" in self.said(capsys, *models, f"--out={tmp_path}")
+
+    def test_what_other_models_have_left(self, finished, fused, capsys):
+        models = f"{finished}:sasrec", f"{finished}:sasrec"
+        error = self.said(capsys, *models, f"--out={fused[0]}")
+        assert "holds SASRec & TI-DiffRec, other models than these" in error
+
+    def test_it_is_no_run_with_models(self, finished, fused, tmp_path, capsys):
+        models = str(fused[0]), f"{finished}:diffusion"
+        error = self.said(capsys, *models, f"--out={tmp_path / 'out'}")
+        assert "`fuse` added two models' scores there" in error
+
+    def test_what_is_recommended_is_not_written_into_either_run(
+        self, finished, make_run, scores_of, tmp_path, capsys
+    ):
+        other, out = make_run(tmp_path / "other"), tmp_path / "out"
+        finish(other, scores_of)
+        assert call(f"{finished}:sasrec", f"{other}:diffusion", f"--out={out}", weights=[1]) == 0
+        capsys.readouterr()
+        for run in (finished, other):
+            target = run / "metrics.jsonl"
+            words = [f"--workdir={out}", "--all_users", f"--out={target}"]
+            assert recommend.main(words) == 2
+            assert f"is within the run {run}" in capsys.readouterr().err
 
     def test_models_that_were_not_kept(self, finished, tmp_path, capsys):
         assert keep.main([str(finished), f"--out={tmp_path / 'kept'}"]) == 0
