@@ -293,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         base, *others = map(find, [arguments.base, *arguments.runs])
         if arguments.out is not None:
-            _require_place(arguments.out, [each.path for each in (base, *others)])
+            require_place(arguments.out, [each.path for each in (base, *others)])
         results = compare_runs(base, others, arguments.metrics)
         page = _page(results)
         show(results)
@@ -330,7 +330,7 @@ def _of_seeds(results: dict[str, Any]) -> list[str]:
     return [f"Mean and standard deviation over {len(seeds)} seeds."] if seeds else []
 
 
-def _require_place(out: Path, runs: Sequence[Path]) -> None:
+def require_place(out: Path, runs: Sequence[Path]) -> None:
     """Checks that a directory is there or can be made, before the work; it makes none.
 
     Raises:

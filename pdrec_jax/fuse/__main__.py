@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pdrec_jax.command import Parser, answered, leave, number, some_files, some_path, some_text
 from pdrec_jax.files import require_outside
 from pdrec_jax.main import load_config
+from pdrec_jax.workdir import CONFIG
 
 WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 
@@ -26,7 +27,7 @@ WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 def _weights(text: str) -> tuple[float, ...]:
     parse = number(float, 0.0, 1e6)
     found = tuple(parse(part.strip()) for part in text.split(","))
-    if len(set(found)) < len(found):
+    if len({f"{weight:g}" for weight in found}) < len(found):
         raise argparse.ArgumentTypeError(f"different weights are expected: {text!r}")
     return found
 
@@ -85,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Never a directory that a run names: programs from there would run, whoever made the run.
         compilation.use_cache("auto")
         first, second = compare.find(arguments.first), compare.find(arguments.second)
+        compare.require_place(arguments.out, [])
         for each in (first, second):
-            require_outside("--out", arguments.out, each.path)
+            within_several = (each.path.resolve().parent / CONFIG).is_file()
+            home = each.path.resolve().parent if within_several else each.path
+            require_outside("--out", arguments.out, home)
         fuse(first, second, arguments.out, arguments.weights, arguments.log)
         fused = compare.find(str(arguments.out))
         compare.show(compare.compare_runs(first, [fused]))

@@ -60,31 +60,42 @@ class Evaluation:
         for users, vectors, count in self._blocks():
             counts.append(_count_sampled(*vectors, *tables, self.candidates[users], given))
             real.append(count)
+        return self._ranks_of(counts, real, len(given))
+
+    def both(self, weight: float) -> tuple[Ranks, Ranks]:
+        """Ranks by one weight: among the sampled candidates, and among the target items not seen."""
+        tables, history = self._tables(), self.history
+        width = common_width(history.offsets, self.users)
+        sampled, full, real, negatives = [], [], [], []
+        for users, vectors, count in self._blocks():
+            candidates = self.candidates[users]
+            given = np.asarray([weight], np.float32)
+            sampled.append(_count_sampled(*vectors, *tables, candidates, given))
+            positive = candidates[:, 0]
+            seen = distinct_rows(history.offsets, history.items, users, width)
+            left = *vectors, *tables, positive, seen, given[0]
+            full.append(_count_full(*left, self.num_items))
+            real.append(count)
+            negatives.append(catalogue_negatives(seen, positive, self.num_items)[:count])
+        others = np.concatenate([np.zeros(0, np.int64), *negatives])
+        (of_sampled,) = self._ranks_of(sampled, real, 1)
+        return of_sampled, ranks_of_blocks(full, real, others, half_ties=self.half_ties)
+
+    def _ranks_of(
+        self, counts: Sequence[tuple[Array, Array]], real: Sequence[int], weights: int
+    ) -> list[Ranks]:
+        """Ranks of each weight, from what blocks have counted in the sampled candidates."""
         negatives = np.full(len(self.users), self.candidates.shape[1] - 1)
+        found = jax.device_get(list(counts))
         return [
             ranks_of_blocks(
-                [(above[:, which], ties[:, which]) for above, ties in counts],
+                [(above[:, which], ties[:, which]) for above, ties in found],
                 real,
                 negatives,
                 half_ties=self.half_ties,
             )
-            for which in range(len(given))
+            for which in range(weights)
         ]
-
-    def full(self, weight: float) -> Ranks:
-        """Ranks among all target items that are not in the user's history, by one weight."""
-        tables, history = self._tables(), self.history
-        width = common_width(history.offsets, self.users)
-        counts, real, negatives = [], [], []
-        for users, vectors, count in self._blocks():
-            positive = self.candidates[users, 0]
-            seen = distinct_rows(history.offsets, history.items, users, width)
-            given = *vectors, *tables, positive, seen, np.float32(weight)
-            counts.append(_count_full(*given, self.num_items))
-            real.append(count)
-            negatives.append(catalogue_negatives(seen, positive, self.num_items)[:count])
-        others = np.concatenate([np.zeros(0, np.int64), *negatives])
-        return ranks_of_blocks(counts, real, others, half_ties=self.half_ties)
 
     def _tables(self) -> tuple[Array, Array]:
         first, second = self.parts
@@ -93,8 +104,7 @@ class Evaluation:
     def _blocks(self) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray], int]]:
         """Yields users [B], their vectors by both models, and how many of them are not filling."""
         history = self.history
-        names = np.arange(history.num_users).astype(str)
-        everyone = Histories(names, history.offsets, history.items, history.times)
+        everyone = Histories(history.user_ids, history.offsets, history.items, history.times)
         first, second = self.parts
         for begin in range(0, len(self.users), BLOCK):
             some = self.users[begin : begin + BLOCK]

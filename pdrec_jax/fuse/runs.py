@@ -21,9 +21,12 @@ from pdrec_jax.evaluation.over_seeds import over_seeds
 from pdrec_jax.experiment import users_of
 from pdrec_jax.fuse.ranking import BLOCK, Evaluation
 from pdrec_jax.given import Given, prepare, with_seed
-from pdrec_jax.recommend.fused import KEY, Recipe, Standardised
-from pdrec_jax.recommend.models import choose, load_model
+from pdrec_jax.recommend.fused import KEY, Recipe, Standardised, load_part
+from pdrec_jax.recommend.models import Trained, choose
 from pdrec_jax.workdir import Workdir, seed_folder
+
+# How the first run's log is read, for both models.
+_SAME = ("user", "item", "time", "ids", "auxiliary_time", "auxiliary_first", "learns_source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,11 @@ def pairs_of(first: Candidate, second: Candidate) -> list[Pair]:
       second: has the same seeds, or one, which serves for all.
 
     Raises:
-      UserError: a seed is missing, or the two runs ranked other users or among other candidates.
+      UserError: a seed is missing, a model is named twice, or the two runs read their log in other
+        ways, ranked other users or among other candidates.
     """
+    if (first.path.resolve(), first.key) == (second.path.resolve(), second.key):
+        raise UserError(f"a model is named twice: {first.given} and {second.given}")
     if first.missing:
         raise UserError(f"{first.given}: seed {first.missing[0]} is not finished")
     (only, *others) = second.seeds.values()
@@ -60,6 +66,12 @@ def pairs_of(first: Candidate, second: Candidate) -> list[Pair]:
         if other is None:
             raise UserError(f"{second.given}: seed {seed} of {first.given} is not finished there")
         require_alike(run, other)
+        for field in _SAME:
+            ours, theirs = run.config.data[field], other.config.data[field]
+            if ours != theirs:
+                raise UserError(
+                    f"{other.path}: config.data.{field} is {theirs!r}, and {ours!r} in {run.path}"
+                )
         pairs.append(Pair(seed, run, other))
     return pairs
 
@@ -94,37 +106,60 @@ def fuse(
     for pair, place in zip(pairs, places, strict=True):
         _require_same_models(place.path, pair, (first.key, second.key))
     whole = _place(out, home.config, home) if several else None
+    chosen = [_chosen(pair, (first.key, second.key)) for pair in pairs]
     files = log_files(pairs[0].first, log)
-    given, data = prepare(pairs[0].first.config, files)
+    given, data = prepare(_on_one_device(pairs[0].first.config), files)
     for pair in pairs:
         require_same_log(pair.first, data)
-    found = []
-    with contextlib.ExitStack() as stack:
+    made = []
+    for number, (pair, models) in enumerate(zip(pairs, chosen, strict=True)):
+        own = with_seed(given, _on_one_device(pair.first.config)) if number else given
+        model, ranks, recipe = _fused(pair, models, own, weights)
+        results = {
+            "name": places[number].config.name,
+            "protocol": own.config.protocol,
+            "seed": pair.seed,
+            "negatives": own.config.evaluation.negatives,
+            "data": data,
+            "stage": "encoder",
+            "models": [model],
+            "device": f"{jax.devices()[0].device_kind} x1",
+        }
+        made.append((results, {**users_of(own), **ranks}, recipe))
+    with contextlib.ExitStack() as stack:  # nothing is written before all is there
         if whole is not None:
             stack.enter_context(whole.held(data))
             whole.reopen()
-        for pair, place in zip(pairs, places, strict=True):
-            own = with_seed(given, pair.first.config)
-            model, ranks, recipe = _fused(pair, first.key, second.key, own, weights)
-            results = {
-                "name": place.config.name,
-                "protocol": own.config.protocol,
-                "seed": pair.seed,
-                "negatives": own.config.evaluation.negatives,
-                "data": data,
-                "stage": "encoder",
-                "models": [model],
-                "device": f"{jax.devices()[0].device_kind} x1",
-            }
+        for place, (results, arrays, recipe) in zip(places, made, strict=True):
             with place.held(data):
                 place.reopen()
                 recipe.save(place.path)
-                place.save_per_user({**users_of(own), **ranks})
+                place.save_per_user(arrays)
                 place.finish(results)
-            found.append(results)
         if whole is not None:
-            head = {**found[0], "seeds": [pair.seed for pair in pairs]}
-            whole.finish({**head, "models": over_seeds([each["models"] for each in found])})
+            every = [results for results, _, _ in made]
+            seeds = [pair.seed for pair in pairs]
+            whole.finish({**every[0], "seeds": seeds, "models": [_mean(every)]})
+
+
+def _mean(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The model over all seeds, each of which chose its own weight."""
+    (mean,) = over_seeds([each["models"] for each in every])
+    mean["by_seed"]["weight"] = [each["models"][0]["weight"] for each in every]
+    return {name: value for name, value in mean.items() if name not in ("weight", "weights", "of")}
+
+
+def _on_one_device(config: ConfigDict) -> ConfigDict:
+    """A run's config without the mesh that it was trained on, which need not be here."""
+    config.mesh = (1, 1)
+    return config
+
+
+def _chosen(pair: Pair, keys: tuple[str, str]) -> tuple[Trained, Trained]:
+    first, second = (
+        choose(run, key) for run, key in zip((pair.first, pair.second), keys, strict=True)
+    )
+    return first, second
 
 
 def _place(path: Path, config: ConfigDict, home: Workdir) -> Workdir:
@@ -152,15 +187,21 @@ def _workdirs(pair: Pair) -> tuple[str, str]:
 
 
 def _fused(
-    pair: Pair, first_key: str, second_key: str, given: Given, weights: Sequence[float]
+    pair: Pair, models: tuple[Trained, Trained], given: Given, weights: Sequence[float]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], Recipe]:
     """Fuses the models of a seed: the model of the results, the ranks [U], and how it is made."""
-    trained = [choose(pair.first, first_key), choose(pair.second, second_key)]
+    runs = (pair.first, pair.second)
+    with pair.first.reading_results():
+        (first_model,) = (
+            {name: int(each[name]) for name in ("best_epoch", "epochs")}
+            for each in (pair.first.results() or {})["models"]
+            if each["key"] == models[0].key
+        )
     split, users = given.split, given.users.encoder
     num_items, index = split.train.num_target_items, np.flatnonzero(users)
     parts = [
-        Standardised(load_model(place, model, load_catalogue(place.path), BLOCK), num_items)
-        for place, model in zip((pair.first, pair.second), trained, strict=True)
+        Standardised(load_part(run, model, load_catalogue(run.path), BLOCK), num_items)
+        for run, model in zip(runs, models, strict=True)
     ]
 
     def evaluation(*, test: bool) -> Evaluation:
@@ -174,41 +215,43 @@ def _fused(
         )
 
     by_test = given.protocol.select_on_test
-    looked_at = [ranks.metrics() for ranks in evaluation(test=by_test).sampled(weights)]
-    best = int(np.argmax([figures[SELECTION] for figures in looked_at]))
+    looked_at = evaluation(test=by_test).sampled(weights)
+    validated = [ranks.metrics() for ranks in looked_at]
+    best = int(np.argmax([figures[SELECTION] for figures in validated]))
     weight = float(weights[best])
-    test = evaluation(test=True)
-    (sampled,), full = test.sampled([weight]), test.full(weight)
-    if not (sampled.finite and full.finite):
-        names = f"{trained[0].name} or of {trained[1].name}"
-        raise UserError(f"{pair.first.path}: a score of {names} is not finite")
-    name = " & ".join(model.name for model in trained)
-    first_results = (pair.first.results() or {})["models"]
-    (told,) = (model for model in first_results if model["key"] == trained[0].key)
+    sampled, full = evaluation(test=True).both(weight)
+    name = " & ".join(model.name for model in models)
+    if not all(ranks.finite for ranks in (*looked_at, sampled, full)):
+        raise UserError(f"{pair.first.path}: a score of {name} is not finite")
     model = {
         "name": name,
         "key": KEY,
         "stage": "encoder",
-        "best_epoch": told["best_epoch"],
-        "epochs": told["epochs"],
+        # The first model's: nothing was trained.
+        **first_model,
         "users": len(index),
         "sampled": sampled.metrics(),
         "full": full.metrics(),
-        "validation": None if by_test else looked_at[best],
+        "validation": None if by_test else validated[best],
         "paper": {},
+        "of": [f"{run.path.resolve().name}:{m.key}" for run, m in zip(runs, models, strict=True)],
         "weight": weight,
-        "weights": {f"{w:g}": each[SELECTION] for w, each in zip(weights, looked_at, strict=True)},
+        "weights": {
+            f"{each:g}": figures[SELECTION]
+            for each, figures in zip(weights, validated, strict=True)
+        },
     }
     ranks = {}
-    for kind, each in (("sampled", sampled), ("full", full)):
+    for kind, found in (("sampled", sampled), ("full", full)):
         ranks[f"{KEY}/{kind}_rank"] = np.full(len(users), np.nan, np.float32)
-        ranks[f"{KEY}/{kind}_rank"][users] = each.ranks
+        ranks[f"{KEY}/{kind}_rank"][users] = found.ranks
     recipe = Recipe(
-        name,
-        _workdirs(pair),
-        (first_key, second_key),
-        weight,
-        looked_at[best][SELECTION],
-        "test" if by_test else "validation",
+        name=name,
+        workdirs=_workdirs(pair),
+        keys=(models[0].key, models[1].key),
+        figures=(models[0].figure, models[1].figure),
+        weight=weight,
+        figure=validated[best][SELECTION],
+        chosen_by="test" if by_test else "validation",
     )
     return model, ranks, recipe

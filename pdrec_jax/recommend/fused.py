@@ -42,7 +42,7 @@ class Standardised:
     def __init__(self, model: VectorModel, num_items: int) -> None:
         self._model = model
         self._items = model.item_vectors()[: num_items + 1]
-        self._covariance = _covariance(self._items)
+        self._covariance = np.asarray(_covariance(self._items))
 
     def item_vectors(self) -> Array:
         """Returns the vectors of the target items, [I + 1, W]; row 0 is the padding item's."""
@@ -57,7 +57,7 @@ class Standardised:
         variance = np.einsum("bv,vw,bw->b", vectors, self._covariance, vectors, optimize=True)
         scale = np.sqrt(np.maximum(variance, 0.0))
         return np.divide(
-            vectors, scale[:, None], out=np.zeros_like(vectors), where=scale[:, None] > 0
+            vectors, scale[:, None], out=np.zeros_like(vectors), where=scale[:, None] != 0
         )
 
 
@@ -84,14 +84,10 @@ class Fused:
 
 
 @jax.jit
-def _centred(items: Array) -> Array:
+def _covariance(items: Array) -> Array:
+    """Covariance of the items' vectors, [W, W], without the padding item."""
     vectors = items[1:] - jnp.mean(items[1:], axis=0, keepdims=True)
     return jnp.dot(vectors.T, vectors, precision=jax.lax.Precision.HIGHEST) / len(vectors)
-
-
-def _covariance(items: Array) -> np.ndarray:
-    """Covariance of the items' vectors, [W, W], without the padding item."""
-    return np.asarray(_centred(items))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +98,7 @@ class Recipe:
       name: as tables show it.
       workdirs: of the two runs, of one seed each.
       keys: of their models.
+      figures: NDCG@10 of each alone, by which a model that was trained anew is told.
       weight: of the second.
       figure: NDCG@10 that chose the weight.
       chosen_by: ``validation``, or ``test`` where the protocol has the test choose.
@@ -110,6 +107,7 @@ class Recipe:
     name: str
     workdirs: tuple[str, str]
     keys: tuple[str, str]
+    figures: tuple[float, float]
     weight: float
     figure: float
     chosen_by: str
@@ -134,35 +132,64 @@ class Recipe:
             return None
         try:
             (one, other), (key, other_key) = found["workdirs"], found["keys"]
-            figures = float(found["weight"]), float(found["figure"])
-            if not all(map(math.isfinite, figures)):
+            of_one, of_other = found["figures"]
+            numbers = [float(each) for each in (of_one, of_other, found["weight"], found["figure"])]
+            if not all(map(math.isfinite, numbers)):
                 raise ValueError("a number is not finite")
-            names = str(one), str(other)
-            made = cls(str(found["name"]), names, (str(key), str(other_key)), *figures, "test")
-            return dataclasses.replace(made, chosen_by=str(found["chosen_by"]))
+            return cls(
+                name=str(found["name"]),
+                workdirs=(str(one), str(other)),
+                keys=(str(key), str(other_key)),
+                figures=(numbers[0], numbers[1]),
+                weight=numbers[2],
+                figure=numbers[3],
+                chosen_by=str(found["chosen_by"]),
+            )
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{folder / RECIPE}: not what `fuse` writes ({error})") from error
 
-    def load(self, block: int) -> tuple[list[Workdir], Trained, Catalogue, Fused]:
+    def load(self, folder: Path, block: int) -> tuple[list[Workdir], Trained, Catalogue, Fused]:
         """Loads both models from where they were trained.
 
         Args:
+          folder: where the recipe lies.
           block: users that are given at once, at most.
 
         Returns:
           the two runs, what they are as one model of the first, its catalogue, and the model.
 
         Raises:
-          UserError: a run is gone or damaged, or the two are of different logs.
+          UserError: a run is gone, damaged, of another log or was trained anew.
         """
-        places = [Workdir.open(path) for path in self.workdirs]
-        places[1].require_log(places[0].data["files"])
-        catalogues = [load_catalogue(place.path) for place in places]
-        parts = [
-            Standardised(
-                load_model(place, choose(place, key), catalogue, block), catalogue.num_target_items
-            )
-            for place, key, catalogue in zip(places, self.keys, catalogues, strict=True)
-        ]
+        own = Workdir.open(folder)
+        places, parts, catalogues = [], [], []
+        for path, key, figure in zip(self.workdirs, self.keys, self.figures, strict=True):
+            try:
+                place = Workdir.open(path)
+                place.require_log(own.data["files"])
+                trained = choose(place, key)
+            except UserError as error:
+                raise UserError(f"{error} (a part of {folder}, which `fuse` makes anew)") from error
+            if trained.figure != figure:
+                raise UserError(
+                    f"{path}: {key} was trained anew since {folder} was made of it; fuse them again"
+                )
+            catalogue = load_catalogue(place.path)
+            model = load_part(place, trained, catalogue, block)
+            parts.append(Standardised(model, catalogue.num_target_items))
+            places.append(place)
+            catalogues.append(catalogue)
         trained = Trained(KEY, self.name, self.figure, self.chosen_by)
         return places, trained, catalogues[0], Fused(parts[0], parts[1], self.weight)
+
+
+def load_part(place: Workdir, trained: Trained, catalogue: Catalogue, block: int) -> VectorModel:
+    """``models.load_model``, whose complaints then name the run.
+
+    Raises:
+      UserError: see there.
+    """
+    try:
+        return load_model(place, trained, catalogue, block)
+    except UserError as error:
+        raise UserError(f"{place.path}: {error}") from error

@@ -98,7 +98,7 @@ class Recommender:
         if recipe is not None:
             if variant not in (None, KEY):
                 raise UserError(f"--variant: {workdir} has {KEY} alone, got {variant!r}")
-            (place, *others), trained, catalogue, model = recipe.load(BLOCK)
+            (place, *others), trained, catalogue, model = recipe.load(Path(workdir), BLOCK)
             return cls(place, trained, catalogue, model, others)
         place = Workdir.open(workdir)
         trained = choose(place, variant)

@@ -4,21 +4,26 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from pdrec_jax import compare, keep
+from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
+from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.errors import UserError
 from pdrec_jax.experiment import users_of
 from pdrec_jax.fuse import __main__ as command
 from pdrec_jax.given import prepare
 from pdrec_jax.recommend import __main__ as recommend
 from pdrec_jax.recommend.recommender import Recommender
+from pdrec_jax.settings import put
 from pdrec_jax.workdir import Workdir
 
 WEIGHTS = (0.0, 0.3, 2.0)
 KEYS = ("sasrec", "diffusion")
+MORE = ("sasrec+hbr+nns+dpa",)
 
 
 def given_of(path: Path):
@@ -54,7 +59,7 @@ def finish(path: Path, scores_of) -> None:
     place, given = Workdir.open(path), given_of(path)
     history, users = given.split.before_test(), given.users.encoder
     arrays, models = users_of(given), []
-    for key in KEYS:
+    for key in (*KEYS, *MORE):
         found = ranked(scores_of(path, key, history), given, given.candidates, history)
         for kind, ranks in zip(("sampled", "full"), found, strict=True):
             arrays[f"{key}/{kind}_rank"] = np.full(len(users), np.nan, np.float32)
@@ -64,6 +69,17 @@ def finish(path: Path, scores_of) -> None:
         models[-1] |= {"users": int(users.sum()), "sampled": {"NDCG@10": 0.5}}
     place.save_per_user(arrays)
     place.finish({"models": models, "stage": "all"})
+
+
+def copied(run: Path, to: Path, **fields) -> Path:
+    """A copy of a run that a test may spoil, with some fields of its config changed."""
+    shutil.copytree(run, to)
+    if fields:
+        config = Workdir.open(run).config
+        for field, value in fields.items():
+            put(config, field, value)
+        (to / "config.json").write_text(config.to_json())
+    return to
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +174,24 @@ class TestServing:
     def test_a_damaged_recipe(self, fused, tmp_path):
         out = Path(shutil.copytree(fused[0], tmp_path / "out"))
         recipe = json.loads((out / "fused.json").read_text())
-        for damage in ({"weight": "x"}, {"workdirs": ["a"]}, {"weight": float("nan")}):
+        for damage in (
+            {"weight": "x"},
+            {"workdirs": ["a"]},
+            {"weight": float("nan")},
+            {"figures": [1]},
+        ):
             (out / "fused.json").write_text(json.dumps(recipe | damage))
             with pytest.raises(UserError, match=r"fused\.json: not what `fuse` writes"):
                 Recommender.load(out)
+
+    def test_a_model_that_was_trained_anew(self, finished, tmp_path):
+        run, out = copied(finished, tmp_path / "run"), tmp_path / "out"
+        assert call(f"{run}:sasrec", f"{run}:diffusion", f"--out={out}") == 0
+        phases = Workdir.open(run).phases
+        model = phases.find("diffusion")["model"] | {"validation": {"NDCG@10": 0.41}}
+        phases.finish("diffusion", {"model": model})
+        with pytest.raises(UserError, match="diffusion was trained anew since"):
+            Recommender.load(out)
 
     def test_a_run_that_is_gone(self, fused, tmp_path):
         out = Path(shutil.copytree(fused[0], tmp_path / "out"))
@@ -179,6 +209,13 @@ class TestTheRun:
         assert "fused: SASRec & TI-DiffRec less run: sasrec" in capsys.readouterr().out
         assert keep.main([str(out), f"--out={tmp_path}"]) == 0
         assert Workdir.open(tmp_path / "fused").results() is not None
+
+    def test_the_mesh_of_the_training_need_not_be_here(self, finished, fused, tmp_path):
+        run, out = copied(finished, tmp_path / "run", mesh=(8, 1)), tmp_path / "out"
+        assert call(f"{run}:sasrec", f"{run}:diffusion", f"--out={out}") == 0
+        found = (Workdir.open(path).per_user() for path in (out, fused[0]))
+        one, other = (arrays["fused/full_rank"] for arrays in found)
+        np.testing.assert_array_equal(one, other)
 
     def test_no_command_takes_it_for_its_own(self, finished, fused):
         with pytest.raises(UserError, match="another config, which differs in name"):
@@ -210,7 +247,14 @@ class TestTheRun:
             (model,) = place.results()["models"]
             each.append(model["sampled"]["NDCG@10"])
         assert mean["sampled"]["NDCG@10"] == pytest.approx(np.mean(each))
+        assert len(mean["by_seed"]["weight"]) == 2
+        assert "weight" not in mean
         assert keep.main([str(out), f"--out={tmp_path / 'kept'}"]) == 0
+        before = sorted(path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file())
+        shutil.move(home / "seed-1/encoders", home / "elsewhere")
+        assert call(f"{home}:sasrec", f"{finished}:diffusion", f"--out={out}") == 2
+        assert "no checkpoint here" in capsys.readouterr().err
+        assert before == sorted(p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file())
         (home / "seed-1/results.json").unlink()
         assert call(f"{home}:sasrec", f"{finished}:diffusion", f"--out={out}") == 2
         assert "several:sasrec: seed 1 is not finished" in capsys.readouterr().err
@@ -229,7 +273,7 @@ class TestMistakes:
         assert "no model 'gru4rec'" in error
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("weights", [[-1], ["x"], [0.5, 0.5], ["nan"], [""]])
+    @pytest.mark.parametrize("weights", [[-1], ["x"], [0.5, 0.5], [0.1, 0.10000001], ["nan"], [""]])
     def test_weights(self, finished, tmp_path, capsys, weights):
         models = f"{finished}:sasrec", f"{finished}:diffusion"
         error = self.said(capsys, *models, f"--out={tmp_path / 'out'}", weights=weights)
@@ -237,13 +281,52 @@ class TestMistakes:
 
     def test_a_place_that_is_taken(self, finished, tmp_path, capsys):
         models = f"{finished}:sasrec", f"{finished}:diffusion"
-        for out in (finished, finished / "new", finished.parent):
+        (tmp_path / "file").write_text("a file")
+        for out in (finished, finished / "new", finished.parent, tmp_path / "file/below"):
             assert "--out" in self.said(capsys, *models, f"--out={out}")
+        (tmp_path / "file").unlink()
         (tmp_path / "mine.txt").write_text("mine")
         assert "not empty and not a run" in self.said(capsys, *models, f"--out={tmp_path}")
 
-    def test_what_other_models_have_left(self, finished, fused, capsys):
+    def test_a_model_with_itself(self, finished, tmp_path, capsys):
         models = f"{finished}:sasrec", f"{finished}:sasrec"
+        assert "named twice" in self.said(capsys, *models, f"--out={tmp_path / 'out'}")
+
+    def test_a_log_that_the_other_run_reads_in_another_way(
+        self, finished, make_run, scores_of, tmp_path, capsys
+    ):
+        """The second model would get histories without times."""
+        timeless = copied(finished, tmp_path / "timeless", **{"data.time": ""})
+        models = f"{timeless}:sasrec", f"{finished}:diffusion"
+        error = self.said(capsys, *models, f"--out={tmp_path / 'out'}")
+        assert "config.data.time is 'timestamp', and ''" in error
+
+    def test_results_of_another_form(self, finished, tmp_path, capsys):
+        run = copied(finished, tmp_path / "run")
+        results = json.loads((run / "results.json").read_text())
+        del results["models"][0]["best_epoch"]
+        (run / "results.json").write_text(json.dumps(results))
+        error = self.said(capsys, f"{run}:sasrec", f"{run}:diffusion", f"--out={tmp_path / 'out'}")
+        assert "results.json: not what a run writes (KeyError: 'best_epoch')" in error
+
+    def test_scores_that_are_no_numbers(self, finished, tmp_path, capsys):
+        run = copied(finished, tmp_path / "run")
+        config = Workdir.open(run).config
+        model, initialise = encoder_stage.make_model(
+            config, (), given_of(run).split.train.num_items
+        )
+        del model
+        params = jax.tree.map(
+            lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), jax.eval_shape(initialise)
+        )
+        shutil.rmtree(run / "encoders/sasrec")
+        Store(run / "encoders/sasrec").save("best", 1, params, {})
+        error = self.said(capsys, f"{run}:sasrec", f"{run}:diffusion", f"--out={tmp_path / 'out'}")
+        assert "a score of SASRec & TI-DiffRec is not finite" in error
+        assert not (tmp_path / "out").exists()
+
+    def test_what_other_models_have_left(self, finished, fused, capsys):
+        models = f"{finished}:sasrec+hbr+nns+dpa", f"{finished}:diffusion"
         error = self.said(capsys, *models, f"--out={fused[0]}")
         assert "holds SASRec & TI-DiffRec, other models than these" in error
 
