@@ -63,7 +63,7 @@ class Evaluation:
         return self._ranks_of(counts, real, len(given))
 
     def both(self, weight: float) -> tuple[Ranks, Ranks]:
-        """Ranks by one weight: among the sampled candidates, and among the target items not seen."""
+        """Ranks by one weight: among the sampled candidates, and among all items not seen."""
         tables, history = self._tables(), self.history
         width = common_width(history.offsets, self.users)
         sampled, full, real, negatives = [], [], [], []
