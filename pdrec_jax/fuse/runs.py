@@ -115,6 +115,7 @@ def fuse(
     for number, (pair, models) in enumerate(zip(pairs, chosen, strict=True)):
         own = with_seed(given, _on_one_device(pair.first.config)) if number else given
         model, ranks, recipe = _fused(pair, models, own, weights)
+        model["of"] = [f"{each.path.resolve().name}:{each.key}" for each in (first, second)]
         results = {
             "name": places[number].config.name,
             "protocol": own.config.protocol,
@@ -146,7 +147,7 @@ def _mean(every: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The model over all seeds, each of which chose its own weight."""
     (mean,) = over_seeds([each["models"] for each in every])
     mean["by_seed"]["weight"] = [each["models"][0]["weight"] for each in every]
-    return {name: value for name, value in mean.items() if name not in ("weight", "weights", "of")}
+    return {name: value for name, value in mean.items() if name not in ("weight", "weights")}
 
 
 def _on_one_device(config: ConfigDict) -> ConfigDict:
@@ -234,7 +235,6 @@ def _fused(
         "full": full.metrics(),
         "validation": None if by_test else validated[best],
         "paper": {},
-        "of": [f"{run.path.resolve().name}:{m.key}" for run, m in zip(runs, models, strict=True)],
         "weight": weight,
         "weights": {
             f"{each:g}": figures[SELECTION]
