@@ -19,7 +19,8 @@ from pdrec_jax.diffusion.inference import score_all_dense
 from pdrec_jax.diffusion.vectors import build_vectors, gather_batch
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.encoders.model import Batch, final_states, score_all
-from pdrec_jax.given import prepare
+from pdrec_jax.experiment import users_of
+from pdrec_jax.given import Given, prepare
 from pdrec_jax.settings import default_config, put, seeded
 from pdrec_jax.workdir import Workdir
 
@@ -123,6 +124,27 @@ def diffusion_scores(run: Path, log: Interactions) -> np.ndarray:
     users = np.arange(log.num_users)
     batch = gather_batch(vectors, users, len(vectors.slots))
     return np.array(score_all_dense(model, params, batch, jax.random.key(0), users))
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[..., None]:
+    """`finish(path, given, ranks_of)` leaves the results of a run that `make_run` made, and the
+    ranks [U'] that `ranks_of(key)` gives, sampled and full."""
+
+    def finish(path: Path, given: Given, ranks_of: Callable[[str], Any]) -> None:
+        place, users = Workdir.open(path), given.users.encoder
+        arrays, models = users_of(given), []
+        for key in ("sasrec", "sasrec+hbr+nns+dpa", "diffusion"):
+            for kind, ranks in zip(("sampled", "full"), ranks_of(key), strict=True):
+                arrays[f"{key}/{kind}_rank"] = np.full(len(users), np.nan, np.float32)
+                arrays[f"{key}/{kind}_rank"][users] = ranks
+            stage = "diffusion" if key == "diffusion" else "encoder"
+            models.append({"key": key, "name": key, "stage": stage, "best_epoch": 1, "epochs": 2})
+            models[-1] |= {"users": int(users.sum()), "sampled": {"NDCG@10": 0.5}}
+        place.save_per_user(arrays)
+        place.finish({"models": models, "stage": "all"})
+
+    return finish
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 from pdrec_jax.export.__main__ import main as export
+from pdrec_jax.fuse.__main__ import main as fuse
+from pdrec_jax.given import prepare
 from pdrec_jax.main import parse
 from pdrec_jax.recommend.__main__ import main as recommend
+from pdrec_jax.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "recommend.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Named in the page, and too long for a quick test; test_memory.py runs their like.
 MANY = "runs/many"
+OURS = {"fuse": fuse, "recommend": recommend, "export": export}
 
 
 def commands(text: str) -> list[list[str]]:
@@ -28,11 +32,14 @@ def commands(text: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def folder(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(texts: Path, finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with what the page names."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    shutil.copytree(texts, tmp_path / "runs" / "mine-strict-0")
+    run = tmp_path / "runs" / "mine-strict-0"
+    shutil.copytree(texts, run)
+    given, _ = prepare(Workdir.open(run).config, [texts.parent / "log.csv"])
+    finish(run, given, lambda key: (len(key), len(key)))  # any ranks
     (tmp_path / "ids.txt").write_text("u1\nu2\n")
     (tmp_path / "new.csv").write_text("user_id,item_id,timestamp\nann,item 3,1\nbob,item 4,2\n")
     return tmp_path
@@ -40,10 +47,10 @@ def folder(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.mark.parametrize("page", [TEXT, README], ids=["recommend.md", "README.md"])
 def test_commands(folder: Path, page: str) -> None:
-    ours = [c for c in commands(page) if c[0] in ("recommend", "export") and MANY not in str(c)]
-    assert {command[0] for command in ours} == {"recommend", "export"}
+    ours = [c for c in commands(page) if c[0] in OURS and MANY not in str(c)]
+    assert {command[0] for command in ours} >= {"recommend", "export"}
     for module, *arguments in ours:
-        assert {"recommend": recommend, "export": export}[module](arguments) == 0
+        assert OURS[module](arguments) == 0
         out = next(a for a in arguments if a.startswith("--out=")).removeprefix("--out=")
         assert (folder / out).exists()
 

@@ -13,7 +13,6 @@ from pdrec_jax.checkpoints import Store
 from pdrec_jax.data import sources
 from pdrec_jax.encoders import stage as encoder_stage
 from pdrec_jax.errors import UserError
-from pdrec_jax.experiment import users_of
 from pdrec_jax.fuse import __main__ as command
 from pdrec_jax.given import prepare
 from pdrec_jax.recommend import __main__ as recommend
@@ -23,7 +22,6 @@ from pdrec_jax.workdir import Workdir
 
 WEIGHTS = (0.0, 0.3, 2.0)
 KEYS = ("sasrec", "diffusion")
-MORE = ("sasrec+hbr+nns+dpa",)
 
 
 def given_of(path: Path):
@@ -54,21 +52,21 @@ def summed(run, given, history, scores_of, weight):
     return first + weight * second
 
 
-def finish(path: Path, scores_of) -> None:
-    """Leaves the results and ranks of a run that `make_run` made."""
-    place, given = Workdir.open(path), given_of(path)
-    history, users = given.split.before_test(), given.users.encoder
-    arrays, models = users_of(given), []
-    for key in (*KEYS, *MORE):
-        found = ranked(scores_of(path, key, history), given, given.candidates, history)
-        for kind, ranks in zip(("sampled", "full"), found, strict=True):
-            arrays[f"{key}/{kind}_rank"] = np.full(len(users), np.nan, np.float32)
-            arrays[f"{key}/{kind}_rank"][users] = ranks
-        stage = "diffusion" if key == "diffusion" else "encoder"
-        models.append({"key": key, "name": key, "stage": stage, "best_epoch": 1, "epochs": 2})
-        models[-1] |= {"users": int(users.sum()), "sampled": {"NDCG@10": 0.5}}
-    place.save_per_user(arrays)
-    place.finish({"models": models, "stage": "all"})
+@pytest.fixture(scope="module")
+def make_finished(make_run, finish, scores_of):
+    """`make_run`, and the run's results with the ranks of its models."""
+
+    def make_finished(path: Path, **fields) -> Path:
+        given = given_of(make_run(path, **fields))
+        history = given.split.before_test()
+
+        def ranks_of(key):
+            return ranked(scores_of(path, key, history), given, given.candidates, history)
+
+        finish(path, given, ranks_of)
+        return path
+
+    return make_finished
 
 
 def copied(run: Path, to: Path, **fields) -> Path:
@@ -83,10 +81,8 @@ def copied(run: Path, to: Path, **fields) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(make_run, scores_of, tmp_path_factory) -> Path:
-    path = make_run(tmp_path_factory.mktemp("fuse") / "run")
-    finish(path, scores_of)
-    return path
+def finished(make_finished, tmp_path_factory) -> Path:
+    return make_finished(tmp_path_factory.mktemp("fuse") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +139,8 @@ def test_weight_zero_is_the_first_model(finished, tmp_path):
         assert (one == other).mean() > 0.97
 
 
-def test_under_reference_the_test_chooses(make_run, scores_of, tmp_path):
-    run, out = make_run(tmp_path / "run", protocol="reference"), tmp_path / "out"
-    finish(run, scores_of)
+def test_under_reference_the_test_chooses(make_finished, tmp_path):
+    run, out = make_finished(tmp_path / "run", protocol="reference"), tmp_path / "out"
     assert call(f"{run}:sasrec", f"{run}:diffusion", f"--out={out}") == 0
     (model,) = json.loads((out / "results.json").read_text())["models"]
     assert model["validation"] is None
@@ -227,14 +222,14 @@ class TestTheRun:
         assert json.loads((out / "results.json").read_text()) == results
 
     def test_several_seeds_and_one_model_that_serves_for_all(
-        self, finished, make_run, scores_of, tmp_path, capsys
+        self, finished, make_finished, tmp_path, capsys
     ):
         home, out = tmp_path / "several", tmp_path / "out"
         config = Workdir.open(finished).config
         config.seeds, config.simulation.seed = 2, 0
         Workdir(home, config, "simulated").begin(Workdir.open(finished).data)
         for seed in (0, 1):
-            finish(make_run(home / f"seed-{seed}", seed=seed, **{"simulation.seed": 0}), scores_of)
+            make_finished(home / f"seed-{seed}", seed=seed, **{"simulation.seed": 0})
         assert call(f"{home}:sasrec", f"{finished}:diffusion", f"--out={out}") == 0
         said = capsys.readouterr().out
         assert "seeds 0 to 1" in said
@@ -293,7 +288,7 @@ class TestMistakes:
         assert "named twice" in self.said(capsys, *models, f"--out={tmp_path / 'out'}")
 
     def test_a_log_that_the_other_run_reads_in_another_way(
-        self, finished, make_run, scores_of, tmp_path, capsys
+        self, finished, make_finished, tmp_path, capsys
     ):
         """The second model would get histories without times."""
         timeless = copied(finished, tmp_path / "timeless", **{"data.time": ""})
@@ -336,10 +331,9 @@ class TestMistakes:
         assert "`fuse` added two models' scores there" in error
 
     def test_what_is_recommended_is_not_written_into_either_run(
-        self, finished, make_run, scores_of, tmp_path, capsys
+        self, finished, make_finished, tmp_path, capsys
     ):
-        other, out = make_run(tmp_path / "other"), tmp_path / "out"
-        finish(other, scores_of)
+        other, out = make_finished(tmp_path / "other"), tmp_path / "out"
         assert call(f"{finished}:sasrec", f"{other}:diffusion", f"--out={out}", weights=[1]) == 0
         capsys.readouterr()
         for run in (finished, other):
@@ -355,9 +349,8 @@ class TestMistakes:
         assert "without its models" in self.said(capsys, *models, f"--out={tmp_path / 'out'}")
         assert not (tmp_path / "out").exists()
 
-    def test_other_candidates(self, finished, make_run, scores_of, tmp_path, capsys):
-        other = make_run(tmp_path / "other", **{"evaluation.negatives": 30})
-        finish(other, scores_of)
+    def test_other_candidates(self, finished, make_finished, tmp_path, capsys):
+        other = make_finished(tmp_path / "other", **{"evaluation.negatives": 30})
         models = f"{finished}:sasrec", f"{other}:diffusion"
         error = self.said(capsys, *models, f"--out={tmp_path / 'out'}")
         assert "config.evaluation.negatives is 30, and 20" in error
