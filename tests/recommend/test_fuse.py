@@ -306,11 +306,8 @@ class TestMistakes:
 
     def test_scores_that_are_no_numbers(self, finished, tmp_path, capsys):
         run = copied(finished, tmp_path / "run")
-        config = Workdir.open(run).config
-        model, initialise = encoder_stage.make_model(
-            config, (), given_of(run).split.train.num_items
-        )
-        del model
+        items = given_of(run).split.train.num_items
+        _, initialise = encoder_stage.make_model(Workdir.open(run).config, (), items)
         params = jax.tree.map(
             lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), jax.eval_shape(initialise)
         )
