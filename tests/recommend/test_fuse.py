@@ -52,6 +52,22 @@ def summed(run, given, history, scores_of, weight):
     return first + weight * second
 
 
+def require_ranks_of_the_sum(run, out, scores_of):
+    """Checks the ranks of the test that the command has left, of a run's own two models."""
+    (model,) = json.loads((out / "results.json").read_text())["models"]
+    given = given_of(run)
+    history, users = given.split.before_test(), given.users.encoder
+    scores = summed(run, given, history, scores_of, model["weight"])
+    expected = ranked(scores, given, given.candidates, history)
+    arrays = Workdir.open(out).per_user()
+    for kind, ranks in zip(("sampled", "full"), expected, strict=True):
+        found = arrays[f"fused/{kind}_rank"]
+        assert np.isnan(found[~users]).all()
+        # A rounding may turn two neighbours around.
+        assert np.abs(found[users] - ranks).max() <= 1
+        assert (found[users] == ranks).mean() > 0.97
+
+
 @pytest.fixture(scope="module")
 def make_finished(make_run, finish, scores_of):
     """`make_run`, and the run's results with the ranks of its models."""
@@ -114,17 +130,19 @@ def test_validation_chooses_the_weight_and_the_test_is_ranked_by_it(finished, fu
     (model,) = results["models"]
     best = max(model["weights"].values())
     assert model["weights"][f"{model['weight']:g}"] == best == model["validation"]["NDCG@10"]
-    given = given_of(finished)
-    history, users = given.split.before_test(), given.users.encoder
-    scores = summed(finished, given, history, scores_of, model["weight"])
-    expected = ranked(scores, given, given.candidates, history)
-    arrays = Workdir.open(out).per_user()
-    for kind, ranks in zip(("sampled", "full"), expected, strict=True):
-        found = arrays[f"fused/{kind}_rank"]
-        assert np.isnan(found[~users]).all()
-        # A rounding may turn two neighbours around.
-        assert np.abs(found[users] - ranks).max() <= 1
-        assert (found[users] == ranks).mean() > 0.97
+    require_ranks_of_the_sum(finished, out, scores_of)
+
+
+def test_of_two_domains_the_target_alone_is_ranked(make_finished, tmp_path, scores_of):
+    domains = {"data.mixed": True, "simulation.num_source_items": 200}
+    run, out = make_finished(tmp_path / "run", **domains), tmp_path / "out"
+    assert call(f"{run}:sasrec", f"{run}:diffusion", f"--out={out}") == 0
+    train = given_of(run).split.train
+    assert train.items.max() > train.num_target_items
+    require_ranks_of_the_sum(run, out, scores_of)
+    targets = set(train.item_ids[1 : train.num_target_items + 1].tolist())
+    for one in Recommender.load(out).recommend_users(train.user_ids[:9].tolist(), k=100):
+        assert set(one.items) <= targets
 
 
 def test_weight_zero_is_the_first_model(finished, tmp_path):
