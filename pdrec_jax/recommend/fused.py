@@ -40,13 +40,15 @@ class Standardised:
     """
 
     def __init__(self, model: VectorModel, num_items: int) -> None:
-        self._model = model
-        self._items = model.item_vectors()[: num_items + 1]
-        self._covariance = np.asarray(_covariance(self._items))
+        self._model, self._num_items = model, num_items
+        self._covariance = np.asarray(_covariance(self.item_vectors()))
 
     def item_vectors(self) -> Array:
-        """Returns the vectors of the target items, [I + 1, W]; row 0 is the padding item's."""
-        return self._items
+        """Returns the vectors of the target items, [I + 1, W]; row 0 is the padding item's.
+
+        Made anew each time: kept, they would lie in memory beside what is made of them.
+        """
+        return self._model.item_vectors()[: self._num_items + 1]
 
     def user_vectors(self, histories: Histories) -> np.ndarray:
         """Returns the vectors of users with at least one event each, [B, W].
