@@ -114,7 +114,7 @@ def test_reference_delivers_batches_as_the_public_code_does(name) -> None:
         assert (settled.encoder.batch_repeat, settled.diffusion.batch_repeat) == (times, 1)
 
 
-def test_game_looks_earlier_than_toy_and_trains_what_validation_prefers_there() -> None:
+def test_game_looks_earlier_than_toy_and_trains_nns_alone_too() -> None:
     toy, game = (dict(config_of(name).strict_overrides) for name in ("toy", "game"))
     assert {path for path in toy if toy[path] != game[path]} == {
         "encoder.first_evaluation",
@@ -122,7 +122,7 @@ def test_game_looks_earlier_than_toy_and_trains_what_validation_prefers_there() 
         "encoder.variants",
     }
     assert toy.keys() == game.keys()
-    assert game["encoder.variants"] == ("base", "nns", "hbr+nns+dpa")
+    assert game["encoder.variants"] == ("base", "nns", "nns+dpa", "hbr+nns+dpa")
 
 
 def test_a_log_of_ones_own_has_what_of_toy_is_no_matter_of_size() -> None:
