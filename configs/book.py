@@ -51,9 +51,7 @@ def get_config(variant: str = "readme") -> ConfigDict:
         config.encoder.learning_rate, config.hbr.rank_weight = 0.001, 0.5
         config.gru4rec_overrides = (("encoder.learning_rate", 0.01), ("hbr.rank_weight", 0.3))
     else:
-        raise UserError(
-            f"configs/book.py: variant 'paper' or 'readme' is expected, got {variant!r}"
-        )
+        raise UserError(f"variant 'paper' or 'readme' is expected, got {variant!r}")
 
     simulation = config.simulation
     simulation.num_users, simulation.num_items, simulation.num_source_items = 1000, 3000, 2500

@@ -33,7 +33,5 @@ def get_config(variant: str = "tuned") -> ConfigDict:
         toy = runpy.run_path(str(Path(__file__).with_name("toy.py")))
         config.strict_overrides = toy["PLUGINS"]
     elif variant != "paper":
-        raise UserError(
-            f"configs/custom.py: variant 'tuned' or 'paper' is expected, got {variant!r}"
-        )
+        raise UserError(f"variant 'tuned' or 'paper' is expected, got {variant!r}")
     return config

@@ -25,8 +25,7 @@ def get_config(variant: str = "readme") -> ConfigDict:
     variant = variant.removeprefix("variant=")
     if variant not in ("readme", "paper", "times", "paper-times"):
         raise UserError(
-            "configs/music.py: variant 'readme', 'paper', 'times' or 'paper-times' is expected, "
-            f"got {variant!r}"
+            f"variant 'readme', 'paper', 'times' or 'paper-times' is expected, got {variant!r}"
         )
     config = book("paper" if variant.startswith("paper") else "readme")
     config.name = "music"

@@ -86,9 +86,7 @@ def get_config(variant: str = "tuned") -> ConfigDict:
         config.nns.first_fraction, config.dpa.weight = 0.9, 0.05
         config.gru4rec_overrides = GRU4REC
     else:
-        raise UserError(
-            f"configs/toy.py: variant 'tuned', 'readme' or 'paper' is expected, got {variant!r}"
-        )
+        raise UserError(f"variant 'tuned', 'readme' or 'paper' is expected, got {variant!r}")
     if variant == "tuned":
         config.strict_overrides = STRICT
 

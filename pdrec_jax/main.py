@@ -196,8 +196,8 @@ def load_config(path: str) -> ConfigDict:
     try:
         make = runpy.run_path(name).get("get_config")
         config = make(argument) if make and colon else make() if make else None
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"--config: {name}: {error}") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         rows = [frame.lineno for frame in frames if frame.filename == name]

@@ -235,7 +235,7 @@ class TestConfigFiles:
     def test_that_say_themselves_what_is_wrong(self, place) -> None:
         text = "from pdrec_jax.errors import UserError\ndef get_config(x):\n    raise UserError(x)"
         (place / "bad.py").write_text(text)
-        with pytest.raises(UserError, match=r"^one line$"):
+        with pytest.raises(UserError, match=r"^--config: bad\.py: one line$"):
             load_config("bad.py:one line")
 
     def test_that_are_not_there(self, complaint) -> None:
@@ -262,9 +262,11 @@ class TestConfigFiles:
         assert config.name == "toy"
         assert config.dpa.weight == (0.3 if "paper" in variant else 0.05)
 
-    def test_toy_of_an_unknown_variant(self, capsys) -> None:
-        assert main(["main", f"--config={TOY}:fast"]) == 2
-        expected = "error: configs/toy.py: variant 'tuned', 'readme' or 'paper' is expected, "
+    @pytest.mark.parametrize("name", ["toy", "game", "game_toy"])
+    def test_an_unknown_variant_names_the_file_that_was_asked_for(self, name, capsys) -> None:
+        path = TOY.with_name(f"{name}.py")
+        assert main(["main", f"--config={path}:fast"]) == 2
+        expected = f"error: --config: {path}: variant 'tuned', 'readme' or 'paper' is expected, "
         expected += "got 'fast'\n"
         assert capsys.readouterr().err == expected
 

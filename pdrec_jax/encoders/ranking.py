@@ -25,6 +25,7 @@ from pdrec_jax.encoders.model import (
 from pdrec_jax.encoders.on_mesh import as_the_only, cut_out, event_budget
 from pdrec_jax.evaluation.protocol import Candidates
 from pdrec_jax.evaluation.ranking import (
+    SCORED_TOGETHER,
     Ranks,
     catalogue_negatives,
     common_width,
@@ -36,8 +37,6 @@ from pdrec_jax.evaluation.ranking import (
 from pdrec_jax.evaluation.sharded import count_catalogue_on
 from pdrec_jax.rows import by_blocks
 from pdrec_jax.sharding import DATA, axis, round_up, spread
-
-_SCORED_TOGETHER = 64  # users whose scores of the whole catalogue a CPU's cache holds, more or less
 
 
 class _Block(NamedTuple):
@@ -185,5 +184,5 @@ def _count_full(
         scores = score_table(table, model, states)
         return count_catalogue(scores, positive, seen, last_item=num_items)
 
-    counts: tuple[Array, Array] = by_blocks(count, _SCORED_TOGETHER, states, positive, seen)
+    counts: tuple[Array, Array] = by_blocks(count, SCORED_TOGETHER, states, positive, seen)
     return counts

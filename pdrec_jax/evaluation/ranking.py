@@ -13,6 +13,9 @@ from pdrec_jax.data.compressed import gathered
 from pdrec_jax.evaluation.metrics import summarise
 from pdrec_jax.rows import by_rows, count_true
 
+# Users whose scores of the whole catalogue a CPU's cache holds, more or less.
+SCORED_TOGETHER = 64
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranks:

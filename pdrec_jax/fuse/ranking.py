@@ -17,6 +17,7 @@ from jax import Array
 from pdrec_jax.data.interactions import Interactions
 from pdrec_jax.evaluation.protocol import Candidates
 from pdrec_jax.evaluation.ranking import (
+    SCORED_TOGETHER,
     Ranks,
     catalogue_negatives,
     common_width,
@@ -30,7 +31,6 @@ from pdrec_jax.recommend.histories import Histories
 from pdrec_jax.rows import by_blocks
 
 BLOCK = 512  # users whose vectors are made at once
-_SCORED_TOGETHER = 64  # users whose scores of the whole catalogue a CPU's cache holds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def _count_sampled(
         above, ties = (jnp.stack(column, axis=1) for column in zip(*counts, strict=True))
         return above, ties
 
-    counts: tuple[Array, Array] = by_blocks(count, _SCORED_TOGETHER, users, others, candidates)
+    counts: tuple[Array, Array] = by_blocks(count, SCORED_TOGETHER, users, others, candidates)
     return counts
 
 
@@ -154,5 +154,5 @@ def _count_full(
         scores = jnp.dot(users, items.T) + weight * jnp.dot(others, other_items.T)
         return count_catalogue(scores, positive, seen, last_item=num_items)
 
-    counts: tuple[Array, Array] = by_blocks(count, _SCORED_TOGETHER, users, others, positive, seen)
+    counts: tuple[Array, Array] = by_blocks(count, SCORED_TOGETHER, users, others, positive, seen)
     return counts

@@ -94,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     from pdrec_jax import compilation
+    from pdrec_jax.data.log_of_run import log_files
     from pdrec_jax.data.sources import files_of
     from pdrec_jax.files import (
         atomic_write,
@@ -115,8 +116,8 @@ def _run(given: argparse.Namespace) -> None:
         load_config(given.config)
     place = Workdir.open(given.workdir)
     require_outside("--out", out, place.path)
-    if given.log is not None and place.data.get("source") == "simulated":
-        raise UserError("--log: the run's log was simulated, and is simulated again; leave it out")
+    if given.log is not None:
+        log_files(place, _paths([given.log]))  # before the model, which takes longer
     # Never a directory that the run names: programs from there would run, whoever made the run.
     compilation.use_cache("off" if place.config.compilation_cache == "off" else "auto")
     recommender = Recommender.load(given.workdir, given.variant)

@@ -18,6 +18,7 @@ from pdrec_jax import compilation
 from pdrec_jax.data import sources
 from pdrec_jax.data.catalogue import Catalogue, load_catalogue
 from pdrec_jax.data.interactions import Interactions
+from pdrec_jax.data.log_of_run import log_files, require_same_log
 from pdrec_jax.data.splits import target_only
 from pdrec_jax.errors import UserError
 from pdrec_jax.evaluation.ranking import distinct_rows
@@ -200,24 +201,10 @@ class Recommender:
         return self._log
 
     def _read_log(self, files: Sequence[Path] | None) -> Interactions:
-        places = None
-        if not self.simulated:
-            places = [sources.log_at(Path(name)) for name in files or self.catalogue.places]
-            sources.require_as_many(places, self.place.data["files"])
-            for path in places:
-                if not path.exists():
-                    raise UserError(
-                        f"{path}: the log of the run is not there; name its place with --log=FILE "
-                        "(or recommend by histories, for which it is not needed)"
-                    )
         config = self.place.config
+        places = log_files(self.place, [Path(name) for name in files or ()])
         log, source = sources.load(config, places)
-        for found, expected in zip(source["files"], self.place.data["files"], strict=True):
-            if found["sha256"] != expected["sha256"]:
-                raise UserError(
-                    f"{found['name']}: another content, by its checksum, than {self.place.path} "
-                    "was trained on"
-                )
+        require_same_log(self.place, source)
         if log.domains is not None and not config.data.mixed:
             log = target_only(log.take(log.items <= log.num_target_items))
         if log.num_items != self.catalogue.num_items:
